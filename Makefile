@@ -1,0 +1,52 @@
+# Each target sets up what it needs, from nothing but Python >= 3.11.
+#
+# On Linux, PyPI's torch is the CUDA build. For the CPU build instead:
+#   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+
+.PHONY: install demo test lint format bench docs clean
+
+install: $(VENV)/.installed
+	@echo "installed: run $(BIN)/stat-prune --help"
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/stat-prune demo --output demo-output
+
+test: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-bench
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/pdoc --docformat numpy --output-directory build/docs stat_prune
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-output
+
+# The stamps make a second call quick; a changed dependency list installs again.
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e ".[$*]"
+	touch $@
