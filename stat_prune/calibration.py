@@ -1,0 +1,289 @@
+"""Calibration data: any dataset becomes batches of model inputs, padding marked in each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from stat_prune.errors import DataError
+from stat_prune.examples import Example, TokenRow, iterate_examples
+
+DEFAULT_MAX_TEXT_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Batches of model inputs on the CPU, longest sequences first.
+
+    Attributes
+    ----------
+    batches : list of dict of str to Tensor of shape (batch, sequence), int64
+        Padded on the right to the longest row of the batch; ``attention_mask`` is always there.
+    num_samples, num_tokens : int
+        Sequences, and tokens without padding.
+    fingerprint : str
+        sha256 of the tokens and masks of all sequences, whatever their order, batching and padding.
+    batch_size, pad_token_id : int
+        How the batches were made.
+    """
+
+    batches: list[dict[str, Tensor]]
+    num_samples: int
+    num_tokens: int
+    fingerprint: str
+    batch_size: int
+    pad_token_id: int
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens a sequence, without padding."""
+        return self.num_tokens / self.num_samples
+
+    def subset(
+        self, num_samples: int, *, seed: int, batch_size: int | None = None
+    ) -> CalibrationSet:
+        """Draw sequences spread evenly over the lengths: one at random from each quantile.
+
+        Parameters
+        ----------
+        num_samples : int
+            At least 1; everything where there are no more than that.
+        seed : int
+        batch_size : int, optional
+            By default that of this set.
+        """
+        _check_positive("num_samples", num_samples)
+        rows = [row for batch in self.batches for row in _rows(batch)]
+        count = min(num_samples, len(rows))
+        edges = np.linspace(0, len(rows), count + 1).round().astype(int)
+        chosen = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+        return _from_rows(
+            [rows[index] for index in chosen], batch_size or self.batch_size, self.pad_token_id
+        )
+
+
+def token_mask(batch: Mapping[str, Tensor]) -> Tensor:
+    """Where a batch holds real tokens.
+
+    Returns
+    -------
+    Tensor of shape (batch, sequence), bool
+        All true where the batch has no ``attention_mask``.
+    """
+    if "attention_mask" in batch:
+        return batch["attention_mask"].bool()
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool)
+
+
+def build_calibration_set(
+    dataset: Any,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    num_samples: int = 512,
+    max_seq_length: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    vocab_size: int | None = None,
+    max_positions: int | None = None,
+    pad_token_id: int | None = None,
+) -> CalibrationSet:
+    """Draw, tokenize and batch unlabelled examples.
+
+    Padding never influences a result: rows are stored without it, batches are padded on the right
+    (whatever the tokenizer's side is; there, neither causal attention nor absolute positions
+    see it), and every batch says where it is. Labels are dropped.
+
+    Parameters
+    ----------
+    dataset : object
+        One of: a list of strings or of pairs of strings; a ``datasets.Dataset``,
+        ``IterableDataset`` or dictionary of splits (``train`` is taken) with a text column or two
+        of the usual names, or with ``input_ids``; a ``DataLoader`` or any iterable of model inputs,
+        with or without batch dimension; one batch; a path to a text file (one example a line),
+        JSON, JSONL, CSV or TSV file, or to a dataset folder; a name for ``datasets.load_dataset``,
+        with its configuration after a slash ("glue/sst2").
+    tokenizer : PreTrainedTokenizerBase, optional
+        Needed for texts; it must be the one of the model.
+    num_samples : int
+        Where there are more, so many are drawn at random. Which ones depends on `seed` and on
+        their order in the source; the order of the chosen ones has no influence. A ``DataLoader``
+        or generator is read from its beginning instead, so shuffle it yourself.
+    max_seq_length : int, optional
+        In tokens; longer examples are cut on the right. By default what tokenizer and model admit;
+        for texts not more than 512.
+    batch_size : int
+    seed : int
+    vocab_size : int, optional
+        Number of the model's token embeddings; token ids are checked against it.
+    max_positions : int, optional
+        Longest sequence that the model admits.
+    pad_token_id : int, optional
+        By default the tokenizer's, else its end of sequence, else 0. Padding is masked.
+
+    Returns
+    -------
+    CalibrationSet
+
+    Raises
+    ------
+    DataError
+        Nothing or only padding in `dataset`; texts without tokenizer; token ids outside the
+        vocabulary; a dataset that cannot be found or has no text column.
+    """
+    _check_positive("num_samples", num_samples)
+    _check_positive("batch_size", batch_size)
+    if max_seq_length is not None:
+        _check_positive("max_seq_length", max_seq_length)
+
+    limits = [limit for limit in (max_seq_length, max_positions) if limit is not None]
+    text_limits = [*limits, tokenizer.model_max_length] if tokenizer is not None else limits
+    if max_seq_length is None:
+        text_limits = [*text_limits, DEFAULT_MAX_TEXT_LENGTH]
+
+    num_examples = 0
+    texts: list[str | tuple[str, str]] = []
+    rows: list[TokenRow] = []
+    for example in iterate_examples(dataset, seed=seed):
+        num_examples += 1
+        if isinstance(example, dict):
+            row = _without_padding(example, min(limits, default=None))
+            rows += [row] if row is not None else []
+        else:
+            texts.append(example)
+        if len(texts) + len(rows) == num_samples:
+            break
+    rows += _tokenize(texts, tokenizer, min(text_limits))
+
+    if not num_examples:
+        raise DataError(
+            "The calibration dataset is empty. Pass a few hundred examples of what the model reads."
+        )
+    if not rows:
+        raise DataError(
+            f"The calibration dataset holds only padding: none of {num_examples} examples has a "
+            "token with attention_mask 1. Pass the mask as the tokenizer made it (1 = token)."
+        )
+    if vocab_size is not None:
+        _check_vocabulary(rows, vocab_size)
+    return _from_rows(rows, batch_size, _pad_token_id(tokenizer, pad_token_id, vocab_size))
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise DataError(f"{name} must be at least 1, got {value}.")
+
+
+def _without_padding(row: TokenRow, limit: int | None) -> TokenRow | None:
+    """Cut to the span of real tokens and to `limit`; None where there is no token at all."""
+    real = row["attention_mask"].nonzero()
+    if not len(real):
+        return None
+    start, stop = int(real[0]), int(real[-1]) + 1
+    if limit is not None:
+        stop = min(stop, start + limit)
+    return {name: value[start:stop] for name, value in row.items()}
+
+
+def _tokenize(
+    texts: Sequence[Example], tokenizer: PreTrainedTokenizerBase | None, limit: int
+) -> list[TokenRow]:
+    if not texts:
+        return []
+    if tokenizer is None:
+        raise DataError(
+            "The calibration dataset holds texts but there is no tokenizer. "
+            "Pass tokenizer=AutoTokenizer.from_pretrained(...), the one of the model."
+        )
+    singles = [text for text in texts if isinstance(text, str)]
+    pairs = [text for text in texts if isinstance(text, tuple)]
+    rows: list[TokenRow] = []
+    for arguments in ([singles], [[a for a, _ in pairs], [b for _, b in pairs]]):
+        if not arguments[0]:
+            continue
+        encoded = tokenizer(
+            *arguments, truncation=True, max_length=limit, return_attention_mask=True
+        )
+        for values in zip(*encoded.values(), strict=True):
+            row = {
+                name: torch.tensor(value, dtype=torch.int64)
+                for name, value in zip(encoded, values, strict=True)
+            }
+            rows += [row] if int(row["attention_mask"].sum()) else []
+    return rows
+
+
+def _check_vocabulary(rows: Sequence[TokenRow], vocab_size: int) -> None:
+    largest = max(int(row["input_ids"].max()) for row in rows)
+    smallest = min(int(row["input_ids"].min()) for row in rows)
+    if smallest < 0 or largest >= vocab_size:
+        raise DataError(
+            f"Token id {largest if largest >= vocab_size else smallest} is outside the model's "
+            f"vocabulary of {vocab_size}. This means that the tokenizer does not fit the model: "
+            "load both from the same checkpoint."
+        )
+
+
+def _pad_token_id(
+    tokenizer: PreTrainedTokenizerBase | None, given: int | None, vocab_size: int | None
+) -> int:
+    candidates = [given]
+    if tokenizer is not None:
+        candidates += [tokenizer.pad_token_id, tokenizer.eos_token_id]
+    for candidate in candidates:
+        # A pad token added to the tokenizer alone has no embedding in the model.
+        if candidate is not None and 0 <= candidate < (vocab_size or candidate + 1):
+            return candidate
+    return 0
+
+
+def _from_rows(rows: Sequence[TokenRow], batch_size: int, pad_token_id: int) -> CalibrationSet:
+    digests = {id(row): _digest(row) for row in rows}
+    # Longest first: memory peaks in the first batch, if it has to. Ties by content, so that the
+    # order of the source leaves no trace.
+    ordered = sorted(rows, key=lambda row: (-len(row["input_ids"]), digests[id(row)]))
+    return CalibrationSet(
+        batches=[
+            _pad(ordered[start : start + batch_size], pad_token_id)
+            for start in range(0, len(ordered), batch_size)
+        ],
+        num_samples=len(ordered),
+        num_tokens=sum(int(row["attention_mask"].sum()) for row in ordered),
+        fingerprint=hashlib.sha256("".join(sorted(digests.values())).encode()).hexdigest(),
+        batch_size=batch_size,
+        pad_token_id=pad_token_id,
+    )
+
+
+def _digest(row: TokenRow) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(row):
+        digest.update(name.encode() + row[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pad(rows: Sequence[TokenRow], pad_token_id: int) -> dict[str, Tensor]:
+    # Rows of mixed origin (texts beside token ids) may not all have token types.
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    return {
+        name: pad_sequence(
+            [row[name] for row in rows],
+            batch_first=True,
+            padding_value=pad_token_id if name == "input_ids" else 0,
+        )
+        for name in names
+    }
+
+
+def _rows(batch: Mapping[str, Tensor]) -> Iterator[TokenRow]:
+    """Take a padded batch apart again."""
+    for index, mask in enumerate(batch["attention_mask"]):
+        stop = int(mask.nonzero()[-1]) + 1
+        yield {name: value[index, :stop] for name, value in batch.items()}

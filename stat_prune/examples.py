@@ -1,0 +1,229 @@
+"""From whatever holds the user's data to single examples: texts, pairs of texts, or token ids."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+import torch
+from datasets.exceptions import DatasetNotFoundError
+from torch import Tensor
+
+from stat_prune.errors import DataError
+
+TokenRow: TypeAlias = dict[str, Tensor]
+"""The model inputs of one example, each a 1-D integer tensor of the same length."""
+
+Example: TypeAlias = str | tuple[str, str] | TokenRow
+
+# Token-level model inputs. Labels and everything else in a batch are left behind.
+ROW_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+TEXT_PAIR_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "context"),
+    ("question", "sentence"),
+    ("query", "passage"),
+    ("#1 String", "#2 String"),
+)
+TEXT_COLUMNS = ("text", "sentence", "content", "document", "article", "passage", "story", "prompt")
+
+# Streams cannot be permuted; datasets shuffles them within a window.
+STREAM_SHUFFLE_BUFFER = 10_000
+
+
+def iterate_examples(dataset: Any, *, seed: int) -> Iterator[Example]:
+    """Read single examples in a random order, lazily, blank texts left out.
+
+    Parameters
+    ----------
+    dataset : object
+        See `stat_prune.calibration.build_calibration_set`.
+    seed : int
+        Of the permutation. Data without length and index (a ``DataLoader``, a generator) is read in
+        its own order; a ``datasets.IterableDataset`` is shuffled within a window of 10,000.
+
+    Yields
+    ------
+    str, tuple of two str, or dict of str to 1-D int64 Tensor
+
+    Raises
+    ------
+    DataError
+        If the source cannot be found or read, or an element is none of the forms above.
+    """
+    for element in _shuffled_elements(_open(dataset), seed):
+        for example in _as_examples(element):
+            if isinstance(example, dict) or _is_text(example):
+                yield example
+
+
+def _shuffled_elements(source: Any, seed: int) -> Iterator[Any]:
+    if isinstance(source, datasets.IterableDataset):
+        yield from source.shuffle(seed=seed, buffer_size=STREAM_SHUFFLE_BUFFER)
+    elif isinstance(source, (list, tuple)):
+        # Lists may hold whole batches: take them apart first, so that examples are permuted.
+        examples = [example for element in source for example in _as_examples(element)]
+        random.Random(seed).shuffle(examples)
+        yield from examples
+    elif isinstance(source, Sized) and hasattr(source, "__getitem__"):
+        for index in np.random.default_rng(seed).permutation(len(source)).tolist():
+            yield source[index]
+    elif isinstance(source, Iterable):
+        yield from source
+    else:
+        raise DataError(
+            f"A {type(source).__name__} is no dataset. Pass a list of strings, a datasets.Dataset, "
+            "a DataLoader, an iterable of model inputs, the name of a dataset, or a path."
+        )
+
+
+def _open(dataset: Any) -> Any:
+    """Resolve names, paths and dictionaries of splits to something that can be iterated."""
+    if isinstance(dataset, (str, Path)):
+        path = Path(dataset)
+        if path.is_file():
+            return _read_file(path)
+        dataset = _read_folder(path) if path.is_dir() else _load_by_name(str(dataset))
+    if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        return _training_split(dataset)
+    if isinstance(dataset, (Mapping, Tensor)):  # one batch of model inputs
+        return [dataset]
+    return dataset
+
+
+def _training_split(splits: Mapping[str, Any]) -> Any:
+    if "train" in splits:
+        return splits["train"]
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    raise DataError(
+        f"The dataset has the splits {sorted(splits)} and none is called 'train'. "
+        "Pass one of them: dataset[split]."
+    )
+
+
+def _load_by_name(name: str) -> Any:
+    """Load from the Hub or its cache: "imdb", "glue/sst2", "owner/name" or "owner/name/config"."""
+    parts = name.split("/")
+    # "glue/sst2" is a dataset with a configuration, "owner/name" a repository.
+    attempts: list[tuple[str, ...]] = [("/".join(parts[:-1]), parts[-1])] if len(parts) > 1 else []
+    if len(parts) < 3:
+        attempts.append((name,))
+    reason: Exception | None = None
+    for attempt in attempts:
+        try:
+            return datasets.load_dataset(*attempt)
+        except DatasetNotFoundError as error:
+            reason = error
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = error
+            break
+    raise DataError(
+        f"The dataset {name!r} is neither a local path nor could it be loaded by name ({reason}). "
+        "Without access to the Hub, pass a file (.txt with one example a line, .jsonl, .csv, .tsv) "
+        "or a folder written by Dataset.save_to_disk. A single string to calibrate on belongs in "
+        "a list."
+    ) from reason
+
+
+def _read_folder(path: Path) -> Any:
+    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    try:
+        return datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"The folder {path} holds no readable dataset: {error}") from error
+
+
+def _read_file(path: Path) -> list[Any]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            match path.suffix.lower():
+                case ".jsonl" | ".ndjson":
+                    return [json.loads(line) for line in file if line.strip()]
+                case ".json":
+                    content = json.load(file)
+                    return content if isinstance(content, list) else [content]
+                case ".csv":
+                    return list(csv.DictReader(file))
+                case ".tsv":
+                    # GLUE's convention: quotes are ordinary characters
+                    return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+                case _:
+                    return [line.rstrip("\r\n") for line in file]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"The file {path} cannot be read as a dataset: {error}") from error
+
+
+def _as_examples(element: Any) -> Iterable[Example]:
+    """Take one element of a dataset apart: a text, a pair, a record, one row or a batch of ids."""
+    if isinstance(element, str):
+        return [element]
+    if isinstance(element, Mapping):
+        if "input_ids" in element:
+            return _token_rows(element)
+        return [_text_of(element)]
+    if isinstance(element, (Tensor, np.ndarray)):
+        return _token_rows({"input_ids": element})
+    if isinstance(element, Sequence) and element:
+        if len(element) == 2 and all(isinstance(part, str) for part in element):
+            return [(element[0], element[1])]
+        if all(isinstance(part, int) for part in element):
+            return _token_rows({"input_ids": element})
+    raise DataError(
+        f"An example must be a string, a pair of strings, a record with a text column, or model "
+        f"inputs with 'input_ids'; got {type(element).__name__}: {str(element)[:80]!r}."
+    )
+
+
+def _text_of(record: Mapping[str, Any]) -> str | tuple[str, str]:
+    for first, second in TEXT_PAIR_COLUMNS:
+        if isinstance(record.get(first), str) and isinstance(record.get(second), str):
+            return record[first], record[second]
+    for name in TEXT_COLUMNS:
+        if isinstance(record.get(name), str):
+            return record[name]
+    pairs = ", ".join(f"{first}/{second}" for first, second in TEXT_PAIR_COLUMNS)
+    raise DataError(
+        f"No text column and no 'input_ids' among the columns {sorted(map(str, record))}. "
+        f"Rename the column with the text to one of {', '.join(TEXT_COLUMNS)} or to one of the "
+        f"pairs {pairs}, or pass a list of strings."
+    )
+
+
+def _token_rows(batch: Mapping[str, Any]) -> list[TokenRow]:
+    try:
+        inputs = {
+            name: torch.as_tensor(batch[name]) for name in ROW_INPUTS if batch.get(name) is not None
+        }
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(
+            f"The model inputs are not rectangular arrays of integers ({error}). "
+            "Pass one example at a time, or pad the batch and give its attention_mask."
+        ) from error
+    shape = inputs["input_ids"].shape
+    for name, value in inputs.items():
+        if value.is_floating_point() or value.is_complex():
+            raise DataError(f"{name!r} must hold integers, got {value.dtype}.")
+        if value.shape != shape or value.ndim not in (1, 2):
+            raise DataError(
+                f"{name!r} has shape {tuple(value.shape)}, 'input_ids' {tuple(shape)}; both must "
+                "be (sequence,) or (batch, sequence)."
+            )
+    inputs = {name: torch.atleast_2d(value.long().cpu()) for name, value in inputs.items()}
+    if "attention_mask" not in inputs:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    count = inputs["input_ids"].shape[0]
+    return [{name: value[row] for name, value in inputs.items()} for row in range(count)]
+
+
+def _is_text(example: str | tuple[str, str]) -> bool:
+    return bool(example.strip() if isinstance(example, str) else "".join(example).strip())
