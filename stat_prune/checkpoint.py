@@ -1,0 +1,225 @@
+"""Save a pruned model as a folder that transformers can read, and load it again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from stat_prune import modeling_stat_prune
+from stat_prune.atomic import replace_directory
+from stat_prune.errors import LoadError, SaveError
+
+
+def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
+    """Let `model`, in place, be of the class that rebuilds its layer sizes when it is loaded.
+
+    The class is a subclass of the model's stock class, with its name and its forward method;
+    `save_pretrained` then also writes the modeling file and `auto_map`. A model whose config has
+    no record of layer sizes (``config.stat_prune``), or whose class is not from transformers
+    itself, stays what it is.
+
+    Returns
+    -------
+    PreTrainedModel
+        The same object.
+    """
+    stock = _stock_class(model)
+    if not getattr(model.config, "stat_prune", None) or stock is None:
+        return model
+    model.__class__ = getattr(modeling_stat_prune, stock.__name__)
+    model.config.auto_map = {
+        auto_class: f"modeling_stat_prune.{model_class}"
+        for auto_class, model_class in modeling_stat_prune.auto_classes(type(model.config)).items()
+    }
+    return model
+
+
+def _stock_class(model: PreTrainedModel) -> type[PreTrainedModel] | None:
+    """The class of transformers that `model` is an instance of, seen through our own subclass."""
+    cls = type(model)
+    # A folder's copy of the modeling file is a module of its own, under another package.
+    if cls.__module__.rpartition(".")[2] == "modeling_stat_prune":
+        cls = cls.__mro__[1]
+    return cls if getattr(transformers, cls.__name__, None) is cls else None
+
+
+def check_output_directory(directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Check, before work is spent, that a checkpoint can go to `directory`.
+
+    Raises
+    ------
+    SaveError
+        If it exists and `overwrite` is False; if it exists and holds something other than a
+        saved model; if its place is not writable.
+    """
+    target = Path(os.path.realpath(directory))
+    if target.is_dir():
+        if not overwrite:
+            raise SaveError(f"{str(directory)!r} exists; pass overwrite=True to replace it.")
+        if any(target.iterdir()) and not (target / "config.json").is_file():
+            raise SaveError(
+                f"{str(directory)!r} holds files but no config.json: it is not a saved model, and "
+                "overwrite=True would delete it. Choose another directory."
+            )
+    elif target.exists():
+        raise SaveError(f"{str(directory)!r} is a file. Choose another directory.")
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise SaveError(
+            f"No folder can be made in {str(parent)!r}: it is not a writable folder. "
+            "Choose another directory."
+        )
+
+
+def save_checkpoint(
+    directory: str | os.PathLike[str],
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    files: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write weights (safetensors), config, tokenizer, modeling file and further text files.
+
+    The folder appears in one step when it is complete (`stat_prune.atomic.replace_directory`): a
+    process killed while saving leaves what was there before.
+
+    Parameters
+    ----------
+    directory : path
+        Made, with its parents.
+    model : PreTrainedModel
+        If its config has a record of layer sizes, its class is set as by `as_pruned_class`.
+    tokenizer : PreTrainedTokenizerBase, optional
+    files : mapping of str to str, optional
+        Names and contents of further text files. ``README.md`` replaces the generic model card.
+    overwrite : bool
+        Replace the saved model that `directory` holds, with all files in it.
+
+    Raises
+    ------
+    SaveError
+        As `check_output_directory`; if the model's class is not from transformers; if writing
+        fails, for instance on a full disk. What was at `directory` is then untouched.
+    """
+    check_output_directory(directory, overwrite)
+    if getattr(model.config, "stat_prune", None) and _stock_class(model) is None:
+        raise SaveError(
+            f"{type(model).__name__} is not a class of transformers, so the saved folder could not "
+            "rebuild it. Save its state_dict(), or prune the transformers model inside it."
+        )
+    as_pruned_class(model)
+    contents = {"README.md": _model_card(model, Path(directory).name), **(files or {})}
+    try:
+        with replace_directory(Path(directory)) as folder:
+            model.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            for name, text in contents.items():
+                (folder / name).write_text(text, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise SaveError(
+            f"Could not save to {str(directory)!r}: {error}. Nothing there was changed. "
+            "Free some space or choose another directory, and save again."
+        ) from error
+
+
+def load(
+    directory: str | os.PathLike[str],
+    *,
+    auto_class: type | str | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
+) -> PreTrainedModel:
+    """Load a model saved by `PruningResult.save` or by its own `save_pretrained`.
+
+    Runs no code from the folder: the copy of the modeling file in it is for those who load it
+    without stat_prune. A plain, unpruned checkpoint loads too.
+
+    Parameters
+    ----------
+    directory : path
+    auto_class : type or str, optional
+        For instance ``"AutoModelForSequenceClassification"``: the kind of model to make of the
+        checkpoint, with a new head where it holds none. Default: the class that was saved.
+    dtype : torch.dtype or str
+        ``"auto"`` for the dtype that was saved.
+    device : torch.device or str, optional
+        Where to put the model; default the CPU.
+
+    Returns
+    -------
+    PreTrainedModel
+        In evaluation mode; weights bit-equal to those saved, unless `dtype` says otherwise.
+
+    Raises
+    ------
+    LoadError
+        If the folder is missing, damaged, or of a class or format that is not known.
+    """
+    if not os.path.isdir(directory):
+        raise LoadError(f"{str(directory)!r} is not a folder. Pass the folder that was saved.")
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        name = _model_class_name(config, auto_class)
+        pruned = bool(getattr(config, "stat_prune", None))
+        model_class = getattr(modeling_stat_prune if pruned else transformers, name)
+        model = model_class.from_pretrained(
+            directory, config=config, dtype=dtype, local_files_only=True
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise LoadError(f"{str(directory)!r} cannot be loaded: {error}") from error
+    except SafetensorError as error:
+        raise LoadError(
+            f"The weights in {str(directory)!r} are damaged: {error}. Save the model again."
+        ) from error
+    return model if device is None else model.to(device)
+
+
+def _model_class_name(config: transformers.PreTrainedConfig, auto_class: type | str | None) -> str:
+    if auto_class is None:
+        if not config.architectures:
+            raise LoadError("config.json names no architecture; pass auto_class=.")
+        return config.architectures[0]
+    known = modeling_stat_prune.auto_classes(type(config))
+    name = auto_class if isinstance(auto_class, str) else auto_class.__name__
+    if name not in known:
+        raise LoadError(
+            f"No {name} exists for a model of type {config.model_type!r}; "
+            f"auto_class can be one of {', '.join(known)}."
+        )
+    return known[name]
+
+
+def _model_card(model: PreTrainedModel, name: str) -> str:
+    pruned = bool(getattr(model.config, "stat_prune", None))
+    loader = modeling_stat_prune.auto_class_of(type(model).__name__, type(model.config))
+    flag = ", trust_remote_code=True" if pruned else ""
+    why = (
+        "\nThe layers differ in size, which transformers cannot read from a config: the flag lets\n"
+        "it run `modeling_stat_prune.py` in this folder, which gives them their recorded sizes.\n"
+    )
+    return f"""---
+library_name: transformers
+tags: [stat-prune, pruned]
+---
+
+# {name}
+
+A {type(model).__name__} with {model.num_parameters():,} parameters, pruned with stat-prune.
+
+```python
+from transformers import {loader}
+
+model = {loader}.from_pretrained("{name}"{flag})
+```
+{why if pruned else ""}
+With stat-prune installed, `stat_prune.load("{name}")` gives the same model and runs no code from
+this folder.
+"""

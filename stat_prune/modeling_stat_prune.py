@@ -1,0 +1,106 @@
+"""Stock transformers models whose linear layers have the sizes recorded in their config.
+
+`transformers` derives the shape of every layer from a few numbers in the config, the same for
+all layers. A model pruned by stat-prune has layers of different sizes; its ``config.json`` lists
+them under ``stat_prune``::
+
+    {"format": 1,
+     "linear": {"encoder.layer.0.intermediate.dense": [out_features, in_features, has_bias], ...},
+     "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...}}
+
+with paths below the base model, so that one record serves the base class and every head class.
+Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.BertForMaskedLM` with
+the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
+else changes: no forward method is replaced.
+
+This file is copied into each saved folder, so that
+``AutoModel.from_pretrained(folder, trust_remote_code=True)`` needs nothing but transformers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto import modeling_auto
+
+FORMAT = 1
+
+
+def auto_classes(config_class: type[transformers.PreTrainedConfig] | None) -> dict[str, str]:
+    """Name of the model class that each auto class makes of a config class.
+
+    For `BertConfig`: ``{"AutoModel": "BertModel", "AutoModelForMaskedLM": ...}``.
+    """
+    names = {}
+    for auto_name, auto_class in vars(modeling_auto).items():
+        mapping = getattr(auto_class, "_model_mapping", None)
+        if auto_name.startswith("AutoModel") and mapping is not None and config_class in mapping:
+            model_class = mapping[config_class]
+            if inspect.isclass(model_class):
+                names[auto_name] = model_class.__name__
+    return names
+
+
+def auto_class_of(name: str, config_class: type[transformers.PreTrainedConfig] | None) -> str:
+    """Name of the auto class that makes the model class `name`.
+
+    Where several do (AutoModelForPreTraining too makes DistilBertForMaskedLM), the shortest name is
+    the one people use.
+    """
+    made_by = [auto for auto, made in auto_classes(config_class).items() if made == name]
+    return min(made_by, key=len, default="AutoModel")
+
+
+def resize_linear_layers(model: transformers.PreTrainedModel) -> None:
+    """Give the linear layers of a stock `model` the sizes in ``model.config.stat_prune``, in place.
+
+    The new layers are freshly initialised; `from_pretrained` then fills them.
+    """
+    record = model.config.stat_prune
+    if record["format"] != FORMAT:
+        raise ValueError(
+            f"This folder has format {record['format']} of stat-prune's record of layer sizes; "
+            f"this file reads format {FORMAT}. Load it with the newest stat-prune."
+        )
+    base = model.base_model
+    for path, (out_features, in_features, has_bias) in record["linear"].items():
+        stock = base.get_submodule(path).weight
+        linear = torch.nn.Linear(
+            in_features, out_features, has_bias, device=stock.device, dtype=stock.dtype
+        )
+        model._init_weights(linear)
+        base.set_submodule(path, linear)
+    for path, attributes in record["attributes"].items():
+        module = base.get_submodule(path)
+        for name, value in attributes.items():
+            setattr(module, name, value)
+
+
+def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
+    """Make the subclass of ``transformers.<name>`` that reads recorded layer sizes."""
+    stock = None if name.startswith("_") else getattr(transformers, name, None)
+    if not inspect.isclass(stock) or not issubclass(stock, transformers.PreTrainedModel):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __init__(
+        self: Any, config: transformers.PreTrainedConfig, *args: Any, **kwargs: Any
+    ) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        if getattr(config, "stat_prune", None):
+            resize_linear_layers(self)
+
+    # With `_auto_class` set, save_pretrained copies this file beside the weights and enters the
+    # class in the config's `auto_map`.
+    namespace = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": stock.__doc__,
+        "__init__": __init__,
+        "_auto_class": auto_class_of(name, stock.config_class),
+    }
+    # Kept as a global, the class is found again by pickle and by the next request for it.
+    globals()[name] = type(name, (stock,), namespace)
+    return globals()[name]
