@@ -1,0 +1,1 @@
+"""How much each block may keep: what sizes cost, what they do to the output, the allocation."""

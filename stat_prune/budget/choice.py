@@ -1,0 +1,147 @@
+"""From a target to a candidate for each block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from stat_prune.blocks import Block
+from stat_prune.budget.allocation import (
+    Menu,
+    allocate,
+    allocate_evenly,
+    allocate_same_sizes,
+    menu_for,
+    raise_unreachable,
+)
+from stat_prune.budget.costs import CostFunction, cost_function, full_cost
+from stat_prune.errors import TargetError
+from stat_prune.selection import Candidates
+from stat_prune.targets import MACs, Target, Tolerance
+
+
+def choose(
+    candidates: Sequence[Candidates],
+    weights: Sequence[float],
+    target: Target,
+    *,
+    seq_length: float,
+    untouched: Sequence[Block] = (),
+    round_to: int = 1,
+    uniform: bool = False,
+    even: bool = False,
+) -> list[int]:
+    """The candidate of each block that meets a target.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidates
+    weights : sequence of float
+        Effect on the output for each unit of a block's relative squared error.
+    target : Target
+    seq_length : float
+        Tokens a sequence, for MACs.
+    untouched : sequence of Block
+        Blocks that are kept whole but belong to what the fraction is of.
+    round_to : int
+        Multiples that numbers of neurons are kept to.
+    uniform : bool
+        The same sizes in every layer.
+    even : bool
+        The same fraction of every block, whatever the errors.
+
+    Returns
+    -------
+    list of int
+        One index a block.
+
+    Raises
+    ------
+    TargetError
+        If the target cannot be reached.
+    """
+    if uniform and untouched:
+        raise TargetError(
+            f"uniform=True gives every layer the same sizes, but {untouched[0].name} is ignored. "
+            "Leave out one of the two."
+        )
+    chosen = [len(one.prefixes) - 1 for one in candidates]
+    blocks = [one.block for one in candidates]
+    for members, fraction in target.budgets([*blocks, *untouched]):
+        indices = [i for i, block in enumerate(blocks) if block in members]
+        part = [candidates[i] for i in indices]
+        if isinstance(target, Tolerance):
+            choice = [_within_tolerance(one, fraction, round_to) for one in part]
+            if uniform:
+                choice = _largest_of_kind(part, choice)
+        else:
+            cost = cost_function(target, seq_length)
+            menus = [menu_for(c, weights[i], cost, round_to) for c, i in zip(part, indices)]
+            fixed = [_whole(full_cost(b, cost)) for b in untouched if b in members]
+            if uniform:
+                choice = allocate_same_sizes(menus, [one.block.kind for one in part], fraction)
+            else:
+                choice = (allocate_evenly if even else allocate)([*menus, *fixed], fraction)
+        # The menus of untouched blocks come last and have no candidate.
+        for i, index in zip(indices, choice, strict=False):
+            chosen[i] = index
+    return chosen
+
+
+def check_reachable(
+    blocks: Sequence[Block],
+    untouched: Sequence[Block],
+    target: Target,
+    *,
+    seq_length: float,
+    round_to: int,
+) -> None:
+    """Refuse, before any work, a target below one head and the fewest neurons in every block.
+
+    Raises
+    ------
+    TargetError
+        Stating the least fraction that can be reached.
+    """
+    if isinstance(target, Tolerance):
+        return
+    cost = cost_function(target, seq_length)
+    for members, fraction in target.budgets([*blocks, *untouched]):
+        least = sum(
+            full_cost(block, cost) if block in untouched else _least_cost(block, cost, round_to)
+            for block in members
+        )
+        total = sum(full_cost(block, cost) for block in members)
+        if least > fraction * total * (1 + 1e-9):
+            raise_unreachable(fraction, least, total)
+
+
+def _least_cost(block: Block, cost: CostFunction, round_to: int) -> float:
+    units = 1 if block.kind == "heads" else min(round_to, block.num_units)
+    return cost(block, units, 1)
+
+
+def _whole(cost: float) -> Menu:
+    """The menu of a block that may not change."""
+    return Menu(
+        indices=torch.zeros(1, dtype=torch.int64),
+        costs=torch.tensor([cost], dtype=torch.float64),
+        errors=torch.zeros(1, dtype=torch.float64),
+        full_cost=cost,
+    )
+
+
+def _within_tolerance(candidates: Candidates, tolerance: float, round_to: int) -> int:
+    """The cheapest candidate whose activation error is within the tolerance."""
+    menu = menu_for(candidates, 1.0, cost_function(MACs(1.0), 1.0), round_to)
+    errors = candidates.activation_errors[menu.indices].clamp_min(0).sqrt()
+    return int(menu.indices[(errors <= tolerance).nonzero()[0, 0]])
+
+
+def _largest_of_kind(candidates: Sequence[Candidates], choice: Sequence[int]) -> list[int]:
+    """The largest index chosen within each kind, so that every block keeps to its tolerance."""
+    largest: dict[str, int] = {}
+    for one, index in zip(candidates, choice, strict=True):
+        largest[one.block.kind] = max(index, largest.get(one.block.kind, 0))
+    return [largest[one.block.kind] for one in candidates]

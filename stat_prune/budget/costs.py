@@ -1,0 +1,45 @@
+"""What a candidate costs: multiply-accumulates or parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stat_prune.blocks import Block
+from stat_prune.selection import Candidates
+from stat_prune.targets import MACs, Parameters, Target
+
+#: Cost of a block with so many units and key/value heads.
+CostFunction = Callable[[Block, int, int], float]
+
+
+def cost_function(target: Target, seq_length: float) -> CostFunction:
+    """The cost that a target limits.
+
+    Parameters
+    ----------
+    target : MACs or Parameters
+    seq_length : float
+        Tokens a sequence where the target does not say.
+    """
+    if isinstance(target, MACs):
+        length = target.seq_length or seq_length
+        return lambda block, units, groups: block.macs(units, groups, length)
+    if isinstance(target, Parameters):
+        return lambda block, units, groups: block.parameters(units, groups)
+    raise TypeError(f"{type(target).__name__} does not limit a cost.")
+
+
+def candidate_costs(candidates: Candidates, cost: CostFunction) -> Tensor:
+    """Cost of each candidate; float64 of shape (c,)."""
+    pairs = zip(candidates.num_units.tolist(), candidates.num_groups.tolist(), strict=True)
+    return torch.tensor(
+        [cost(candidates.block, units, groups) for units, groups in pairs], dtype=torch.float64
+    )
+
+
+def full_cost(block: Block, cost: CostFunction) -> float:
+    """Cost of a block as it is."""
+    return cost(block, block.num_units, block.num_groups)

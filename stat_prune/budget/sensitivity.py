@@ -1,0 +1,157 @@
+"""What each block's pruning does to the model's output, measured without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.architectures import transformer_layers
+from stat_prune.blocks import linear
+from stat_prune.calibration import token_mask
+from stat_prune.collectors import Batch, evaluating, model_inputs
+from stat_prune.correction import FoldedConsumer
+
+#: Squared distance of a pruned model's output from the dense one's: ``(dense, pruned, batch)``
+#: to a tensor of one value a position that counts.
+Objective = Callable[[Any, Any, Batch], Tensor]
+
+
+def probe(
+    model: PreTrainedModel,
+    probes: Sequence[FoldedConsumer],
+    batches: Sequence[Batch],
+    *,
+    objective: Objective | None = None,
+    advance: Callable[[str], None] = lambda _name: None,
+) -> list[float]:
+    """Effect on the output of each block's pruning alone, the rest of the model dense.
+
+    A probe changes only a consumer: dropped channels get weight zero and the kept ones the
+    corrected weight, which gives exactly the output of the pruned block. Layers before the block
+    are not computed again.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Unchanged when this returns.
+    probes : sequence of FoldedConsumer
+        One a block.
+    batches : sequence of mappings of str to Tensor
+        Model inputs to measure on.
+    objective : callable, optional
+        Default: see `output_distance`.
+    advance : callable
+        Called with the block's name after each probe of each batch.
+
+    Returns
+    -------
+    list of float
+        Mean distance of the output, by probe.
+    """
+    objective = objective or output_distance
+    layers = transformer_layers(model)
+    device = next(model.parameters()).device
+    sums, count = [0.0] * len(probes), 0
+    with evaluating(model):
+        for batch in batches:
+            inputs = model_inputs(model, batch, device)
+            with _recorded(layers) as layer_outputs:
+                dense = model(**inputs)
+            for index, folded in enumerate(probes):
+                consumer = linear(model.base_model, folded.block.consumer)
+                skipped = layers[: folded.block.layer]
+                with _replayed(skipped, layer_outputs), _replaced(consumer, folded):
+                    distances = objective(dense, model(**inputs), batch)
+                sums[index] += float(distances.double().sum())
+                advance(folded.block.name)
+            count += distances.numel()
+    return [total / max(count, 1) for total in sums]
+
+
+def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
+    """The default objective of each head class.
+
+    - Classes (sequence or token classification, question answering, language models):
+      Kullback-Leibler divergence from the dense distribution, in nats; at every token that is
+      not padding where there is one distribution a token.
+    - Regression (one output): squared difference.
+    - No head: squared error of the final hidden state of every token that is not padding,
+      relative to the dense state's squared norm.
+
+    Returns
+    -------
+    Tensor of shape (positions,), float32
+    """
+    mask = token_mask(batch)
+    if "start_logits" in dense:
+        return sum(
+            _divergence(dense[name], pruned[name], padding=mask)
+            for name in ("start_logits", "end_logits")
+        )
+    if "logits" not in dense:
+        before, after = dense[0].float(), pruned[0].float()
+        error = (after - before).square().sum(-1) / before.square().sum(-1).clamp_min(1e-30)
+        return error[mask.to(error.device)]
+    before, after = dense["logits"], pruned["logits"]
+    if before.shape[-1] == 1:
+        distance = (after.float() - before.float()).square().squeeze(-1)
+    else:
+        distance = _divergence(before, after)
+    return distance[mask.to(distance.device)] if distance.shape == mask.shape else distance
+
+
+def _divergence(dense: Tensor, pruned: Tensor, padding: Tensor | None = None) -> Tensor:
+    dense, pruned = dense.float(), pruned.float()
+    if padding is not None:
+        hidden = ~padding.to(dense.device)
+        dense, pruned = dense.masked_fill(hidden, -1e9), pruned.masked_fill(hidden, -1e9)
+    dense, pruned = dense.log_softmax(-1), pruned.log_softmax(-1)
+    return nn.functional.kl_div(pruned, dense, log_target=True, reduction="none").sum(-1)
+
+
+@contextmanager
+def _recorded(layers: nn.ModuleList) -> Iterator[dict[nn.Module, Any]]:
+    """Every layer's output during one forward, by layer."""
+    outputs: dict[nn.Module, Any] = {}
+
+    def hook(module: nn.Module, _args: Any, output: Any) -> None:
+        outputs[module] = output
+
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _replayed(layers: Sequence[nn.Module], outputs: dict[nn.Module, Any]) -> Iterator[None]:
+    """These layers answer with recorded outputs instead of computing."""
+    for layer in layers:
+        layer.forward = lambda *_args, _output=outputs[layer], **_kwargs: _output
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+@contextmanager
+def _replaced(consumer: nn.Linear, folded: FoldedConsumer) -> Iterator[None]:
+    """The consumer computes with the probe's weight and bias."""
+    weight, bias = consumer.weight.data, None if consumer.bias is None else consumer.bias.data
+    consumer.weight.data = folded.scattered_weight().to(weight.dtype)
+    if bias is not None and folded.bias is not None:
+        consumer.bias.data = folded.bias.to(bias.dtype)
+    try:
+        yield
+    finally:
+        consumer.weight.data = weight
+        if bias is not None:
+            consumer.bias.data = bias

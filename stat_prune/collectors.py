@@ -1,0 +1,131 @@
+"""Forward pre-hooks on the consumers: activations stream into statistics and are forgotten."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.blocks import Block, linear
+from stat_prune.calibration import token_mask
+from stat_prune.errors import NonFiniteActivationsError
+from stat_prune.linalg import Moments
+
+Batch = Mapping[str, Tensor]
+
+
+def model_inputs(module: nn.Module, batch: Batch, device: torch.device) -> dict[str, Any]:
+    """The entries of `batch` that the module's ``forward`` names, on `device`, without a cache."""
+    names = inspect.signature(module.forward).parameters
+    inputs: dict[str, Any] = {
+        name: value.to(device) for name, value in batch.items() if name in names
+    }
+    if "use_cache" in names:
+        inputs["use_cache"] = False
+    return inputs
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; every module's own mode again outside."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes.get(name, module.training)
+
+
+@torch.no_grad()
+def collect_moments(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    batches: Iterable[Batch],
+    *,
+    transform: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Moments]:
+    """Stream the consumers' inputs into moments, in one pass; padding is left out.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    blocks : sequence of Block
+    batches : iterable of mappings of str to Tensor
+        Model inputs, with ``attention_mask`` where there is padding.
+    transform : callable, optional
+        Applied to the rows of each sequence, of shape (n, m), before they are counted (a sketch).
+
+    Returns
+    -------
+    dict of str to Moments
+        By block name. Memory: one float64 m x m matrix a block, whatever the number of tokens.
+
+    Raises
+    ------
+    NonFiniteActivationsError
+        At the first NaN or Inf; the message names the block and the batch.
+    """
+    base = model.base_model
+    device = next(base.parameters()).device
+    moments = {block.name: Moments(block.num_channels, device=device) for block in blocks}
+    mask: Tensor | None = None
+    batch: Batch = {}
+    position = 0
+
+    def hook_for(block: Block) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            rows = _token_rows(args[0], mask)
+            _check_finite(rows, block, position)
+            if transform is None:
+                moments[block.name].update(rows)
+                return
+            for sequence, kept in zip(args[0], token_mask(batch).to(device), strict=True):
+                moments[block.name].update(transform(sequence[kept]))
+
+        return hook
+
+    handles = [
+        linear(base, block.consumer).register_forward_pre_hook(hook_for(block)) for block in blocks
+    ]
+    try:
+        with evaluating(model):
+            for position, batch in enumerate(batches):  # noqa: B007 (the hooks read both)
+                mask = _mask_if_padded(batch, device)
+                base(**model_inputs(base, batch, device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return moments
+
+
+def _mask_if_padded(batch: Batch, device: torch.device) -> Tensor | None:
+    mask = token_mask(batch).to(device)
+    return None if bool(mask.all()) else mask
+
+
+def _token_rows(activations: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return activations.reshape(-1, activations.shape[-1])
+    return activations[mask]
+
+
+def _check_finite(rows: Tensor, block: Block, position: int) -> None:
+    # A sum is finite unless an entry is not (or float16 overflows, which float32 avoids):
+    # one pass without a Boolean copy of the activations.
+    if bool(torch.isfinite(rows.sum(dtype=torch.float32))):
+        return
+    bad = ~torch.isfinite(rows)
+    if bool(bad.any()):
+        row, channel = (int(i) for i in bad.nonzero()[0])
+        raise NonFiniteActivationsError(
+            f"{block.name}: the consumer {block.consumer} reads {rows[row, channel].item()} in "
+            f"batch {position} (token row {row}, channel {channel}; {int(bad.sum())} such "
+            "entries in the batch). Run the model in float32 or bfloat16, or remove the example."
+        )

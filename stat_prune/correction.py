@@ -1,0 +1,98 @@
+"""The least-squares correction: what the kept channels cannot say is folded into the consumer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stat_prune.blocks import Block
+from stat_prune.linalg import interpolation_from_gram
+from stat_prune.linalg.least_squares import solve_normal
+from stat_prune.statistics import BlockStatistics, complement, quadratic
+
+
+@dataclass(frozen=True)
+class FoldedConsumer:
+    """A consumer that reads the kept channels only.
+
+    Attributes
+    ----------
+    block : Block
+    units : Tensor of shape (u,), int64
+        Units kept, ascending.
+    weight : Tensor of shape (d, k), float64
+    bias : Tensor of shape (d,), float64, or None
+        What to add to the dense bias; None where nothing changes.
+    output_error : float
+        ``||A W^T - (A_J W'^T + bias)||_F / ||A W^T||_F`` on the calibration set.
+    """
+
+    block: Block
+    units: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    output_error: float
+
+    def scattered_weight(self) -> Tensor:
+        """The weight over all channels of the dense block, zero for those that left; (d, m)."""
+        channels = self.block.channels(self.units.to(self.weight.device))
+        full = self.weight.new_zeros(len(self.weight), self.block.num_channels)
+        full[:, channels] = self.weight
+        return full
+
+
+def fold(statistics: BlockStatistics, units: Tensor, *, corrected: bool = True) -> FoldedConsumer:
+    """The consumer's weight and bias once only `units` are left.
+
+    With ``A ~ A_J T`` the consumer ``W`` becomes ``W T^T`` (STAT, section 3). As ``T`` is the
+    identity on the kept columns, ``W T^T = W_J + W_D T_D^T``, and ``W_D T_D^T`` is solved for
+    directly: d right-hand sides instead of m - k. Where the mean is absorbed, the decomposition
+    is that of the centred activations and ``(W - W' ) mean`` joins the bias.
+
+    Parameters
+    ----------
+    statistics : BlockStatistics
+    units : Tensor of shape (u,), int64
+        Ascending.
+    corrected : bool
+        If False, the other columns are merely removed.
+    """
+    block, weight, gram = statistics.block, statistics.weight, statistics.gram
+    kept = block.channels(units.to(gram.device))
+    dropped = complement(kept, block.num_channels)
+    folded = weight[:, kept]
+    bias = None
+    if corrected and len(dropped):
+        cross = gram[kept][:, dropped] @ weight[:, dropped].T
+        folded = folded + solve_normal(gram[kept][:, kept], cross, 0.0).T
+        if statistics.mean is not None:
+            bias = weight @ statistics.mean - folded @ statistics.mean[kept]
+    return FoldedConsumer(
+        block=block,
+        units=units,
+        weight=folded,
+        bias=bias,
+        output_error=_output_error(statistics, kept, folded, bias),
+    )
+
+
+def activation_error(statistics: BlockStatistics, units: Tensor) -> float:
+    """``||A - A_J T||_F / ||A||_F`` of the consumer's input with the least-squares ``T``."""
+    block, gram = statistics.block, statistics.gram
+    kept = block.channels(units.to(gram.device))
+    interpolation = interpolation_from_gram(gram, kept)
+    residual = float(gram.trace()) - float((interpolation * gram[kept]).sum())
+    return (max(residual, 0.0) / max(statistics.activation_energy, 1e-300)) ** 0.5
+
+
+def _output_error(
+    statistics: BlockStatistics, kept: Tensor, folded: Tensor, bias: Tensor | None
+) -> float:
+    residual = statistics.weight.clone()
+    residual[:, kept] -= folded
+    energy = max(quadratic(statistics.gram, residual), 0.0)
+    if statistics.mean is not None and bias is None:
+        energy += statistics.num_tokens * float((residual @ statistics.mean).square().sum())
+    return (energy / max(statistics.output_energy, 1e-300)) ** 0.5

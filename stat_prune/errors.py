@@ -1,0 +1,39 @@
+"""The exceptions and warnings of stat_prune: one small hierarchy, each naming a cause and a remedy."""
+
+from __future__ import annotations
+
+
+class StatPruneError(Exception):
+    """Base class of every error that stat_prune raises on purpose."""
+
+
+class DataError(StatPruneError, ValueError):
+    """The calibration set cannot be used: empty, only padding, no tokenizer, wrong vocabulary."""
+
+
+class ModelError(StatPruneError, ValueError):
+    """The model cannot be used as it is: quantized, sharded, tied in a way that pruning would break."""
+
+
+class UnsupportedArchitectureError(ModelError):
+    """No description of this model's blocks exists."""
+
+
+class TargetError(StatPruneError, ValueError):
+    """The target is malformed, or lies below what one head and one neuron a block allow."""
+
+
+class NonFiniteActivationsError(StatPruneError, ArithmeticError):
+    """NaN or Inf in the input of a consumer; the message names the block and the batch."""
+
+
+class SaveError(StatPruneError, OSError):
+    """Saving failed (directory exists, disk full, no permission); nothing was replaced."""
+
+
+class LoadError(StatPruneError, OSError):
+    """A folder is not a readable pruned checkpoint."""
+
+
+class CalibrationWarning(UserWarning):
+    """The calibration set is usable but weak, for instance fewer tokens than channels."""

@@ -1,0 +1,225 @@
+"""What was removed, what it cost, and everything needed to repeat the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from stat_prune.blocks import Block
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One block of a report.
+
+    Attributes
+    ----------
+    name, kind, layer
+        As in `Block`.
+    kept, total : int
+        Neurons or query heads.
+    kept_groups, total_groups : int
+        Key/value heads; equal to `kept` and `total` where nothing is shared.
+    activation_error : float
+        ``||A - A_J T||_F / ||A||_F`` of the consumer's input on the calibration set.
+    output_error : float
+        The same of the consumer's output.
+    sensitivity : float or None
+        Effect on the model's output for each unit of squared `output_error`, as probed.
+    """
+
+    name: str
+    kind: str
+    layer: int
+    kept: int
+    total: int
+    kept_groups: int
+    total_groups: int
+    activation_error: float
+    output_error: float
+    sensitivity: float | None
+
+
+@dataclass(frozen=True)
+class Size:
+    """Cost of a model.
+
+    Attributes
+    ----------
+    block_macs : float
+        Multiply-accumulates of the blocks for one sequence of the report's `seq_length`.
+    block_parameters : int
+        Weights and biases of the blocks' linear layers.
+    parameters : int
+        ``sum(p.numel() for p in model.parameters())``.
+    bytes : int
+        Of the parameters in their dtype.
+    """
+
+    block_macs: float
+    block_parameters: int
+    parameters: int
+    bytes: int
+
+    @classmethod
+    def of(cls, model: nn.Module, blocks: Sequence[Block], seq_length: float) -> Size:
+        """Measure a model that has these blocks."""
+        return cls(
+            block_macs=sum(b.macs(b.num_units, b.num_groups, seq_length) for b in blocks),
+            block_parameters=sum(b.parameters(b.num_units, b.num_groups) for b in blocks),
+            parameters=sum(p.numel() for p in model.parameters()),
+            bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        )
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """Result of a pruning run in figures; ``print(report)`` shows a table.
+
+    Attributes
+    ----------
+    blocks : list of BlockRow
+    before, after : Size
+    seq_length : float
+        Tokens a sequence at which MACs are counted.
+    predicted_distance : float or None
+        Sum over blocks of sensitivity times squared output error: the predicted distance of the
+        model's output from the dense one's.
+    seconds : dict of str to float
+        Wall-clock time by stage.
+    peak_memory : int
+        Bytes: peak resident set of the process, or of the GPU's allocator.
+    settings : dict
+        Model, method, target, seed and every other argument, data fingerprint and counts.
+    versions : dict of str to str
+    """
+
+    blocks: list[BlockRow]
+    before: Size
+    after: Size
+    seq_length: float
+    predicted_distance: float | None
+    seconds: dict[str, float]
+    peak_memory: int
+    settings: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain dicts, lists and numbers."""
+        return dataclasses.asdict(self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PruningReport:
+        """The report that `to_dict` came from."""
+        return cls(
+            **{
+                **values,
+                "blocks": [BlockRow(**row) for row in values["blocks"]],
+                "before": Size(**values["before"]),
+                "after": Size(**values["after"]),
+            }
+        )
+
+    def table(self) -> Table:
+        """A row for each block, for a terminal."""
+        table = Table(title=self.title(), caption=self.summary(), caption_justify="left")
+        for heading in ("block", "kept", "of", "key/value", "activation error", "output error"):
+            table.add_column(heading, justify="left" if heading == "block" else "right")
+        for row in self.blocks:
+            shared = row.total_groups < row.total
+            table.add_row(
+                row.name,
+                str(row.kept),
+                str(row.total),
+                f"{row.kept_groups}/{row.total_groups}" if shared else "",
+                f"{row.activation_error:.4f}",
+                f"{row.output_error:.4f}",
+            )
+        return table
+
+    def title(self) -> str:
+        """One line: what was pruned, how, and to what."""
+        s = self.settings
+        return f"{s['model']}: {s['method']} to {s['target']}"
+
+    def summary(self) -> str:
+        """Totals and time, in a few lines."""
+        before, after = self.before, self.after
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+        return "\n".join(
+            (
+                f"MACs of blocks    {before.block_macs:.4g} -> {after.block_macs:.4g} "
+                f"({_share(after.block_macs, before.block_macs)}) at {self.seq_length:.4g} tokens; "
+                "embeddings, pooler and task head not counted",
+                f"block parameters  {before.block_parameters:,} -> {after.block_parameters:,} "
+                f"({_share(after.block_parameters, before.block_parameters)})",
+                f"all parameters    {before.parameters:,} -> {after.parameters:,} "
+                f"({_share(after.parameters, before.parameters)}), "
+                f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
+                f"seconds           {stages}; peak memory {self.peak_memory / 2**20:.0f} MiB",
+            )
+        )
+
+    def __str__(self) -> str:
+        console = Console(width=110)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+class Stopwatch:
+    """Wall-clock time by stage, and the process's peak memory."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU allocator's peak on a GPU, else the process's peak resident set."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    # Linux reports kibibytes, macOS bytes.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _share(after: float, before: float) -> str:
+    return f"{after / before:.1%} kept" if before else "nothing to count"
+
+
+def _versions() -> dict[str, str]:
+    names = ("stat-prune", "torch", "transformers", "datasets", "numpy", "scipy")
+    return {"python": platform.python_version()} | {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except ModuleNotFoundError:  # run from a source folder that is not installed
+        return "not installed"

@@ -1,0 +1,60 @@
+"""What `prune` returns."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from stat_prune.checkpoint import save_checkpoint
+from stat_prune.report import PruningReport
+
+#: Files that `PruningResult.save` adds to the folder.
+REPORT_FILE, PLAN_FILE = "stat_prune_report.json", "stat_prune_plan.json"
+
+
+@dataclass(frozen=True)
+class PruningResult:
+    """A pruned model and the account of it.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        Of the same class as the dense model, or a subclass of the same name that knows how to
+        reload shapes that differ by layer.
+    report : PruningReport
+    plan : dict of str to list of int
+        By block name, the units (neurons or query heads) of the dense model that were kept.
+    tokenizer : PreTrainedTokenizerBase or None
+        Saved beside the model.
+    """
+
+    model: PreTrainedModel
+    report: PruningReport
+    plan: dict[str, list[int]]
+    tokenizer: Any = None
+
+    def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write model, config, tokenizer, report and plan; atomically.
+
+        Parameters
+        ----------
+        directory : path
+        overwrite : bool
+            Replace a folder that is there; killed at any moment, the old or the new one is whole.
+
+        Raises
+        ------
+        SaveError
+            If the directory exists and `overwrite` is False, or the disk is full.
+        """
+        save_checkpoint(
+            directory,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            files={REPORT_FILE: self.report.to_json(), PLAN_FILE: json.dumps(self.plan)},
+            overwrite=overwrite,
+        )

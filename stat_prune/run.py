@@ -1,0 +1,166 @@
+"""One pruning run: the model, its blocks, the data, the clock and the progress bar."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stat_prune.architectures import find_blocks
+from stat_prune.blocks import Block
+from stat_prune.calibration import CalibrationSet, build_calibration_set
+from stat_prune.collectors import Batch
+from stat_prune.errors import CalibrationWarning, ModelError
+from stat_prune.ignoring import without_ignored
+from stat_prune.report import Stopwatch
+from stat_prune.settings import Settings
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Run:
+    """What every stage of the pipeline needs.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        The dense model; no stage changes it.
+    blocks : list of Block
+        To be pruned.
+    untouched : list of Block
+        Ignored by the user; they count in what a fraction is of.
+    calibration : CalibrationSet
+    settings : Settings
+    tokenizer : PreTrainedTokenizerBase or None
+    """
+
+    model: PreTrainedModel
+    blocks: list[Block]
+    untouched: list[Block]
+    calibration: CalibrationSet
+    settings: Settings
+    tokenizer: PreTrainedTokenizerBase | None
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    bar: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Time a stage and show it."""
+        if self.bar is not None:
+            self.bar.set_description(name)
+        return self.stopwatch.stage(name)
+
+    def tracked(self, items: Sequence[Item]) -> Iterator[Item]:
+        """Go through items with a step of the progress bar for each."""
+        for item in items:
+            yield item
+            self.advance()
+
+    def advance(self, _what: str = "") -> None:
+        """One step of the progress bar."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def probe_batches(self, min_tokens: int) -> list[Batch]:
+        """A few calibration sequences, spread over the lengths.
+
+        As many as make all probes together cost no more than one pass over the calibration set,
+        and at least so many that they hold `min_tokens`.
+        """
+        calibration = self.calibration
+        affordable = calibration.num_samples // max(len(self.blocks), 1)
+        needed = math.ceil(min_tokens / calibration.mean_length)
+        count = min(max(affordable, needed, 1), calibration.num_samples)
+        return list(calibration.subset(count, seed=self.settings.seed).batches)
+
+
+@contextmanager
+def starting(
+    model: PreTrainedModel,
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: Settings,
+) -> Iterator[Run]:
+    """Check model and data, and put the model where the computation is to be.
+
+    Raises
+    ------
+    StatPruneError
+        Before any work, if model or data cannot be used.
+    """
+    _check_model(model)
+    blocks, untouched = without_ignored(find_blocks(model), settings.ignore)
+    stopwatch = Stopwatch()
+    with stopwatch.stage("read data"):
+        calibration = build_calibration_set(
+            dataset,
+            tokenizer=tokenizer,
+            num_samples=settings.num_calibration_samples,
+            max_seq_length=settings.max_seq_length,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            vocab_size=model.get_input_embeddings().num_embeddings,
+            max_positions=_max_positions(model),
+            pad_token_id=getattr(model.config, "pad_token_id", None),
+        )
+    _warn_if_few_tokens(calibration, blocks)
+    home = next(model.parameters()).device
+    try:
+        if settings.device is not None:
+            model.to(settings.device)
+        with tqdm(disable=not settings.progress, unit="step") as bar:
+            yield Run(
+                model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar
+            )
+    finally:
+        model.to(home)
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"`model` must be a transformers PreTrainedModel, got {type(model).__name__}. Wrapped "
+            "models (PEFT, DataParallel, torch.compile) hold it as an attribute: pass that one."
+        )
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ModelError(
+            f"{type(model).__name__} is quantized. Prune the full-precision model and quantize "
+            "the result."
+        )
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        raise ModelError(
+            f"The parameters of {type(model).__name__} are on several devices. Load it on one, "
+            "without device_map."
+        )
+
+
+def _max_positions(model: PreTrainedModel) -> int | None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        # Their positions start after that of padding.
+        limit -= model.config.pad_token_id + 1
+    return limit
+
+
+def _warn_if_few_tokens(calibration: CalibrationSet, blocks: Sequence[Block]) -> None:
+    widest = max(blocks, key=lambda block: block.num_channels)
+    if calibration.num_tokens < widest.num_channels:
+        warnings.warn(
+            f"The calibration set has {calibration.num_tokens} tokens, fewer than the "
+            f"{widest.num_channels} channels of {widest.name}: the correction fits these tokens "
+            "exactly and others less well. Use more examples.",
+            CalibrationWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,13 @@
+"""Which channels stay: the criteria, and the sizes that a block may take under each."""
+
+from stat_prune.selection.candidates import Candidates, Criterion, Ranking, candidates_for
+from stat_prune.selection.interpolative import interpolative
+from stat_prune.selection.simple import magnitude, random
+
+CRITERIA: dict[str, Criterion] = {
+    "interpolative": interpolative,
+    "magnitude": magnitude,
+    "random": random,
+}
+
+__all__ = ["CRITERIA", "Candidates", "Criterion", "Ranking", "candidates_for"]

@@ -1,0 +1,55 @@
+"""The arguments of a pruning run, checked in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stat_prune.budget.sensitivity import Objective
+from stat_prune.methods import STAT_PAPER, Method, method_named
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to prune; every attribute is documented at `stat_prune.prune`."""
+
+    method: str | Method = "stat"
+    num_calibration_samples: int = 512
+    max_seq_length: int | None = None
+    batch_size: int = 32
+    seed: int = 0
+    device: str | torch.device | None = None
+    ignore: Iterable[int | str] = ()
+    round_to: int = 1
+    uniform: bool = False
+    objective: Objective | None = None
+    inplace: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_calibration_samples", "batch_size", "round_to"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if self.method != STAT_PAPER:
+            method_named(self.method)
+        elif self.uniform:
+            raise ValueError(f"method={STAT_PAPER!r} has no uniform mode; use method='stat'.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the report."""
+        return {
+            "method": self.method if isinstance(self.method, str) else repr(self.method),
+            "num_calibration_samples": self.num_calibration_samples,
+            "max_seq_length": self.max_seq_length,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "device": None if self.device is None else str(self.device),
+            "ignore": [self.ignore] if isinstance(self.ignore, int | str) else list(self.ignore),
+            "round_to": self.round_to,
+            "uniform": self.uniform,
+            "objective": getattr(self.objective, "__qualname__", None),
+        }

@@ -1,0 +1,98 @@
+"""What selection and correction know of a block: second moments and the consumer's weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stat_prune.blocks import Block, linear
+from stat_prune.linalg import Moments
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """Everything measured of one block, in float64.
+
+    Attributes
+    ----------
+    block : Block
+    gram : Tensor of shape (m, m), float64
+        Sum over tokens of the outer products of the consumer's input; of its deviation from the
+        mean where `mean` is given.
+    mean : Tensor of shape (m,), float64, or None
+        Mean input of a consumer that has a bias to absorb it; else None.
+    weight : Tensor of shape (d, m), float64
+        The consumer's weight.
+    activation_energy, output_energy : float
+        Squared Frobenius norms of the input, ``||A||^2``, and of what the consumer makes of it,
+        ``||A W^T||^2``, neither centred: the denominators of relative errors.
+    num_tokens : int
+    """
+
+    block: Block
+    gram: Tensor
+    mean: Tensor | None
+    weight: Tensor
+    activation_energy: float
+    output_energy: float
+    num_tokens: int
+
+    @classmethod
+    def of(cls, block: Block, moments: Moments, consumer: nn.Linear, *, absorb_mean: bool = True):
+        """Statistics for decisions about `block`.
+
+        Parameters
+        ----------
+        block : Block
+        moments : Moments
+            Of the consumer's input.
+        consumer : nn.Linear
+        absorb_mean : bool
+            Decompose the centred moments and leave the mean to the bias, if there is one.
+        """
+        weight = consumer.weight.detach().double()
+        centred = absorb_mean and consumer.bias is not None
+        gram = moments.scatter if centred else moments.gram
+        mean_energy = moments.count * float(moments.mean.square().sum()) if centred else 0.0
+        mean_output = weight @ moments.mean if centred else weight.new_zeros(1)
+        return cls(
+            block=block,
+            gram=gram,
+            mean=moments.mean if centred else None,
+            weight=weight,
+            activation_energy=float(gram.trace()) + mean_energy,
+            output_energy=quadratic(gram, weight)
+            + moments.count * float(mean_output.square().sum()),
+            num_tokens=moments.count,
+        )
+
+
+def statistics_of(
+    base_model: nn.Module,
+    blocks: Sequence[Block],
+    moments: dict[str, Moments],
+    *,
+    absorb_mean: bool = True,
+) -> list[BlockStatistics]:
+    """`BlockStatistics` of each block, in order."""
+    return [
+        BlockStatistics.of(
+            block, moments[block.name], linear(base_model, block.consumer), absorb_mean=absorb_mean
+        )
+        for block in blocks
+    ]
+
+
+def quadratic(gram: Tensor, weight: Tensor) -> float:
+    """``trace(W G W^T)``: squared Frobenius norm of ``A W^T`` from the Gram matrix of ``A``."""
+    return float(((weight @ gram) * weight).sum())
+
+
+def complement(kept: Tensor, size: int) -> Tensor:
+    """Indices in ``range(size)`` that are not in `kept`, ascending; int64."""
+    mask = torch.ones(size, dtype=torch.bool, device=kept.device)
+    mask[kept] = False
+    return mask.nonzero().squeeze(1)

@@ -1,0 +1,97 @@
+"""Targets: the fraction of what is kept, and of what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stat_prune.blocks import KINDS, Block
+from stat_prune.errors import TargetError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kept fraction, of all blocks together or of the blocks of one kind.
+
+    Attributes
+    ----------
+    fraction : float or mapping of {"heads", "neurons"} to float
+        In (0, 1]. A kind that a mapping does not name is kept whole.
+    """
+
+    fraction: float | Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if isinstance(self.fraction, Mapping):
+            unknown = set(self.fraction) - set(KINDS)
+            if unknown or not self.fraction:
+                raise TargetError(
+                    f"{name} takes a number or a mapping of 'heads' and 'neurons' to numbers, "
+                    f"got {dict(self.fraction)!r}."
+                )
+        for value in self.fractions().values():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TargetError(f"{name} takes a number in (0, 1], got {value!r}.")
+            if not 0 < value <= 1 or math.isnan(value):
+                raise TargetError(
+                    f"{name} is the fraction that is kept and must lie in (0, 1], got {value!r}."
+                    + (f" Did you mean {name}({value / 100:g})?" if 1 < value <= 100 else "")
+                )
+
+    def fractions(self) -> dict[str, float]:
+        """Kept fraction by kind, or ``{"all": fraction}``."""
+        if isinstance(self.fraction, Mapping):
+            return dict(self.fraction)
+        return {"all": self.fraction}
+
+    def budgets(self, blocks: list[Block]) -> list[tuple[list[Block], float]]:
+        """Which blocks share which fraction; blocks that are in no pair are kept whole."""
+        if not isinstance(self.fraction, Mapping):
+            return [(blocks, self.fraction)]
+        return [
+            ([block for block in blocks if block.kind == kind], value)
+            for kind, value in self.fraction.items()
+        ]
+
+
+@dataclass(frozen=True)
+class MACs(Target):
+    """Keep this fraction of the blocks' multiply-accumulates.
+
+    Embeddings, the pooler and the task head are not counted (Kwon et al. 2022 and their
+    successors count the same way); they cost what they cost before.
+
+    Attributes
+    ----------
+    fraction : float or mapping
+    seq_length : float, optional
+        Tokens a sequence, on which the share of attention depends. Default: the mean length of
+        the calibration set.
+    """
+
+    seq_length: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seq_length is not None and not self.seq_length > 0:
+            raise TargetError(f"seq_length is a number of tokens, got {self.seq_length!r}.")
+
+
+@dataclass(frozen=True)
+class Parameters(Target):
+    """Keep this fraction of the parameters of the blocks' linear layers (weights and biases).
+
+    Embeddings, normalisation, the pooler and the task head are not counted.
+    """
+
+
+@dataclass(frozen=True)
+class Tolerance(Target):
+    """Keep as few channels of each block as this relative error of its activations allows.
+
+    The error is STAT's epsilon: the relative Frobenius error ``||A - A_J T|| / ||A||`` of the
+    consumer's input, with the mean of the channels absorbed where the consumer has a bias.
+    A block that no smaller size serves is kept whole.
+    """
