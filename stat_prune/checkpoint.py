@@ -21,8 +21,8 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
 
     The class is a subclass of the model's stock class, with its name and its forward method;
     `save_pretrained` then also writes the modeling file and `auto_map`. A model whose config has
-    no record of layer sizes (``config.stat_prune``), or whose class is not from transformers
-    itself, stays what it is.
+    no record of layer sizes (``config.stat_prune``) is of its stock class again, and one whose
+    class is not from transformers itself stays what it is.
 
     Returns
     -------
@@ -30,13 +30,17 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
         The same object.
     """
     stock = _stock_class(model)
-    if not getattr(model.config, "stat_prune", None) or stock is None:
+    if stock is None:
         return model
-    model.__class__ = getattr(modeling_stat_prune, stock.__name__)
-    model.config.auto_map = {
-        auto_class: f"modeling_stat_prune.{model_class}"
-        for auto_class, model_class in modeling_stat_prune.auto_classes(type(model.config)).items()
-    }
+    if getattr(model.config, "stat_prune", None):
+        model.__class__ = getattr(modeling_stat_prune, stock.__name__)
+        classes = modeling_stat_prune.auto_classes(type(model.config))
+        model.config.auto_map = {
+            auto: f"modeling_stat_prune.{made}" for auto, made in classes.items()
+        }
+    elif type(model) is not stock:
+        model.__class__ = stock
+        del model.config.auto_map
     return model
 
 
