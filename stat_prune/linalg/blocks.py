@@ -139,9 +139,7 @@ class _Schur:
         rows = self.matrix.view(self.groups, size, -1)
         columns = self.seen.view(-1, self.groups, size).transpose(0, 1)
         reduction = torch.bmm(rows, columns)
-        return torch.stack(
-            [(self._pinv(b) * reduction[b].T).sum() for b in range(self.groups)]
-        )
+        return torch.stack([(self._pinv(b) * reduction[b].T).sum() for b in range(self.groups)])
 
     def _pinv(self, group: int) -> Float64[Tensor, "b b"]:
         block = diagonal_blocks(self.matrix, self.groups)[group]

@@ -156,3 +156,21 @@ def check_columns(columns: object, num_channels: int, device: torch.device) -> T
         if index.unique().numel() != index.numel():
             raise ValueError("`columns` must be distinct, got a column more than once.")
     return index
+
+
+def check_count(value: object, name: str) -> int:
+    """Return `value` if it is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an int, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be positive, got {value}.")
+    return value
+
+
+def check_seed(value: object, name: str = "seed") -> int:
+    """Return `value` if it is a non-negative integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an int, got {value!r}.")
+    if value < 0:
+        raise ValueError(f"`{name}` must not be negative, got {value}.")
+    return value

@@ -1,101 +1,19 @@
-"""Pivoted Cholesky factorisation of a Gram matrix: one decomposition for every rank."""
+"""Pivoted Cholesky factorisation of a Gram matrix."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float64, Int64
 from scipy.linalg import lapack
 from torch import Tensor
 
-from .checks import check_column_weights, check_gram, check_number, check_rank, check_weight
+from .blocked import blocked_cholesky
+from .checks import check_column_weights, check_gram, check_number, check_rank, check_seed
+from .factor import PivotedCholesky
 
-_BLOCK = 64
-
-
-@dataclass
-class PivotedCholesky:
-    """G ≈ F Fᵀ with F lower triangular in pivot order.
-
-    Attributes
-    ----------
-    order : Tensor of shape (m,), int64
-        The r pivots in pivot order, then the columns never chosen.
-    factor : Tensor of shape (m, r), float64
-        F, its rows in the original order of the columns: `factor[order[:r]]` is lower triangular.
-    rank : int
-        r: the numerical rank, or `max_rank` where that is smaller.
-    remainder : Tensor of shape (m,), float64
-        Diagonal of G - F Fᵀ: the squared norms that r pivots leave.
-    gram : Tensor of shape (m, m) or None
-        The matrix that was factored (not a copy); None if it was overwritten.
-    """
-
-    order: Int64[Tensor, " m"]
-    factor: Float64[Tensor, "m r"]
-    rank: int
-    remainder: Float64[Tensor, " m"]
-    gram: Float64[Tensor, "m m"] | None = None
-
-    def residual_curve(self, weight: Tensor | None = None) -> Float64[Tensor, "{self.rank}+1"]:
-        """Squared Frobenius error ‖(A - A_J T) Wᵀ‖² after keeping the first k pivots, k = 0..r.
-
-        With S_k the Schur complement after k pivots this is tr(W S_k Wᵀ), the sum of
-        ‖W F[:, j]‖² over j >= k, and what lies beyond rank r.
-
-        Parameters
-        ----------
-        weight : Tensor of shape (d, m), optional
-            W, any floating-point dtype. Default: the identity.
-
-        Returns
-        -------
-        Tensor of shape (r + 1,), float64
-            Non-increasing, in the squared unit of the columns (times that of `weight`).
-        """
-        if weight is None:
-            energy = torch.linalg.vector_norm(self.factor, dim=0).square()
-            beyond = self.remainder.sum()
-        else:
-            matrix = check_weight(weight, len(self.order), self.factor.device)
-            energy = torch.linalg.vector_norm(matrix @ self.factor, dim=0).square()
-            beyond = self._beyond(matrix, energy.sum())
-        tails = torch.cat([energy, beyond.reshape(1)]).flip(0).cumsum(0).flip(0)
-        return tails
-
-    def _beyond(self, weight: Float64[Tensor, "d m"], seen: Tensor) -> Tensor:
-        """tr(W S_r Wᵀ): exactly where rank was cut short, else from the diagonal of S_r."""
-        if self.gram is not None and float(self.remainder.sum()) > 0:
-            total = ((weight @ self.gram) * weight).sum()
-            return (total - seen).clamp(min=0.0)
-        return self.remainder @ weight.square().sum(dim=0)
-
-    def interpolation(self, rank: int) -> Float64[Tensor, "{rank} m"]:
-        """Least-squares T of A ≈ A[:, order[:k]] T, from triangular solves with the factor.
-
-        Parameters
-        ----------
-        rank : int
-            k, the number of columns kept, in 0..m. Columns kept beyond the numerical rank r stand
-            for themselves and serve no other column.
-
-        Returns
-        -------
-        Tensor of shape (k, m), float64
-            Exactly the identity on the kept columns `order[:k]`.
-        """
-        m = len(self.order)
-        check_rank(rank, m)
-        used = min(rank, self.rank)
-        kept, rest = self.order[:rank], self.order[rank:]
-        interpolation = self.factor.new_zeros(rank, m)
-        triangle = self.factor[kept[:used], :used]
-        interpolation[:used, rest] = torch.linalg.solve_triangular(
-            triangle.T, self.factor[rest, :used].T, upper=True
-        )
-        interpolation[torch.arange(rank, device=kept.device), kept] = 1.0
-        return interpolation
+_CHUNK = 256
 
 
 def pivoted_cholesky(
@@ -142,88 +60,116 @@ def pivoted_cholesky(
     Higham (2002), Accuracy and Stability of Numerical Algorithms, 2nd ed., section 10.3; Lucas
     (2004), LAPACK-style codes for level 2 and 3 pivoted Cholesky factorizations, LAWN 161.
     """
+    factorise = _lapack if check_gram(gram).device.type == "cpu" else blocked_cholesky
+    return _factor(gram, factorise, column_weights, max_rank, tolerance, overwrite)
+
+
+def randomly_pivoted_cholesky(
+    gram: Tensor,
+    *,
+    column_weights: Tensor | None = None,
+    max_rank: int | None = None,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+) -> PivotedCholesky:
+    """Factor a Gram matrix by Cholesky with pivots drawn at random [1]_.
+
+    Each pivot is drawn with probability proportional to what is left of the diagonal. For rank k
+    within expected trace error (1 + ε) times the best rank-r error, k = r/ε + r log(1/(ε η))
+    pivots suffice, η being the best relative error ([1]_, theorem 2.3); greedy pivoting has no
+    such bound.
+
+    Parameters
+    ----------
+    gram, column_weights, max_rank, tolerance, overwrite
+        As of `pivoted_cholesky`.
+    seed : int
+        Determines the draw, on each kind of device.
+
+    Returns
+    -------
+    PivotedCholesky
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `pivoted_cholesky`.
+
+    References
+    ----------
+    .. [1] Chen, Epperly, Tropp and Webber (2025), Randomly pivoted Cholesky: practical
+       approximation of a kernel matrix with few entry evaluations, Comm. Pure Appl. Math. 78(5).
+    """
     check_gram(gram)
+    generator = torch.Generator(device=gram.device).manual_seed(check_seed(seed))
+
+    def factorise(
+        work: Float64[Tensor, "m m"], threshold: float, limit: int
+    ) -> tuple[Float64[Tensor, "m r"], Int64[Tensor, " m"]]:
+        def draw(remaining: Tensor) -> Tensor:
+            weights = torch.where(remaining > threshold, remaining, 0.0)
+            # Nothing left: any pivot does, for the factorisation ends there.
+            weights += (weights.sum() == 0).to(weights.dtype)
+            return torch.multinomial(weights, 1, generator=generator)
+
+        return blocked_cholesky(work, threshold, limit, draw)
+
+    return _factor(gram, factorise, column_weights, max_rank, tolerance, overwrite)
+
+
+def _factor(
+    gram: Float64[Tensor, "m m"],
+    factorise: Callable[[Tensor, float, int], tuple[Tensor, Tensor]],
+    column_weights: Tensor | None,
+    max_rank: int | None,
+    tolerance: float | None,
+    overwrite: bool,
+) -> PivotedCholesky:
+    """Scale by the column weights, factor, and take the scaling back out."""
     m = len(gram)
     limit = m if max_rank is None else check_rank(max_rank, m, "max_rank")
     relative = m * torch.finfo(torch.float64).eps
     if tolerance is not None:
         relative = max(check_number(tolerance, "tolerance", strict=True), relative)
     diagonal = gram.diagonal().clone()
-    if column_weights is None:
-        weights = torch.ones_like(diagonal)
-    else:
+    weights = torch.ones_like(diagonal)
+    if column_weights is not None:
         weights = check_column_weights(column_weights, m, gram)
         weights = weights / weights.max().clamp(min=torch.finfo(torch.float64).tiny)
     silent = (weights == 0).nonzero().squeeze(1)
     silent_rows = gram[silent]
     work = gram if overwrite else gram.clone()
-    work *= weights
-    work *= weights[:, None]
-    threshold = float(work.diagonal().max()) * relative
-
-    factorise = _lapack if gram.device.type == "cpu" else blocked_cholesky
-    factor, order = factorise(work, threshold, limit)
+    if column_weights is not None:
+        work *= weights
+        work *= weights[:, None]
+    factor, order = factorise(work, float(work.diagonal().max()) * relative, limit)
     rank = factor.shape[1]
-    weights[silent] = 1.0
-    factor /= weights[:, None]
-    # Columns of weight zero had no say in the pivots; their rows of the factor follow from G.
     pivots = order[:rank]
-    factor[silent] = torch.linalg.solve_triangular(
-        factor[pivots], silent_rows[:, pivots].T, upper=False
-    ).T
+    if column_weights is not None:
+        weights[silent] = 1.0
+        factor /= weights[:, None]
+        # Columns of weight zero had no say in the pivots; their rows of the factor follow from G.
+        factor[silent] = torch.linalg.solve_triangular(
+            factor[pivots], silent_rows[:, pivots].T, upper=False
+        ).T
     remainder = diagonal - torch.linalg.vector_norm(factor, dim=1).square()
     remainder[pivots] = 0.0
-    return PivotedCholesky(order, factor, rank, remainder.clamp_(min=0.0), None if overwrite else gram)
+    return PivotedCholesky(
+        order, factor, rank, remainder.clamp_(min=0.0), None if overwrite else gram
+    )
 
 
 def _lapack(
     work: Float64[Tensor, "m m"], threshold: float, limit: int
 ) -> tuple[Float64[Tensor, "m r"], Int64[Tensor, " m"]]:
-    """Factor and order by LAPACK's dpstrf; `work` is overwritten."""
+    """Factor and order by LAPACK's dpstrf; the factor takes the memory of `work`."""
     # The transpose of a C-ordered symmetric matrix is the Fortran-ordered matrix LAPACK wants;
     # its upper factor U, read back in C order, is the lower factor.
     packed, pivots, rank, _ = lapack.dpstrf(work.numpy().T, tol=threshold, overwrite_a=1)
-    rank = min(int(rank), limit)
-    lower = torch.from_numpy(packed.T)
     order = torch.from_numpy(pivots.astype("int64")) - 1
-    factor = lower.new_empty(len(order), rank)
-    factor[order] = lower[:, :rank].tril()
+    factor = torch.from_numpy(packed.T)[:, : min(int(rank), limit)]
+    factor.tril_()
+    for columns in factor.split(_CHUNK, dim=1):
+        columns[order] = columns.clone()
     return factor, order
-
-
-def blocked_cholesky(
-    work: Float64[Tensor, "m m"], threshold: float, limit: int
-) -> tuple[Float64[Tensor, "m r"], Int64[Tensor, " m"]]:
-    """Factor and order in torch, on any device; `work` is overwritten by the Schur complement.
-
-    Rows are not swapped: the pivot's row of the Schur complement is read where it lies, so that
-    no step waits for the device. One synchronisation a block finds out whether rank ran out.
-    """
-    m = len(work)
-    factor = work.new_zeros(m, limit)
-    order = torch.empty(limit, dtype=torch.int64, device=work.device)
-    remaining = work.diagonal().clone()
-    rank = 0
-    for start in range(0, limit, _BLOCK):
-        stop = min(start + _BLOCK, limit)
-        panel = factor[:, start:stop]
-        found = torch.empty(stop - start, dtype=torch.float64, device=work.device)
-        for j in range(stop - start):
-            pivot = remaining.argmax().reshape(1)
-            value = remaining[pivot]
-            row = work[pivot].squeeze(0)
-            column = torch.addmv(row, panel[:, :j], panel[pivot, :j].squeeze(0), alpha=-1.0)
-            column *= (remaining > -torch.inf) * value.clamp(min=threshold).rsqrt()
-            panel[:, j] = column
-            remaining -= column.square()
-            remaining[pivot] = -torch.inf
-            order[start + j], found[j] = pivot[0], value[0]
-        valid = int((found > threshold).long().cumprod(0).sum())
-        rank = start + valid
-        if valid < stop - start:
-            break
-        work.addmm_(panel, panel.T, alpha=-1.0)
-    chosen = torch.zeros(m, dtype=torch.bool, device=work.device)
-    chosen[order[:rank]] = True
-    rest = (~chosen).nonzero().squeeze(1)
-    return factor[:, :rank].contiguous(), torch.cat([order[:rank], rest])

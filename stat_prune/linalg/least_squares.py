@@ -8,7 +8,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .checks import check_columns, check_gram, check_number
+from .checks import (
+    check_columns,
+    check_finite,
+    check_gram,
+    check_matrix,
+    check_number,
+    check_same_device,
+)
 from .errors import NumericalWarning
 
 _EPS = torch.finfo(torch.float64).eps
@@ -64,6 +71,119 @@ def interpolation_from_gram(
     return result
 
 
+def least_squares_from_moments(
+    gram: Tensor,
+    cross: Tensor,
+    *,
+    ridge: float = 0.0,
+    max_entry: float | None = None,
+    holdout: tuple[Tensor, Tensor] | None = None,
+) -> Float64[Tensor, "k d"]:
+    """Least-squares B of X B ≈ Y, from XᵀX and XᵀY.
+
+    Parameters
+    ----------
+    gram : Tensor of shape (k, k), float64
+        XᵀX, for instance of `CrossMoments.normal_equations` or a part of `Moments.gram`; or of
+        the rows of a sketch.
+    cross : Tensor of shape (k, d), float64
+        XᵀY.
+    ridge : float
+        Added to the diagonal of XᵀX after the columns of X are scaled to unit norm.
+    max_entry : float, optional
+        Bound on |B_ij|: columns that exceed it are solved again with the smallest ridge, in steps
+        of ten, that keeps them within.
+    holdout : tuple of Tensor, optional
+        XᵀX and XᵀY of rows held out. The ridge is then the one, at least `ridge`, whose solution
+        from `gram` and `cross` does best on them; B is solved with it on all rows together.
+
+    Returns
+    -------
+    Tensor of shape (k, d), float64
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is malformed, out of range or not finite.
+
+    Warns
+    -----
+    NumericalWarning
+        If XᵀX is rank-deficient (then B is the solution of least norm for columns of X scaled to
+        unit norm, with the rank stated), if held-out rows chose a ridge, or if entries had to be
+        bounded.
+    """
+    check_number(ridge, "ridge")
+    _check_system(gram, cross, "gram", "cross")
+    if holdout is None:
+        return solve_normal(gram.clone(), cross, ridge, max_entry)
+    held_gram, held_cross = holdout
+    _check_system(held_gram, held_cross, "holdout[0]", "holdout[1]")
+    if held_cross.shape != cross.shape:
+        raise ValueError(
+            f"`holdout` must have the shapes of `gram` and `cross`, got {tuple(held_cross.shape)} "
+            f"for XᵀY against {tuple(cross.shape)}."
+        )
+    chosen = max(ridge, held_out_ridge(gram, cross, held_gram, held_cross))
+    if chosen > ridge:
+        warnings.warn(
+            f"Held-out rows chose a ridge of {chosen:.1e} (relative to the squared norms of the "
+            f"{len(gram)} columns).",
+            NumericalWarning,
+            stacklevel=2,
+        )
+    return solve_normal(gram + held_gram, cross + held_cross, chosen, max_entry)
+
+
+def _check_system(gram: Tensor, cross: Tensor, gram_name: str, cross_name: str) -> None:
+    check_gram(gram, gram_name)
+    check_matrix(cross, cross_name)
+    check_same_device(cross, cross_name, gram.device)
+    if len(cross) != len(gram) or cross.dtype != torch.float64:
+        raise ValueError(
+            f"`{cross_name}` must be float64 with {len(gram)} rows, got {cross.dtype} of shape "
+            f"{tuple(cross.shape)}."
+        )
+    check_finite(cross, cross_name)
+
+
+def held_out_ridge(
+    gram: Float64[Tensor, "k k"],
+    cross: Float64[Tensor, "k d"],
+    held_gram: Float64[Tensor, "k k"],
+    held_cross: Float64[Tensor, "k d"],
+) -> float:
+    """The ridge, zero or in steps of sqrt(10) from rounding error to one, best on held-out rows.
+
+    In the eigenbasis of the scaled XᵀX, B(λ) = V diag(φ) P with P = VᵀXᵀY and
+    φ_i = 1/(λ_i + λ); so the squared error on held-out rows is a constant plus
+    φᵀ(PPᵀ ∘ VᵀGV)φ - 2 φᵀ rowsum(P ∘ VᵀC), and each λ costs k² operations only.
+    """
+    scale = unit_scale(gram)
+    values, vectors = torch.linalg.eigh(gram * scale * scale[:, None])
+    vectors = vectors * scale[:, None]
+    projected = vectors.T @ cross
+    linear = (projected * (vectors.T @ held_cross)).sum(dim=1)
+    quadratic = (projected @ projected.T) * (vectors.T @ held_gram @ vectors)
+    cutoff = len(gram) * _EPS * float(values[-1])
+
+    def error(ridge: float) -> float:
+        inverse = torch.where(values > cutoff, 1.0 / (values + ridge), 0.0)
+        return float(inverse @ quadratic @ inverse - 2.0 * (inverse @ linear))
+
+    return min([0.0, *(10.0 ** (step / 2) for step in range(-26, 1))], key=error)
+
+
+def unit_scale(gram: Float64[Tensor, "k k"]) -> Float64[Tensor, " k"]:
+    """What scales the columns of X to unit norm; 1 for columns that are zero.
+
+    No diagonal scaling is better by more than a factor of k in the condition number (van der
+    Sluis, 1969), and columns of 1e-30 and of 1e30 are then alike.
+    """
+    diagonal = gram.diagonal()
+    return torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+
+
 def solve_normal(
     normal: Float64[Tensor, "k k"],
     cross: Float64[Tensor, "k d"],
@@ -73,10 +193,7 @@ def solve_normal(
     """Solve `normal` X = `cross` for positive semi-definite `normal`, which is overwritten."""
     if not len(normal):
         return cross.clone()
-    # Unit diagonal: the best scaling but for a factor of k (van der Sluis, 1969), and columns of
-    # 1e-30 and of 1e30 are then alike.
-    diagonal = normal.diagonal()
-    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+    scale = unit_scale(normal)
     normal = normal.mul_(scale).mul_(scale[:, None])
     right = cross * scale[:, None]
     normal.diagonal().add_(ridge)
