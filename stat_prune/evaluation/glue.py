@@ -1,0 +1,263 @@
+"""GLUE: the tasks, their readers, and the scores that the benchmark defines.
+
+References
+----------
+.. [1] Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
+   Understanding", ICLR 2019.
+.. [2] Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", NeurIPS 2022
+   (arXiv:2204.09656): the average sequence lengths at which MACs are counted.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from stat_prune.errors import DataError
+from stat_prune.evaluation.forward import Text, forward_texts
+
+HUB_NAME = "nyu-mll/glue"
+HUB_SPLITS = {"train": "train", "dev": "validation"}
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """One task.
+
+    Attributes
+    ----------
+    columns : tuple of str
+        Of the texts.
+    metrics : tuple of str
+        Names of the scores, the one usually quoted first.
+    labels : tuple of str
+        Class names in the order of the class numbers; empty for a regression and where the files
+        have numbers.
+    average_length : float or None
+        Tokens a sequence at which MACs are counted, padding not counted [2]_.
+    """
+
+    columns: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
+    labels: tuple[str, ...] = ()
+    average_length: float | None = None
+
+
+ENTAILMENT = ("entailment", "not_entailment")
+
+GLUE_TASKS = {
+    "cola": GlueTask(("sentence",), ("matthews",)),
+    "sst2": GlueTask(("sentence",), average_length=25.16),
+    "mrpc": GlueTask(("sentence1", "sentence2"), ("accuracy", "f1"), average_length=53.24),
+    "stsb": GlueTask(("sentence1", "sentence2"), ("spearman", "pearson"), average_length=31.47),
+    "qqp": GlueTask(("question1", "question2"), ("accuracy", "f1"), average_length=30.55),
+    "mnli": GlueTask(
+        ("premise", "hypothesis"),
+        labels=("entailment", "neutral", "contradiction"),
+        average_length=39.05,
+    ),
+    "qnli": GlueTask(("question", "sentence"), labels=ENTAILMENT, average_length=50.97),
+    "rte": GlueTask(("sentence1", "sentence2"), labels=ENTAILMENT),
+}
+
+# Headers of the original files that differ from the names above.
+FILE_COLUMNS = {
+    "#1 String": "sentence1",
+    "#2 String": "sentence2",
+    "Quality": "label",
+    "score": "label",
+    "gold_label": "label",
+    "is_duplicate": "label",
+}
+COLA_COLUMNS = ("source", "label", "mark", "sentence")  # its files have no header
+
+
+@dataclass(frozen=True)
+class GlueData:
+    """Texts and labels of one split.
+
+    Attributes
+    ----------
+    texts : list of str or of pairs of str
+    labels : ndarray of shape (n_texts,), int64, or float64 (STS-B, 0 to 5)
+    """
+
+    texts: list[Text]
+    labels: np.ndarray
+
+    def head(self, limit: int | None) -> GlueData:
+        """The first `limit` examples."""
+        return GlueData(self.texts[:limit], self.labels[:limit])
+
+
+def read_glue(task: str, folder: str | Path | None = None, *, split: str = "dev") -> GlueData:
+    """Read one split of a GLUE task.
+
+    Parameters
+    ----------
+    task : str
+        A key of `GLUE_TASKS`.
+    folder : path, optional
+        Holding ``<task>/<split>.tsv`` with the columns of the original files. Default: the Hub's
+        copy, or its cache.
+    split : {"train", "dev"}
+        For MNLI ``"dev"`` is the matched part.
+
+    Raises
+    ------
+    DataError
+        If the task is unknown, or its data cannot be found or read.
+    """
+    known = _task(task)
+    if split not in HUB_SPLITS:
+        raise DataError(f"split must be one of {', '.join(HUB_SPLITS)}, got {split!r}.")
+    rows = _hub_rows(task, split) if folder is None else _file_rows(task, Path(folder), split)
+    try:
+        texts = [tuple(row[name] for name in known.columns) for row in rows]
+        labels = [_label(row["label"], known) for row in rows]
+    except (KeyError, ValueError) as error:
+        raise DataError(f"The {split} split of {task} is not as GLUE publishes it: {error}.") from (
+            error
+        )
+    return GlueData(
+        [text if len(text) == 2 else text[0] for text in texts],
+        np.array(labels, dtype=np.float64 if task == "stsb" else np.int64),
+    )
+
+
+def evaluate_glue(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    data: GlueData | str | Path | None = None,
+    *,
+    limit: int | None = None,
+    batch_size: int = 32,
+    max_seq_length: int | None = None,
+) -> dict[str, float]:
+    """Score a sequence classification (for STS-B: regression) model on a task's dev split.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With one output for STS-B, else one a class. Classes are matched by name where the model's
+        ``config.label2id`` has the task's names, else by number.
+    tokenizer : PreTrainedTokenizerBase
+    task : str
+        A key of `GLUE_TASKS`.
+    data : GlueData or path, optional
+        What to score on, or the folder for `read_glue`.
+    limit : int, optional
+        Only the first so many examples.
+    batch_size : int
+    max_seq_length : int, optional
+        In tokens.
+
+    Returns
+    -------
+    dict of str to float
+        The task's scores, between -1 and 1, and ``num_examples``.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read, or the model has not as many outputs as the task has classes.
+    """
+    known = _task(task)
+    if not isinstance(data, GlueData):
+        data = read_glue(task, data)
+    data = data.head(limit)
+    logits = forward_texts(
+        model,
+        tokenizer,
+        data.texts,
+        read=lambda output, _batch: output.logits.float(),
+        batch_size=batch_size,
+        max_seq_length=max_seq_length,
+    ).numpy()
+    outputs = 1 if task == "stsb" else max(len(known.labels), 2)
+    if logits.ndim != 2 or logits.shape[1] != outputs:
+        raise DataError(
+            f"{task} needs a sequence classification model with {outputs} output(s), "
+            f"but this {type(model).__name__} gives logits of shape {logits.shape[1:]} a text."
+        )
+    scores = glue_scores(task, data.labels, _predictions(logits, known, model.config))
+    return {**scores, "num_examples": len(data.texts)}
+
+
+def glue_scores(task: str, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """The scores of a task.
+
+    Parameters
+    ----------
+    task : str
+    labels, predictions : ndarray of shape (n,)
+        Class numbers; for STS-B real numbers on any increasing scale.
+    """
+    functions = {
+        "accuracy": accuracy_score,
+        "f1": f1_score,
+        "matthews": matthews_corrcoef,
+        "spearman": lambda a, b: spearmanr(a, b).statistic,
+        "pearson": lambda a, b: pearsonr(a, b).statistic,
+    }
+    return {name: float(functions[name](labels, predictions)) for name in _task(task).metrics}
+
+
+def _task(name: str) -> GlueTask:
+    if name not in GLUE_TASKS:
+        raise DataError(f"Unknown GLUE task {name!r}; there are {', '.join(GLUE_TASKS)}.")
+    return GLUE_TASKS[name]
+
+
+def _predictions(logits: np.ndarray, task: GlueTask, config: PreTrainedConfig) -> np.ndarray:
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    by_name = {name.lower(): int(number) for name, number in (config.label2id or {}).items()}
+    if task.labels and set(by_name) == set(task.labels):
+        logits = logits[:, [by_name[name] for name in task.labels]]
+    return logits.argmax(axis=1)
+
+
+def _label(value: Any, task: GlueTask) -> float:
+    if value in task.labels:
+        return task.labels.index(value)
+    return float(value)
+
+
+def _hub_rows(task: str, split: str) -> Sequence[dict[str, Any]]:
+    name = HUB_SPLITS[split]
+    if task == "mnli" and split == "dev":
+        name = "validation_matched"
+    try:
+        return list(datasets.load_dataset(HUB_NAME, task, split=name))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{HUB_NAME} cannot be loaded ({error}). Without access to the Hub, name a folder that "
+            f"holds {task}/{split}.tsv."
+        ) from error
+
+
+def _file_rows(task: str, folder: Path, split: str) -> Sequence[dict[str, Any]]:
+    path = folder / task / f"{split}.tsv"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            # GLUE's files know no quoting: a quotation mark is text.
+            reader = csv.DictReader(
+                file,
+                fieldnames=COLA_COLUMNS if task == "cola" else None,
+                delimiter="\t",
+                quoting=csv.QUOTE_NONE,
+            )
+            return [{FILE_COLUMNS.get(k, k): v for k, v in row.items()} for row in reader]
+    except OSError as error:
+        raise DataError(f"There is no {path}: {error.strerror}.") from error
