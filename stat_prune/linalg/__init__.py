@@ -5,10 +5,13 @@ Depends on torch, NumPy, SciPy, scikit-learn and jaxtyping only.
 
 from .blocks import BlockPivoting, block_pivoting
 from .cholesky import pivoted_cholesky, randomly_pivoted_cholesky
+from .decomposition import InterpolativeDecomposition
 from .errors import NumericalWarning
 from .factor import PivotedCholesky
+from .interpolative import interpolative_decomposition
 from .least_squares import interpolation_from_gram, least_squares_from_moments
 from .moments import CrossMoments, Moments
+from .norms import spectral_norm
 from .sketches import CountSketch, GaussianSketch, SparseSketch
 from .tsqr import TSQR
 
@@ -18,13 +21,16 @@ __all__ = [
     "CountSketch",
     "CrossMoments",
     "GaussianSketch",
+    "InterpolativeDecomposition",
     "Moments",
     "NumericalWarning",
     "PivotedCholesky",
     "SparseSketch",
     "block_pivoting",
     "interpolation_from_gram",
+    "interpolative_decomposition",
     "least_squares_from_moments",
     "pivoted_cholesky",
     "randomly_pivoted_cholesky",
+    "spectral_norm",
 ]

@@ -69,7 +69,11 @@ def _geqp3(
     """R (its columns in pivot order, not weighted) and the order; |diag R| weighted falls."""
     host = matrix.cpu().numpy()
     scaled = host if column_weights is None else host * column_weights.cpu().numpy()
-    packed, pivots, tau, _, _ = lapack.dgeqp3(np.asfortranarray(scaled), overwrite_a=scaled is not host)
+    # Always a copy, so that the caller's matrix survives.
+    scaled = np.array(scaled, order="F")
+    # The default workspace would make LAPACK run its unblocked algorithm.
+    lwork = int(lapack.dgeqp3(scaled, lwork=-1)[3][0])
+    packed, pivots, tau, _, _ = lapack.dgeqp3(scaled, lwork=lwork, overwrite_a=1)
     order = pivots.astype(np.int64) - 1
     rows = min(host.shape)
     if column_weights is None:

@@ -68,7 +68,7 @@ def spectral_norm(
 
 
 def _steps(size: int, accuracy: float, failure_probability: float) -> int:
-    """q for θ = (1 + accuracy)²: 16 log(0.8 sqrt(m) θ^(-q/2)) <= log(failure probability)."""
+    """The q for θ = (1 + accuracy)²: 16 log(0.8 sqrt(m) θ^(-q/2)) <= log(failure)"""
     needed = math.log(0.8 * math.sqrt(size)) - math.log(failure_probability) / _PROBES
     return max(2, math.ceil(needed / math.log1p(accuracy)))
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from .checks import check_number
 from .cpqr import column_pivoted_qr, factor_of
+from .errors import NumericalWarning
 from .factor import PivotedCholesky
+
+_PASSES = 10
 
 
 def strong_rrqr(
@@ -57,12 +62,18 @@ def strong_rrqr(
     scaled = triangle if column_weights is None else triangle * column_weights
     if kept in (0, len(order)):
         return start
-    while True:
-        exchange = _exchange_matrix(scaled, order, kept)
-        swaps = _swap(exchange, order := order.clone(), kept, bound)
-        # The swaps were decided on updated matrices; accept only what fresh ones confirm.
+    # Swaps are decided on updated matrices; only what a fresh one confirms is accepted.
+    for _ in range(_PASSES):
+        order, swaps = _swap(_exchange_matrix(scaled, order, kept), order.clone(), kept, bound)
         if not swaps:
             break
+    else:
+        warnings.warn(
+            f"Strong rank-revealing QR at rank {kept} still found columns to swap after {_PASSES} "
+            f"passes: rounding hides the bound of {bound:g}. Ask for a smaller rank.",
+            NumericalWarning,
+            stacklevel=3,
+        )
     return _refactor(triangle, scaled, order, kept)
 
 
@@ -86,8 +97,8 @@ def _exchange_matrix(
 
 def _swap(
     exchange: Float64[Tensor, "m m"], order: Int64[Tensor, " m"], kept: int, bound: float
-) -> int:
-    """Swap while the volume grows by more than `bound`; both arguments follow. Number of swaps.
+) -> tuple[Int64[Tensor, " m"], int]:
+    """Swap while the volume grows by more than `bound`: the new order and the number of swaps.
 
     Keeping j instead of i multiplies the volume by ρ, ρ² = T_ij² + H_ii S_jj (Gu and Eisenstat,
     lemma 3.1), and is a principal pivot on rows and columns {i, j} of the exchange matrix, whose
@@ -101,7 +112,7 @@ def _swap(
         best = int(growth.argmax())
         i, j = divmod(best, growth.shape[1])
         if float(growth[i, j]) <= bound**2:
-            return swaps
+            return order, swaps
         pair = torch.tensor([i, kept + j], device=exchange.device)
         _principal_pivot(exchange, pair)
         # i is now out and j in: they trade places.

@@ -42,7 +42,7 @@ class TSQR(RowStream):
 
     @property
     def r(self) -> Float64[Tensor, "m m"]:
-        """R, of shape (m, m), float64, upper triangular; with fewer rows than m, zero below them."""
+        """R, of shape (m, m), float64, upper triangular."""
         self._settle()
         return self._triangle
 
