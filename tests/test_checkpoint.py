@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import multiprocessing
-import os
 import pickle
 import random
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -20,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from isolation import outputs_without_stat_prune
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -42,7 +40,6 @@ PROCESSES.set_forkserver_preload(
     ["stat_prune.checkpoint", "transformers.trainer", "transformers.models.bert.modeling_bert"]
 )
 
-ROOT = Path(stat_prune.__file__).parents[1]
 IDS = torch.tensor([[5, 9, 3, 17, 8, 2, 30, 11], [4, 4, 21, 39, 6, 12, 7, 1]])
 
 ENCODER = {
@@ -136,44 +133,18 @@ def test_auto_classes_give_the_saved_model_to_the_bit(tmp_path, class_name, auto
     assert_same_model(loaded, model)
 
 
-LOAD_WITHOUT_STAT_PRUNE = """
-import importlib.util, json, sys
-import torch, transformers
-assert importlib.util.find_spec("stat_prune") is None
-for folder, auto_class in json.loads(sys.argv[1]):
-    model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
-    with torch.no_grad():
-        output = model(input_ids=torch.tensor(json.loads(sys.argv[2])))[0]
-    torch.save(output, folder + "/output.pt")
-assert "stat_prune" not in sys.modules
-"""
-
-
 def test_the_folder_loads_bit_equal_where_stat_prune_cannot_be_imported(tmp_path):
-    models = {}
+    folders, expected = [], []
     for class_name, auto_class, dtype in CLASSES:
-        folder = tmp_path / class_name / "out"  # the same last name, as transformers caches by it
-        models[str(folder), auto_class] = model = pruned(class_name, dtype)
-        save_checkpoint(folder, model=model)
-    subprocess.run(
-        # -I: neither the working directory nor PYTHONPATH can lead to stat_prune.
-        [sys.executable, "-I", "-c", blocked(LOAD_WITHOUT_STAT_PRUNE)]
-        + [json.dumps(list(models)), json.dumps(IDS.tolist())],
-        check=True,
-        cwd=tmp_path,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
-    )
-    for (folder, _), model in models.items():
-        assert torch.equal(torch.load(Path(folder, "output.pt")), output(model)), folder
-
-
-def blocked(script: str) -> str:
-    """`script`, unable to import stat_prune even where it is installed."""
-    return (
-        "import sys\n"
-        f"sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}]\n"
-        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]\n" + script
-    )
+        model = pruned(class_name, dtype)
+        # The same last name, as transformers caches modeling files by it.
+        folders.append((tmp_path / class_name / "out", auto_class))
+        expected.append(output(model))
+        save_checkpoint(folders[-1][0], model=model)
+    for actual, wanted in zip(
+        outputs_without_stat_prune(folders, IDS, tmp_path), expected, strict=True
+    ):
+        assert torch.equal(actual, wanted)
 
 
 def test_a_head_class_folder_also_gives_the_base_model_and_a_new_head(tmp_path):

@@ -1,0 +1,52 @@
+"""What every test of the contract shares: a family or a decoder, a little text, `prune`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from families import DECODERS, FAMILIES
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import stat_prune
+from stat_prune.result import PruningResult
+
+Prune = Callable[..., PruningResult]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `family` once a family, one for `decoder` once a decoder."""
+    for name, families in (("family", FAMILIES), ("decoder", DECODERS)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, families, ids=lambda family: family.name)
+
+
+@pytest.fixture(scope="session")
+def texts(word_tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """80 word salads of 3 to 16 words."""
+    words = [word for word in word_tokenizer.get_vocab() if not word.startswith("[")]
+    source = random.Random(0)
+    return [" ".join(source.choices(sorted(words), k=source.randint(3, 16))) for _ in range(80)]
+
+
+@pytest.fixture(scope="session")
+def inputs(word_tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, Tensor]:
+    """Eight held-out sequences of one length."""
+    words = " ".join(texts).split()
+    held_out = [" ".join(words[i : i + 12]) for i in range(0, 96, 12)]
+    encoded = word_tokenizer(held_out, return_tensors="pt")
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+@pytest.fixture(scope="session")
+def prune(word_tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Prune:
+    """`stat_prune.prune` on the texts, in silence."""
+
+    def run(model: PreTrainedModel, target: Any, dataset: Any = texts, **settings: Any):
+        settings = {"tokenizer": word_tokenizer, "progress": False} | settings
+        return stat_prune.prune(model, dataset, target=target, **settings)
+
+    return run

@@ -1,0 +1,186 @@
+"""Bad input is one clear error, before any work is lost, and leaves the model as it was."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from families import FAMILIES, Family
+from test_models import assert_untouched
+from torch import nn
+from transformers import PreTrainedModel
+
+from stat_prune import MACs, Parameters, StatPruneError, Tolerance
+from stat_prune.errors import (
+    CalibrationWarning,
+    DataError,
+    ModelError,
+    NonFiniteActivationsError,
+    SaveError,
+    TargetError,
+    UnsupportedArchitectureError,
+)
+
+BERT, LLAMA = FAMILIES[0], FAMILIES[4]
+PADDING = {"input_ids": torch.zeros(2, 5, dtype=torch.int64)}
+PADDING |= {"attention_mask": torch.zeros(2, 5, dtype=torch.int64)}
+
+BAD_DATA: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "an empty list": ([], {}, "dataset is empty"),
+    "nothing but padding": ([PADDING], {}, "only padding"),
+    "texts without tokenizer": (["the cat sat"], {"tokenizer": None}, "no tokenizer"),
+    "a token id beyond the vocabulary": ([{"input_ids": [2, 64, 3]}], {}, "64 is outside.*64"),
+    "a dataset that does not exist": ("no/such-dataset", {}, "no/such-dataset"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_data_that_cannot_be_used_is_a_data_error(family: Family, prune, case):
+    dataset, settings, message = BAD_DATA[case]
+    model = family.build()
+    before = copy.deepcopy(model)
+    with pytest.raises(DataError, match=message):
+        prune(model, MACs(0.5), dataset=dataset, **settings)
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.5, 60, math.nan, "half", True, None, {}, {"ffn": 1}])
+@pytest.mark.parametrize("target", [MACs, Parameters, Tolerance])
+def test_a_fraction_outside_0_to_1_is_a_target_error_that_quotes_it(target, value):
+    with pytest.raises(TargetError) as caught:
+        target(value)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("target", [MACs(0.01), Parameters(0.01), Parameters({"heads": 0.1})])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_an_unreachable_target_states_the_least_that_can_be_reached(
+    family: Family, prune, target, uniform, collected
+):
+    model = family.build()
+    before = copy.deepcopy(model)
+    with pytest.raises(TargetError, match=r"below the least.* cost 0\.\d+ of the whole"):
+        prune(model, target, uniform=uniform)
+    assert_untouched(model, before)
+    assert collected == []
+
+
+def test_the_least_that_the_error_states_can_be_reached(family: Family, prune):
+    model = family.build()
+    with pytest.raises(TargetError) as caught:
+        prune(model, MACs(0.01))
+    least = float(str(caught.value).split(" cost ")[1].split(" ")[0])
+    result = prune(model, MACs(least * 1.001))
+    assert all(row.kept == 1 for row in result.report.blocks)
+
+
+@pytest.fixture
+def collected(monkeypatch) -> list[str]:
+    """What was collected: empty where an error came before the work."""
+    calls: list[str] = []
+    from stat_prune import pruning
+
+    collect = pruning.collect_moments
+    monkeypatch.setattr(
+        pruning, "collect_moments", lambda *a, **k: (calls.append("moments"), collect(*a, **k))[1]
+    )
+    return calls
+
+
+def test_an_unsupported_architecture_lists_the_supported_ones_and_how_to_add_one(prune):
+    config = transformers.GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)
+    with pytest.raises(UnsupportedArchitectureError) as caught:
+        prune(transformers.GPT2LMHeadModel(config), MACs(0.5))
+    for word in ("gpt2", "bert", "llama", "register_architecture"):
+        assert word in str(caught.value)
+
+
+def nan_weight(model: PreTrainedModel) -> None:
+    """A NaN in what layer 1's heads read, so that layer 0 is fine."""
+    name = next(n for n, _ in model.base_model.named_parameters() if "1." in n and "q" in n)
+    model.base_model.get_parameter(name).data[0, 0] = math.nan
+
+
+def infinite_embedding(model: PreTrainedModel) -> None:
+    model.get_input_embeddings().weight.data[5] = math.inf
+
+
+@pytest.mark.parametrize("spoil", [nan_weight, infinite_embedding])
+@pytest.mark.parametrize("method", ["stat", "stat-paper"])
+def test_activations_that_are_not_finite_name_the_block_and_the_batch(
+    family: Family, prune, spoil: Callable[[PreTrainedModel], None], method
+):
+    model = family.build()
+    spoil(model)
+    hooks = [len(module._forward_pre_hooks) for module in model.modules()]
+    layer = 1 if spoil is nan_weight else 0
+    with pytest.raises(NonFiniteActivationsError, match=rf"layers?\.{layer}\..*batch 0"):
+        prune(model, MACs(0.5), method=method)
+    assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
+
+
+def test_fewer_tokens_than_channels_warn_with_both_numbers_and_give_a_usable_model(
+    family: Family, prune, inputs
+):
+    with pytest.warns(CalibrationWarning, match="10 tokens.*48 channels"):
+        result = prune(family.build(), MACs(0.5), dataset=["the cat sat", "a dog ran"])
+    assert torch.isfinite(result.model(**inputs)[0]).all()
+
+
+class Int8Linear(nn.Linear):
+    """Stands for the linear layers of quantization libraries."""
+
+
+def test_quantized_and_sharded_weights_are_refused(family: Family, prune):
+    quantized = family.build()
+    for module in quantized.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Int8Linear
+    with pytest.raises(ModelError, match="Int8Linear.*full-precision"):
+        prune(quantized, MACs(0.5))
+    with torch.device("meta"):
+        offloaded = family.build()
+    with pytest.raises(ModelError, match="not in this process's memory"):
+        prune(offloaded, MACs(0.5))
+
+
+def test_what_is_no_transformers_model_is_refused(prune):
+    with pytest.raises(ModelError, match="PreTrainedModel, got Linear"):
+        prune(nn.Linear(2, 2), MACs(0.5))
+
+
+def test_an_existing_output_directory_is_refused_before_the_work(prune, tmp_path, collected):
+    with pytest.raises(SaveError, match="exists"):
+        prune(BERT.build(), MACs(0.5), output_dir=tmp_path)
+    assert collected == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "magic"},
+        {"batch_size": 0},
+        {"num_calibration_samples": -1},
+        {"round_to": 2.5},
+        {"max_seq_length": 0},
+        {"ignore": ["no.such.block"]},
+        {"ignore": [0, 1]},
+    ],
+    ids=str,
+)
+def test_a_malformed_setting_is_an_error_that_quotes_it(prune, settings, collected):
+    (value,) = settings.values()
+    with pytest.raises(ValueError) as caught:
+        prune(LLAMA.build(), MACs(0.5), **settings)
+    assert str(value).strip("[]") in str(caught.value)
+    assert collected == []
+
+
+def test_every_error_is_a_stat_prune_error():
+    for error in (DataError, ModelError, NonFiniteActivationsError, SaveError, TargetError):
+        assert issubclass(error, StatPruneError)

@@ -1,0 +1,82 @@
+"""What may not matter does not: padding, batches, order, the clock."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from families import Family
+
+from stat_prune import MACs
+
+
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+@pytest.fixture(scope="module")
+def batches(texts, word_tokenizer):
+    """The texts as padded batches of eight: by padding side."""
+
+    def make(side: str, size: int = 8) -> list[dict[str, torch.Tensor]]:
+        return [
+            dict(
+                word_tokenizer(
+                    texts[start : start + size],
+                    padding="max_length",
+                    max_length=40,
+                    padding_side=side,
+                    return_tensors="pt",
+                )
+            )
+            for start in range(0, len(texts), size)
+        ]
+
+    return make
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_does_not_change_the_result(family: Family, prune, texts, batches, side):
+    model = family.build()
+    plain = prune(model, MACs(0.5), dataset=texts)
+    padded = prune(model, MACs(0.5), dataset=batches(side))
+    assert padded.plan == plain.plan
+    assert padded.report.seq_length == plain.report.seq_length
+    assert same_weights(padded.model, plain.model)
+
+
+def test_batch_size_changes_the_result_by_rounding_alone(family: Family, prune):
+    model = family.build()
+    one, many = (prune(model, MACs(0.5), batch_size=size) for size in (1, 32))
+    assert one.plan == many.plan
+    for name, weight in one.model.state_dict().items():
+        torch.testing.assert_close(
+            weight, many.model.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name
+        )
+
+
+def test_the_order_of_the_examples_does_not_change_the_result(family: Family, prune, texts):
+    model = family.build()
+    shuffled = random.Random(1).sample(texts, len(texts))
+    plain, other = (prune(model, MACs(0.5), dataset=data) for data in (texts, shuffled))
+    assert other.plan == plain.plan
+    assert same_weights(other.model, plain.model)
+
+
+@pytest.mark.parametrize("method", ["stat", "stat-paper", "random"])
+def test_the_same_seed_gives_the_same_bits(family: Family, prune, method):
+    model = family.build()
+    settings = {"seed": 3, "num_calibration_samples": 50, "method": method}
+    first, second = (prune(model, MACs(0.5), **settings) for _ in range(2))
+    assert first.plan == second.plan
+    assert same_weights(first.model, second.model)
+
+
+def test_another_seed_draws_other_examples(family: Family, prune):
+    model = family.build()
+    first, second = (
+        prune(model, MACs(0.5), seed=seed, num_calibration_samples=30) for seed in (0, 1)
+    )
+    key = "calibration_fingerprint"
+    assert first.report.settings[key] != second.report.settings[key]

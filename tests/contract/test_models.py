@@ -1,0 +1,111 @@
+"""The model given stays what it was; the model returned is an ordinary one in its own dtype."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from families import Family, output
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stat_prune import MACs
+from stat_prune.architectures import find_blocks
+from stat_prune.calibration import build_calibration_set
+from stat_prune.collectors import collect_moments
+
+
+def assert_untouched(model: PreTrainedModel, before: PreTrainedModel) -> None:
+    """`model` is what the copy `before` says it was: class, config, modes, hooks, weights."""
+    assert type(model) is type(before)
+    assert model.config.to_dict() == before.config.to_dict()
+    for (name, module), (_, old) in zip(model.named_modules(), before.named_modules(), strict=True):
+        assert module.training == old.training, name
+        assert not module._forward_pre_hooks and not module._forward_hooks, name
+        assert vars(module).keys() == vars(old).keys(), name
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None and parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("method", ["stat", "stat-paper", "magnitude"])
+def test_the_given_model_is_untouched(family: Family, prune, method):
+    model = family.build(family.heads[1]).train()
+    before = copy.deepcopy(model)
+    result = prune(model, MACs(0.5), method=method)
+    assert_untouched(model, before)
+    assert result.model is not model
+    assert result.model.training
+
+
+def test_the_given_model_is_pruned_itself_where_inplace_is_true(family: Family, prune, inputs):
+    model = family.build(family.heads[1])
+    copied = prune(copy.deepcopy(model), MACs(0.5))
+    result = prune(model, MACs(0.5), inplace=True)
+    assert result.model is model
+    assert torch.equal(output(model, inputs), output(copied.model, inputs))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_models_come_back_in_their_own_dtype(family: Family, prune, inputs, dtype):
+    result = prune(family.build(family.heads[1], dtype=dtype), MACs(0.6))
+    assert {p.dtype for p in result.model.parameters()} == {getattr(torch, dtype)}
+    assert torch.isfinite(output(result.model, inputs)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_statistics_are_float64(family: Family, texts, word_tokenizer, dtype):
+    model = family.build(dtype=dtype)
+    calibration = build_calibration_set(texts, tokenizer=word_tokenizer)
+    for moments in collect_moments(model, find_blocks(model), calibration.batches).values():
+        assert moments.gram.dtype == moments.mean.dtype == torch.float64
+
+
+def test_the_result_has_the_class_name_and_the_config_class_of_the_model(family: Family, prune):
+    for head in family.heads:
+        model = family.build(head)
+        result = prune(model, MACs(0.6))
+        assert isinstance(result.model, type(model))
+        assert type(result.model).__name__ == type(model).__name__
+        assert type(result.model.config) is type(model.config)
+
+
+def test_the_result_can_be_trained(family: Family, prune, inputs):
+    model = prune(family.build("ForSequenceClassification"), MACs(0.6)).model
+    model(**inputs, labels=torch.tensor([0, 1] * 4)).loss.backward()
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not torch.isfinite(parameter.grad).all()
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("fraction", [0.7, 0.4])
+def test_generating_with_the_cache_gives_what_a_full_forward_gives(
+    decoder: Family, prune, inputs: dict[str, Tensor], fraction
+):
+    model = prune(decoder.build("ForCausalLM"), MACs(fraction)).model
+    generated = model.generate(
+        **inputs, max_new_tokens=8, do_sample=False, use_cache=True,
+        return_dict_in_generate=True, output_logits=True, eos_token_id=None,
+    )  # fmt: skip
+    start = inputs["input_ids"].shape[1]
+    with torch.no_grad():
+        full = model(input_ids=generated.sequences, use_cache=False).logits[:, start - 1 : -1]
+    torch.testing.assert_close(torch.stack(generated.logits, 1), full, rtol=1e-4, atol=1e-4)
+    assert torch.equal(full.argmax(-1), generated.sequences[:, start:])
+
+
+def test_key_value_heads_leave_and_the_counts_follow(decoder: Family, prune):
+    result = prune(decoder.build("ForCausalLM"), MACs(0.3))
+    attention = [layer.self_attn for layer in result.model.model.layers]
+    for module, row in zip(
+        attention, (row for row in result.report.blocks if row.kind == "heads"), strict=True
+    ):
+        assert module.q_proj.out_features == row.kept * module.head_dim
+        assert module.k_proj.out_features == row.kept_groups * module.head_dim
+        assert module.num_key_value_groups * row.kept_groups == row.kept
+    assert any(row.kept_groups < row.total_groups for row in result.report.blocks)
