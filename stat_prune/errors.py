@@ -1,4 +1,4 @@
-"""The exceptions and warnings of stat_prune: one small hierarchy, each naming a cause and a remedy."""
+"""The exceptions and warnings of stat_prune; each message names a cause and a remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class DataError(StatPruneError, ValueError):
 
 
 class ModelError(StatPruneError, ValueError):
-    """The model cannot be used as it is: quantized, sharded, tied in a way that pruning would break."""
+    """The model cannot be used as it is: quantized, sharded or wrapped."""
 
 
 class UnsupportedArchitectureError(ModelError):

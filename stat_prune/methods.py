@@ -37,8 +37,7 @@ class Method:
             )
         if self.allocation not in ("probed", "unweighted", "even"):
             raise ValueError(
-                "`allocation` must be 'probed', 'unweighted' or 'even', got "
-                f"{self.allocation!r}."
+                f"`allocation` must be 'probed', 'unweighted' or 'even', got {self.allocation!r}."
             )
 
 

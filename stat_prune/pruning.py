@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune import stat_paper
-from stat_prune.architectures import find_blocks
+from stat_prune.accounting import account, measure
 from stat_prune.budget.choice import check_reachable, choose
 from stat_prune.budget.sensitivity import Objective, probe
 from stat_prune.checkpoint import as_pruned_class, check_output_directory
@@ -19,7 +19,6 @@ from stat_prune.collectors import collect_moments
 from stat_prune.correction import fold
 from stat_prune.methods import STAT_PAPER, Method, method_named
 from stat_prune.plan import BlockPlan
-from stat_prune.report import BlockRow, PruningReport, Size, peak_memory
 from stat_prune.result import PruningResult
 from stat_prune.run import Run, starting
 from stat_prune.selection import CRITERIA, Candidates, candidates_for
@@ -169,7 +168,7 @@ def prune_family(
                 run.blocks,
                 run.untouched,
                 target,
-                seq_length=run.calibration.mean_length,
+                seq_length=run.seq_length(target),
                 round_to=chosen.round_to,
             )
         if chosen.method == STAT_PAPER:
@@ -191,9 +190,7 @@ def _collect(run: Run, recipe: Method) -> list[BlockStatistics]:
     return statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=recipe.absorb_mean)
 
 
-def _decompose(
-    run: Run, recipe: Method, statistics: Sequence[BlockStatistics]
-) -> list[Candidates]:
+def _decompose(run: Run, recipe: Method, statistics: Sequence[BlockStatistics]) -> list[Candidates]:
     """Rank each block's units; one decomposition prices every size."""
     generator = torch.Generator().manual_seed(run.settings.seed)
     criterion = CRITERIA[recipe.criterion]
@@ -250,7 +247,7 @@ def _plan(
             candidates,
             weights or [1.0] * len(candidates),
             target,
-            seq_length=run.calibration.mean_length,
+            seq_length=run.seq_length(target),
             untouched=run.untouched,
             round_to=settings.round_to,
             uniform=settings.uniform,
@@ -270,61 +267,14 @@ def _plan(
 
 def _finish(run: Run, target: Target, plans: Sequence[BlockPlan]) -> PruningResult:
     """Cut a copy of the model, and account for it."""
-    everything = [*run.blocks, *run.untouched]
-    seq_length = getattr(target, "seq_length", None) or run.calibration.mean_length
-    before = Size.of(run.model, everything, seq_length)
+    before = measure(run.model, run.seq_length(target))
     with run.stage("cut"):
         pruned = run.model if run.settings.inplace else copy.deepcopy(run.model)
         apply(pruned, [plan.folded for plan in plans])
         as_pruned_class(pruned)
-    predicted = [
-        plan.sensitivity * plan.folded.output_error**2
-        for plan in plans
-        if plan.sensitivity is not None
-    ]
-    report = PruningReport(
-        blocks=[_row(plan) for plan in plans],
-        before=before,
-        after=Size.of(pruned, find_blocks(pruned), seq_length),
-        seq_length=seq_length,
-        predicted_distance=sum(predicted) if predicted else None,
-        seconds=dict(run.stopwatch.seconds),
-        peak_memory=peak_memory(run.device),
-        settings=_described(run, target),
-    )
     return PruningResult(
         model=pruned,
-        report=report,
+        report=account(run, target, plans, before, measure(pruned, run.seq_length(target))),
         plan={plan.folded.block.name: plan.folded.units.tolist() for plan in plans},
         tokenizer=run.tokenizer,
     )
-
-
-def _row(plan: BlockPlan) -> BlockRow:
-    block, units = plan.folded.block, plan.folded.units
-    return BlockRow(
-        name=block.name,
-        kind=block.kind,
-        layer=block.layer,
-        kept=len(units),
-        total=block.num_units,
-        kept_groups=len(block.groups(units)),
-        total_groups=block.num_groups,
-        activation_error=plan.activation_error,
-        output_error=plan.folded.output_error,
-        sensitivity=plan.sensitivity,
-    )
-
-
-def _described(run: Run, target: Target) -> dict[str, Any]:
-    calibration = run.calibration
-    return {
-        "model": run.model.config._name_or_path or type(run.model).__name__,
-        "target": repr(target),
-        **run.settings.to_dict(),
-        "calibration_samples": calibration.num_samples,
-        "calibration_tokens": calibration.num_tokens,
-        "calibration_fingerprint": calibration.fingerprint,
-        "dtype": str(run.model.dtype),
-        "device": str(run.device),
-    }

@@ -5,20 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import resource
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-
-from stat_prune.blocks import Block
 
 
 @dataclass(frozen=True)
@@ -73,16 +65,6 @@ class Size:
     block_parameters: int
     parameters: int
     bytes: int
-
-    @classmethod
-    def of(cls, model: nn.Module, blocks: Sequence[Block], seq_length: float) -> Size:
-        """Measure a model that has these blocks."""
-        return cls(
-            block_macs=sum(b.macs(b.num_units, b.num_groups, seq_length) for b in blocks),
-            block_parameters=sum(b.parameters(b.num_units, b.num_groups) for b in blocks),
-            parameters=sum(p.numel() for p in model.parameters()),
-            bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        )
 
 
 @dataclass(frozen=True)
@@ -182,31 +164,6 @@ class PruningReport:
         with console.capture() as capture:
             console.print(self.table())
         return capture.get()
-
-
-class Stopwatch:
-    """Wall-clock time by stage, and the process's peak memory."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU allocator's peak on a GPU, else the process's peak resident set."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    # Linux reports kibibytes, macOS bytes.
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _share(after: float, before: float) -> str:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block
 from stat_prune.calibration import CalibrationSet, build_calibration_set
+from stat_prune.clock import Stopwatch
 from stat_prune.collectors import Batch
 from stat_prune.errors import CalibrationWarning, ModelError
 from stat_prune.ignoring import without_ignored
-from stat_prune.report import Stopwatch
 from stat_prune.settings import Settings
+from stat_prune.targets import Target
 
 Item = TypeVar("Item")
 
@@ -55,6 +57,10 @@ class Run:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def seq_length(self, target: Target) -> float:
+        """Tokens a sequence at which MACs are counted."""
+        return getattr(target, "seq_length", None) or self.calibration.mean_length
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a stage and show it."""
@@ -111,21 +117,20 @@ def starting(
             max_seq_length=settings.max_seq_length,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            vocab_size=model.get_input_embeddings().num_embeddings,
+            vocab_size=_vocabulary_size(model),
             max_positions=_max_positions(model),
             pad_token_id=getattr(model.config, "pad_token_id", None),
         )
     _warn_if_few_tokens(calibration, blocks)
-    home = next(model.parameters()).device
+    module: nn.Module = model
+    home = next(module.parameters()).device
     try:
         if settings.device is not None:
-            model.to(settings.device)
+            module.to(settings.device)
         with tqdm(disable=not settings.progress, unit="step") as bar:
-            yield Run(
-                model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar
-            )
+            yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
     finally:
-        model.to(home)
+        module.to(home)
 
 
 def _check_model(model: PreTrainedModel) -> None:
@@ -144,6 +149,12 @@ def _check_model(model: PreTrainedModel) -> None:
             f"The parameters of {type(model).__name__} are on several devices. Load it on one, "
             "without device_map."
         )
+
+
+def _vocabulary_size(model: PreTrainedModel) -> int:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return len(weight)
 
 
 def _max_positions(model: PreTrainedModel) -> int | None:

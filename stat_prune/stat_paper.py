@@ -91,9 +91,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
     return [plans[block.name] for block in run.blocks]
 
 
-def _statistics(
-    run: Run, model: PreTrainedModel, blocks: Sequence[Block]
-) -> list[BlockStatistics]:
+def _statistics(run: Run, model: PreTrainedModel, blocks: Sequence[Block]) -> list[BlockStatistics]:
     causal = architecture_of(model).causal
     transform = _gaussian_sketch(run.settings.seed) if causal else None
     moments = collect_moments(

@@ -41,7 +41,9 @@ class BlockStatistics:
     num_tokens: int
 
     @classmethod
-    def of(cls, block: Block, moments: Moments, consumer: nn.Linear, *, absorb_mean: bool = True):
+    def of(
+        cls, block: Block, moments: Moments, consumer: nn.Linear, *, absorb_mean: bool = True
+    ) -> BlockStatistics:
         """Statistics for decisions about `block`.
 
         Parameters

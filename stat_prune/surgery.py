@@ -85,12 +85,10 @@ def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, nn.Linea
     for path in block.shared_producers:
         replaced[path] = _replace(base_model, path, rows=shared_rows)
     consumer = linear(base_model, block.consumer)
-    bias = consumer.bias
+    bias: Tensor | None = consumer.bias
     if bias is not None and folded.bias is not None:
         bias = bias.detach().double() + folded.bias.to(bias.device)
-    replaced[block.consumer] = _replace(
-        base_model, block.consumer, weight=folded.weight, bias=bias
-    )
+    replaced[block.consumer] = _replace(base_model, block.consumer, weight=folded.weight, bias=bias)
     return replaced
 
 

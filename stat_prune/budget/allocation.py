@@ -33,9 +33,7 @@ class Menu:
     full_cost: float
 
 
-def menu_for(
-    candidates: Candidates, weight: float, cost: CostFunction, round_to: int = 1
-) -> Menu:
+def menu_for(candidates: Candidates, weight: float, cost: CostFunction, round_to: int = 1) -> Menu:
     """The candidates of a block that `round_to` allows, with weighed errors.
 
     Parameters
@@ -143,8 +141,10 @@ def allocate_same_sizes(menus: Sequence[Menu], kinds: Sequence[str], fraction: f
         If layers differ in size, or the budget is below the least pair.
     """
     budget = fraction * _total(menus)
-    joint = {kind: _joint([m for m, k in zip(menus, kinds, strict=True) if k == kind], kind)
-             for kind in dict.fromkeys(kinds)}
+    joint = {
+        kind: _joint([m for m, k in zip(menus, kinds, strict=True) if k == kind], kind)
+        for kind in dict.fromkeys(kinds)
+    }
     costs, errors = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for menu in joint.values():
         costs = (costs[:, None] + menu.costs).reshape(-1)
@@ -168,15 +168,15 @@ def _total(menus: Sequence[Menu]) -> float:
 def _joint(menus: Sequence[Menu], kind: str) -> Menu:
     first = menus[0]
     for menu in menus:
-        if menu.costs.shape != first.costs.shape or not bool((menu.indices == first.indices).all()):
+        if menu.full_cost != first.full_cost or not torch.equal(menu.indices, first.indices):
             raise TargetError(
                 f"uniform=True needs layers of one size, but the {kind} of this model's layers "
                 "differ. Start from the dense model, or leave uniform=False."
             )
     return Menu(
         indices=first.indices,
-        costs=sum(menu.costs for menu in menus),
-        errors=sum(menu.errors for menu in menus),
+        costs=torch.stack([menu.costs for menu in menus]).sum(0),
+        errors=torch.stack([menu.errors for menu in menus]).sum(0),
         full_cost=_total(menus),
     )
 
@@ -192,7 +192,7 @@ def raise_unreachable(fraction: float, least: float, total: float) -> NoReturn:
 
 def _hull_steps(menu: Menu, start: int) -> list[tuple[float, int, int]]:
     """Steps along the lower convex hull from a candidate on: (error saved per cost, from, to)."""
-    steps = []
+    steps: list[tuple[float, int, int]] = []
     while True:
         costs, errors = menu.costs - menu.costs[start], menu.errors[start] - menu.errors
         slopes = torch.where(costs > 0, errors / costs, torch.full_like(costs, -torch.inf))

@@ -77,7 +77,9 @@ def choose(
                 choice = _largest_of_kind(part, choice)
         else:
             cost = cost_function(target, seq_length)
-            menus = [menu_for(c, weights[i], cost, round_to) for c, i in zip(part, indices)]
+            menus = [
+                menu_for(c, weights[i], cost, round_to) for c, i in zip(part, indices, strict=True)
+            ]
             fixed = [_whole(full_cost(b, cost)) for b in untouched if b in members]
             if uniform:
                 choice = allocate_same_sizes(menus, [one.block.kind for one in part], fraction)

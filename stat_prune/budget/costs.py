@@ -22,11 +22,10 @@ def cost_function(target: Target, seq_length: float) -> CostFunction:
     ----------
     target : MACs or Parameters
     seq_length : float
-        Tokens a sequence where the target does not say.
+        Tokens a sequence, for MACs.
     """
     if isinstance(target, MACs):
-        length = target.seq_length or seq_length
-        return lambda block, units, groups: block.macs(units, groups, length)
+        return lambda block, units, groups: block.macs(units, groups, seq_length)
     if isinstance(target, Parameters):
         return lambda block, units, groups: block.parameters(units, groups)
     raise TypeError(f"{type(target).__name__} does not limit a cost.")

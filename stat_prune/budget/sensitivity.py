@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,9 @@ from stat_prune.correction import FoldedConsumer
 #: Squared distance of a pruned model's output from the dense one's: ``(dense, pruned, batch)``
 #: to a tensor of one value a position that counts.
 Objective = Callable[[Any, Any, Batch], Tensor]
+
+#: Logits that are compared at a time, to bound the memory for float64 copies.
+_PIECE = 2**24
 
 
 def probe(
@@ -64,7 +67,7 @@ def probe(
                 dense = model(**inputs)
             for index, folded in enumerate(probes):
                 consumer = linear(model.base_model, folded.block.consumer)
-                skipped = layers[: folded.block.layer]
+                skipped = list(layers)[: folded.block.layer]
                 with _replayed(skipped, layer_outputs), _replaced(consumer, folded):
                     distances = objective(dense, model(**inputs), batch)
                 sums[index] += float(distances.double().sum())
@@ -85,14 +88,18 @@ def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (positions,), float32
+    Tensor of shape (positions,), floating point
     """
     mask = token_mask(batch)
     if "start_logits" in dense:
-        return sum(
-            _divergence(dense[name], pruned[name], padding=mask)
+        hidden = ~mask.to(dense["start_logits"].device)
+        start, end = (
+            _divergence(
+                dense[name].masked_fill(hidden, -1e9), pruned[name].masked_fill(hidden, -1e9)
+            )
             for name in ("start_logits", "end_logits")
         )
+        return start + end
     if "logits" not in dense:
         before, after = dense[0].float(), pruned[0].float()
         error = (after - before).square().sum(-1) / before.square().sum(-1).clamp_min(1e-30)
@@ -105,17 +112,28 @@ def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
     return distance[mask.to(distance.device)] if distance.shape == mask.shape else distance
 
 
-def _divergence(dense: Tensor, pruned: Tensor, padding: Tensor | None = None) -> Tensor:
-    dense, pruned = dense.float(), pruned.float()
-    if padding is not None:
-        hidden = ~padding.to(dense.device)
-        dense, pruned = dense.masked_fill(hidden, -1e9), pruned.masked_fill(hidden, -1e9)
-    dense, pruned = dense.log_softmax(-1), pruned.log_softmax(-1)
-    return nn.functional.kl_div(pruned, dense, log_target=True, reduction="none").sum(-1)
+def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:
+    """Kullback-Leibler divergence along the last dimension, in float64.
+
+    Nearly equal distributions differ by less than float32 can sum. Large vocabularies go through
+    in pieces.
+    """
+    shape, size = dense.shape[:-1], dense.shape[-1]
+    rows = max(_PIECE // size, 1)
+    pieces = zip(
+        dense.reshape(-1, size).split(rows), pruned.reshape(-1, size).split(rows), strict=True
+    )
+    distances = []
+    for before, after in pieces:
+        expected = before.double().log_softmax(-1)
+        found = after.double().log_softmax(-1)
+        terms = nn.functional.kl_div(found, expected, log_target=True, reduction="none")
+        distances.append(terms.sum(-1))
+    return torch.cat(distances).reshape(shape).clamp_min(0)
 
 
 @contextmanager
-def _recorded(layers: nn.ModuleList) -> Iterator[dict[nn.Module, Any]]:
+def _recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
     """Every layer's output during one forward, by layer."""
     outputs: dict[nn.Module, Any] = {}
 

@@ -29,9 +29,7 @@ def interpolative(
     if unit_size > 1:
         blocks = block_pivoting(statistics.gram, statistics.weight, unit_size)
         return Ranking(blocks.order.cpu(), blocks.residual_curve, blocks.activation_curve)
-    factored = pivoted_cholesky(
-        statistics.gram, column_weights=statistics.weight.norm(dim=0)
-    )
+    factored = pivoted_cholesky(statistics.gram, column_weights=statistics.weight.norm(dim=0))
     return Ranking(
         factored.order.cpu(),
         _extended(factored.residual_curve(statistics.weight), len(factored.order)),

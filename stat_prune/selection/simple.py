@@ -24,6 +24,4 @@ def magnitude(statistics: BlockStatistics, unit_size: int, generator: torch.Gene
 
 def random(statistics: BlockStatistics, unit_size: int, generator: torch.Generator) -> Ranking:
     """Units in an order drawn from `generator`."""
-    return Ranking(
-        torch.randperm(statistics.block.num_channels // unit_size, generator=generator)
-    )
+    return Ranking(torch.randperm(statistics.block.num_channels // unit_size, generator=generator))

@@ -1,0 +1,95 @@
+"""From a finished run to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from stat_prune.architectures import find_blocks
+from stat_prune.blocks import Block
+from stat_prune.clock import peak_memory
+from stat_prune.plan import BlockPlan
+from stat_prune.report import BlockRow, PruningReport, Size
+from stat_prune.run import Run
+from stat_prune.targets import Target
+
+
+def measure(model: PreTrainedModel, seq_length: float) -> Size:
+    """What a model costs, pruned or not."""
+    blocks = find_blocks(model)
+    return Size(
+        block_macs=sum(b.macs(b.num_units, b.num_groups, seq_length) for b in blocks),
+        block_parameters=sum(b.parameters(b.num_units, b.num_groups) for b in blocks),
+        parameters=sum(p.numel() for p in model.parameters()),
+        bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+    )
+
+
+def account(
+    run: Run, target: Target, plans: Sequence[BlockPlan], before: Size, after: Size
+) -> PruningReport:
+    """The report of one pruned model."""
+    rows = [_pruned_row(plan) for plan in plans] + [_whole_row(block) for block in run.untouched]
+    predicted = [
+        plan.sensitivity * plan.folded.output_error**2
+        for plan in plans
+        if plan.sensitivity is not None
+    ]
+    return PruningReport(
+        blocks=sorted(rows, key=lambda row: (row.layer, row.kind)),
+        before=before,
+        after=after,
+        seq_length=run.seq_length(target),
+        predicted_distance=sum(predicted) if predicted else None,
+        seconds=dict(run.stopwatch.seconds),
+        peak_memory=peak_memory(run.device),
+        settings=_settings(run, target),
+    )
+
+
+def _pruned_row(plan: BlockPlan) -> BlockRow:
+    block, units = plan.folded.block, plan.folded.units
+    return BlockRow(
+        name=block.name,
+        kind=block.kind,
+        layer=block.layer,
+        kept=len(units),
+        total=block.num_units,
+        kept_groups=len(block.groups(units)),
+        total_groups=block.num_groups,
+        activation_error=plan.activation_error,
+        output_error=plan.folded.output_error,
+        sensitivity=plan.sensitivity,
+    )
+
+
+def _whole_row(block: Block) -> BlockRow:
+    return BlockRow(
+        name=block.name,
+        kind=block.kind,
+        layer=block.layer,
+        kept=block.num_units,
+        total=block.num_units,
+        kept_groups=block.num_groups,
+        total_groups=block.num_groups,
+        activation_error=0.0,
+        output_error=0.0,
+        sensitivity=None,
+    )
+
+
+def _settings(run: Run, target: Target) -> dict[str, Any]:
+    """Everything needed to repeat the run."""
+    calibration = run.calibration
+    return {
+        "model": run.model.config._name_or_path or type(run.model).__name__,
+        "target": repr(target),
+        **run.settings.to_dict(),
+        "calibration_samples": calibration.num_samples,
+        "calibration_tokens": calibration.num_tokens,
+        "calibration_fingerprint": calibration.fingerprint,
+        "dtype": str(run.model.dtype),
+        "device": str(run.device),
+    }

@@ -1,0 +1,115 @@
+"""Probes against models that are really pruned."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from stat_prune.architectures import find_blocks
+from stat_prune.budget.sensitivity import output_distance, probe
+from stat_prune.collectors import collect_moments
+from stat_prune.correction import fold
+from stat_prune.statistics import statistics_of
+from stat_prune.surgery import apply
+
+SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+def bert(model_class, **options):
+    torch.manual_seed(0)
+    return model_class(BertConfig(**SMALL, intermediate_size=24, **options)).eval()
+
+
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(**SMALL, intermediate_size=24, num_key_value_heads=2)
+    ).eval()
+
+
+MODELS = {
+    "base": lambda: bert(BertModel),
+    "classes": lambda: bert(BertForSequenceClassification, num_labels=3),
+    "regression": lambda: bert(BertForSequenceClassification, num_labels=1),
+    "tokens": lambda: bert(BertForTokenClassification, num_labels=5),
+    "spans": lambda: bert(BertForQuestionAnswering),
+    "language": llama,
+}
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 40, (6, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[3:, 6:] = 0
+    return [{"input_ids": ids, "attention_mask": mask}]
+
+
+def half_of_each_block(model):
+    blocks = find_blocks(model)
+    moments = collect_moments(model, blocks, batches())
+    return [
+        fold(one, torch.arange(0, one.block.num_units, 2))
+        for one in statistics_of(model.base_model, blocks, moments)
+    ]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_probe_measures_the_model_with_that_block_pruned(kind):
+    model = MODELS[kind]()
+    folded = half_of_each_block(model)
+    measured = probe(model, folded, batches())
+    with torch.no_grad():
+        dense = model(**batches()[0])
+        for one, distance in zip(folded, measured, strict=True):
+            pruned = copy.deepcopy(model)
+            apply(pruned, [one])
+            expected = output_distance(dense, pruned(**batches()[0]), batches()[0]).mean()
+            assert distance == pytest.approx(float(expected), rel=1e-3, abs=1e-9)
+            assert distance > 0
+
+
+@pytest.mark.parametrize("kind", ["classes", "language"])
+def test_a_probe_leaves_the_model_as_it_was(kind):
+    model = MODELS[kind]()
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    probe(model, half_of_each_block(model), batches())
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "forward" not in vars(next(iter(model.base_model.modules())))
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_padding_does_not_count_in_the_distance():
+    model = MODELS["tokens"]()
+    batch = batches()[0]
+    with torch.no_grad():
+        dense = model(**batch)
+        changed = copy.deepcopy(dense)
+        changed["logits"][3:, 6:] += 100 * torch.arange(5)
+    assert float(output_distance(dense, changed, batch).sum()) == pytest.approx(0, abs=1e-6)
+    assert len(output_distance(dense, changed, batch)) == int(batch["attention_mask"].sum())
+
+
+def test_an_objective_of_the_users_own_is_used():
+    model = MODELS["base"]()
+
+    def pooled(dense, pruned, batch):
+        return (dense[1] - pruned[1]).square().sum(-1)
+
+    folded = half_of_each_block(model)
+    measured = probe(model, folded, batches(), objective=pooled)
+    assert measured != probe(model, folded, batches())
+    assert all(distance > 0 for distance in measured)

@@ -1,0 +1,105 @@
+"""Predicted errors against what dense least squares leaves on the activations themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from toys import head_block, neuron_block, random_statistics
+
+from stat_prune.selection import CRITERIA, candidates_for
+
+
+def candidates_of(statistics, criterion: str, *, corrected: bool = True):
+    return candidates_for(
+        statistics,
+        CRITERIA[criterion],
+        corrected=corrected,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def dense_errors(activations, weight, channels, *, bias: bool):
+    """Relative squared errors after numpy's least squares on the raw activations."""
+    a, w = activations.numpy(), weight.detach().numpy()
+    kept = a[:, channels.numpy()]
+    if bias:
+        kept = np.hstack([kept, np.ones((len(a), 1))])
+    residual = a - kept @ np.linalg.lstsq(kept, a, rcond=None)[0]
+    return (
+        np.linalg.norm(residual @ w.T) ** 2 / np.linalg.norm(a @ w.T) ** 2,
+        np.linalg.norm(residual) ** 2 / np.linalg.norm(a) ** 2,
+    )
+
+
+@pytest.mark.parametrize("criterion", ["interpolative", "magnitude", "random"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_errors_of_every_number_of_neurons_are_those_of_dense_least_squares(criterion, bias):
+    statistics, activations, consumer = random_statistics(neuron_block(12, 5, bias=bias), bias=bias)
+    candidates = candidates_of(statistics, criterion)
+    assert candidates.num_units.tolist() == list(range(1, 13))
+    for index in range(12):
+        channels = statistics.block.channels(candidates.units(index))
+        output, activation = dense_errors(activations, consumer.weight, channels, bias=bias)
+        assert float(candidates.output_errors[index]) == pytest.approx(output, rel=1e-5, abs=1e-11)
+        assert float(candidates.activation_errors[index]) == pytest.approx(
+            activation, rel=1e-5, abs=1e-11
+        )
+
+
+@pytest.mark.parametrize("criterion", ["interpolative", "magnitude", "random"])
+def test_shared_keys_offer_every_number_of_groups_and_of_heads_a_group(criterion):
+    statistics, activations, consumer = random_statistics(head_block(6, 2, 3, 5))
+    candidates = candidates_of(statistics, criterion)
+    sizes = list(zip(candidates.num_units.tolist(), candidates.num_groups.tolist(), strict=True))
+    assert sorted(sizes) == [(1, 1), (2, 1), (2, 2), (3, 1), (4, 2), (6, 2)]
+    for index, (num_units, num_groups) in enumerate(sizes):
+        units = candidates.units(index)
+        heads_in_groups = torch.bincount(units // 3, minlength=2)
+        assert sorted(set(heads_in_groups.tolist()) - {0}) == [num_units // num_groups]
+        output, _ = dense_errors(
+            activations, consumer.weight, statistics.block.channels(units), bias=False
+        )
+        assert float(candidates.output_errors[index]) == pytest.approx(output, rel=1e-4, abs=1e-10)
+
+
+def test_errors_without_correction_are_those_of_plain_removal():
+    statistics, activations, consumer = random_statistics(
+        neuron_block(8, 5, bias=True), bias=True, absorb_mean=False
+    )
+    candidates = candidates_of(statistics, "magnitude", corrected=False)
+    output = activations @ consumer.weight.detach().T
+    for index in range(8):
+        removed = activations.clone()
+        removed[:, candidates.units(index)] = 0
+        lost = (removed @ consumer.weight.detach().T).norm() ** 2 / output.norm() ** 2
+        assert float(candidates.output_errors[index]) == pytest.approx(float(lost), abs=1e-10)
+
+
+def test_pivots_are_those_of_lapack_on_columns_scaled_by_the_consumer():
+    from scipy.linalg import qr
+
+    statistics, activations, consumer = random_statistics(neuron_block(12, 5, bias=False))
+    scaled = activations.numpy() * np.linalg.norm(consumer.weight.detach().numpy(), axis=0)
+    pivots = qr(scaled, mode="r", pivoting=True)[1]
+    candidates = candidates_of(statistics, "interpolative")
+    assert candidates.orders[0].tolist() == pivots.tolist()
+
+
+def test_magnitude_keeps_the_columns_of_largest_norm():
+    statistics, _, consumer = random_statistics(neuron_block(8, 5, bias=False))
+    kept = candidates_of(statistics, "magnitude").units(2)
+    norms = consumer.weight.detach().norm(dim=0)
+    assert set(kept.tolist()) == set(norms.topk(3).indices.tolist())
+
+
+def test_random_follows_its_generator():
+    statistics, _, _ = random_statistics(neuron_block(64, 5, bias=False))
+    first, second = (candidates_of(statistics, "random").orders[0] for _ in range(2))
+    other = candidates_for(
+        statistics,
+        CRITERIA["random"],
+        corrected=True,
+        generator=torch.Generator().manual_seed(1),
+    ).orders[0]
+    assert first.tolist() == second.tolist() != other.tolist()

@@ -1,0 +1,76 @@
+"""What a target accepts, and which blocks it speaks of."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from toys import head_block, neuron_block
+
+from stat_prune import MACs, Parameters, Tolerance
+from stat_prune.errors import TargetError
+from stat_prune.ignoring import without_ignored
+
+
+@pytest.mark.parametrize("kind", [MACs, Parameters, Tolerance])
+@pytest.mark.parametrize("value", [0, -0.1, 1.01, float("nan"), "0.5", None, True])
+def test_a_fraction_outside_its_range_is_refused_with_the_value(kind, value):
+    with pytest.raises(TargetError, match=r"\(0, 1\]"):
+        kind(value)
+
+
+def test_a_percentage_is_answered_with_the_fraction_meant():
+    with pytest.raises(TargetError, match=r"Did you mean MACs\(0\.6\)"):
+        MACs(60)
+
+
+@pytest.mark.parametrize("value", [{}, {"head": 0.5}, {"heads": 0.5, "layers": 0.2}])
+def test_a_mapping_of_unknown_kinds_is_refused(value):
+    with pytest.raises(TargetError, match="'heads' and 'neurons'"):
+        MACs(value)
+
+
+def test_a_sequence_length_must_be_positive():
+    with pytest.raises(TargetError, match="seq_length"):
+        MACs(0.5, seq_length=0)
+
+
+def test_a_mapping_leaves_out_the_kinds_that_it_does_not_name():
+    heads, neurons = head_block(4, 4, 2, 5), neuron_block(8, 5, bias=False)
+    assert Parameters({"heads": 0.5}).budgets([heads, neurons]) == [([heads], 0.5)]
+    assert Parameters(0.5).budgets([heads, neurons]) == [([heads, neurons], 0.5)]
+
+
+def three_layers():
+    return [
+        dataclasses.replace(block, name=f"layer.{index}.{block.kind}", layer=index)
+        for index in range(3)
+        for block in (head_block(4, 4, 2, 5), neuron_block(8, 5, bias=False))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ignore", "names"),
+    [
+        ((), []),
+        (0, ["layer.0.heads", "layer.0.neurons"]),
+        ([-1], ["layer.2.heads", "layer.2.neurons"]),
+        ("heads", ["layer.0.heads", "layer.1.heads", "layer.2.heads"]),
+        (["layer.1.*"], ["layer.1.heads", "layer.1.neurons"]),
+    ],
+)
+def test_ignored_blocks_are_named_by_layer_kind_or_pattern(ignore, names):
+    pruned, ignored = without_ignored(three_layers(), ignore)
+    assert [block.name for block in ignored] == names
+    assert len(pruned) + len(ignored) == 6
+
+
+@pytest.mark.parametrize("ignore", [[7], ["encoder.*"], ["attention"]])
+def test_an_entry_that_matches_nothing_is_refused(ignore):
+    with pytest.raises(TargetError, match="matches no block"):
+        without_ignored(three_layers(), ignore)
+
+
+def test_ignoring_everything_is_refused():
+    with pytest.raises(TargetError, match="nothing to prune"):
+        without_ignored(three_layers(), ["layer.*"])
