@@ -1,0 +1,43 @@
+"""A probe measures what cutting the block would do to the output."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from families import Family
+
+from stat_prune.architectures import find_blocks
+from stat_prune.budget.sensitivity import output_distance, probe
+from stat_prune.calibration import build_calibration_set
+from stat_prune.collectors import collect_moments, model_inputs
+from stat_prune.correction import fold
+from stat_prune.statistics import statistics_of
+from stat_prune.surgery import apply
+
+
+@torch.no_grad()
+def test_a_probe_is_the_distance_of_the_model_with_that_block_cut(
+    family: Family, texts, word_tokenizer
+):
+    model = family.build("ForSequenceClassification")
+    # Trained models have biases; fresh ones have zeros.
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    blocks = find_blocks(model)
+    batches = build_calibration_set(texts, tokenizer=word_tokenizer, batch_size=80).batches
+    moments = collect_moments(model, blocks, batches)
+    probes = [
+        fold(one, torch.arange(one.block.num_units // 2))
+        for one in statistics_of(model.base_model, blocks, moments)
+    ]
+    (batch,) = batches
+    inputs = model_inputs(model, batch, torch.device("cpu"))
+    dense = model(**inputs)
+    for folded, measured in zip(probes, probe(model, probes, batches), strict=True):
+        cut = copy.deepcopy(model)
+        apply(cut, [folded])
+        expected = output_distance(dense, cut(**inputs), batch).mean()
+        assert measured == pytest.approx(float(expected), rel=1e-3, abs=1e-6), folded.block.name
