@@ -1,66 +1,22 @@
-"""Saved folders: whole at every moment, and bit-equal however they are loaded."""
+"""Saved folders load to the bit in every way, and give ordinary models."""
 
 from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
 import pickle
-import random
-import resource
-import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Event
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from hand_pruned import IDS, assert_same_model, build, cut, output, pruned
 from isolation import outputs_without_stat_prune
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
 
 import stat_prune
-from stat_prune import atomic, modeling_stat_prune
-from stat_prune.architectures import find_blocks
-from stat_prune.blocks import linear
-from stat_prune.checkpoint import (
-    as_pruned_class,
-    check_output_directory,
-    save_checkpoint,
-)
-from stat_prune.correction import FoldedConsumer
+from stat_prune import modeling_stat_prune
+from stat_prune.checkpoint import save_checkpoint
 from stat_prune.errors import LoadError, SaveError
-from stat_prune.surgery import apply
 
-# Children are forked from a process that has imported what is slow to import, and done no more.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["stat_prune.checkpoint", "transformers.trainer", "transformers.models.bert.modeling_bert"]
-)
-
-IDS = torch.tensor([[5, 9, 3, 17, 8, 2, 30, 11], [4, 4, 21, 39, 6, 12, 7, 1]])
-
-ENCODER = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 40,
-}
-DECODER = ENCODER | {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True}
-CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "Bert": lambda: transformers.BertConfig(**ENCODER),
-    "Roberta": lambda: transformers.RobertaConfig(**ENCODER),
-    "Electra": lambda: transformers.ElectraConfig(**ENCODER, embedding_size=16),
-    "DistilBert": lambda: transformers.DistilBertConfig(
-        vocab_size=50, dim=32, n_heads=4, n_layers=2, hidden_dim=48, max_position_embeddings=40
-    ),
-    "Llama": lambda: transformers.LlamaConfig(**DECODER),
-    "Qwen3": lambda: transformers.Qwen3Config(**DECODER),
-}
 CLASSES = [
     ("BertModel", "AutoModel", "float32"),
     ("BertForMaskedLM", "AutoModelForMaskedLM", "float32"),
@@ -74,46 +30,6 @@ CLASSES = [
     ("Qwen3ForCausalLM", "AutoModelForCausalLM", "float16"),
 ]
 FAMILY_CLASSES = pytest.mark.parametrize(("class_name", "auto_class", "dtype"), CLASSES)
-
-
-def build(class_name: str, dtype: str = "float32") -> PreTrainedModel:
-    """A tiny stock model with random weights."""
-    family = max((name for name in CONFIGS if class_name.startswith(name)), key=len)
-    torch.manual_seed(0)
-    model_class = getattr(transformers, class_name)
-    return model_class._from_config(CONFIGS[family](), dtype=getattr(torch, dtype)).eval()
-
-
-def cut(model: PreTrainedModel, layer: int = 0, kinds: tuple[str, ...] = ("heads", "neurons")):
-    """Drop units of one layer without any correction: unequal layers, in place."""
-    folded = []
-    for block in find_blocks(model):
-        if block.layer == layer and block.kind in kinds:
-            units = torch.tensor([0, 3]) if block.kind == "heads" else torch.arange(5, 38)
-            weight = linear(model.base_model, block.consumer).weight.double()
-            weight = weight[:, block.channels(units)]
-            folded.append(FoldedConsumer(block, units, weight, None, 0.0))
-    apply(model, folded)
-    return as_pruned_class(model)
-
-
-def pruned(class_name: str, dtype: str = "float32") -> PreTrainedModel:
-    return cut(build(class_name, dtype))
-
-
-@torch.no_grad()
-def output(model: PreTrainedModel) -> Tensor:
-    return model(input_ids=IDS)[0]
-
-
-def assert_same_model(loaded: PreTrainedModel, model: PreTrainedModel) -> None:
-    assert type(loaded).__name__ == type(model).__name__
-    expected, actual = model.state_dict(), loaded.state_dict()
-    assert actual.keys() == expected.keys()
-    for name in expected:
-        assert actual[name].dtype == expected[name].dtype
-        assert torch.equal(actual[name], expected[name]), name
-    assert torch.equal(output(loaded), output(model))
 
 
 @FAMILY_CLASSES
@@ -334,113 +250,3 @@ def test_a_model_class_of_ones_own_is_refused_before_anything_is_written(tmp_pat
     with pytest.raises(SaveError, match="Mine is not a class of transformers"):
         save_checkpoint(tmp_path / "out", model=model)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_directory_is_kept_unless_overwrite_is_passed(tmp_path):
-    first, second = cut(build("BertModel"), layer=0), cut(build("BertModel"), layer=1)
-    save_checkpoint(tmp_path / "out", model=first, files={"old.txt": ""})
-    with pytest.raises(SaveError, match="overwrite=True"):
-        check_output_directory(tmp_path / "out")
-    with pytest.raises(SaveError, match="overwrite=True"):
-        save_checkpoint(tmp_path / "out", model=second)
-    assert_same_model(stat_prune.load(tmp_path / "out"), first)
-    save_checkpoint(tmp_path / "out", model=second, overwrite=True)
-    assert_same_model(stat_prune.load(tmp_path / "out"), second)
-    assert not (tmp_path / "out" / "old.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_overwrite_refuses_a_folder_that_is_no_saved_model(tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(SaveError, match="no config.json"):
-        check_output_directory(tmp_path / "thesis", overwrite=True)
-    with pytest.raises(SaveError, match="is a file"):
-        check_output_directory(tmp_path / "thesis" / "chapter.tex", overwrite=True)
-    with pytest.raises(SaveError, match="not a writable folder"):
-        check_output_directory(tmp_path / "thesis" / "chapter.tex" / "out")
-
-
-def test_missing_parents_are_made_and_a_link_to_a_folder_stays_a_link(tmp_path):
-    model = pruned("BertModel")
-    save_checkpoint(tmp_path / "a" / "b" / "out", model=model)
-    (tmp_path / "link").symlink_to(tmp_path / "a" / "b" / "out")
-    save_checkpoint(tmp_path / "link", model=model, files={"new.txt": ""}, overwrite=True)
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "a" / "b" / "out" / "new.txt").exists()
-
-
-def test_a_full_disk_leaves_the_old_folder_and_nothing_else(tmp_path, monkeypatch):
-    first = cut(build("BertModel"), layer=0)
-    save_checkpoint(tmp_path / "out", model=first)
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(SaveError, match="No space left on device.*Free some space"):
-        save_checkpoint(tmp_path / "out", model=cut(build("BertModel"), layer=1), overwrite=True)
-    monkeypatch.undo()
-    assert_same_model(stat_prune.load(tmp_path / "out"), first)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def save_with_little_space(out: Path, result: Connection) -> None:
-    model = cut(build("BertModel"), layer=1)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    try:
-        save_checkpoint(out, model=model, overwrite=True)
-    except SaveError as error:
-        result.send(str(error))
-
-
-def test_weights_that_cannot_be_written_are_a_save_error(tmp_path):
-    first = cut(build("BertModel"), layer=0)
-    save_checkpoint(tmp_path / "out", model=first)
-    receiver, sender = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=save_with_little_space, args=(tmp_path / "out", sender))
-    process.start()
-    sender.close()
-    assert "File too large" in receiver.recv()
-    process.join()
-    assert_same_model(stat_prune.load(tmp_path / "out"), first)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_folders_change_places_where_the_system_has_no_exchange(tmp_path, monkeypatch):
-    def unsupported(*args: object) -> None:
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(atomic, "_renameat2", unsupported)
-    for text in ("old", "new"):
-        with atomic.replace_directory(tmp_path / "out") as folder:
-            (folder / "file").write_text(text)
-    assert (tmp_path / "out" / "file").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def save_forever(out: Path, ready: Event) -> None:
-    models = [cut(build("BertModel"), layer=layer) for layer in (0, 1)]
-    ready.set()
-    while True:
-        for layer, model in enumerate(models):
-            save_checkpoint(out, model=model, files={"layer": str(layer)}, overwrite=True)
-
-
-def test_a_process_killed_while_saving_leaves_the_old_folder_or_the_new_one(tmp_path):
-    models = [cut(build("BertModel"), layer=layer) for layer in (0, 1)]
-    out = tmp_path / "out"
-    save_checkpoint(out, model=models[0], files={"layer": "0"})
-    moments = random.Random(0)
-    for _ in range(15):
-        ready = PROCESSES.Event()
-        process = PROCESSES.Process(target=save_forever, args=(out, ready))
-        process.start()
-        assert ready.wait(timeout=60)
-        time.sleep(moments.uniform(0.0, 0.2))
-        process.kill()
-        process.join()
-        # Whole: weights, config, card and the file that was passed belong together.
-        saved = models[int((out / "layer").read_text())]
-        assert_same_model(stat_prune.load(out), saved)
-        assert (out / "README.md").exists()

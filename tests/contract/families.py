@@ -51,7 +51,12 @@ class Family:
         torch.manual_seed(0)
         configuration = getattr(transformers, f"{self.name}Config")(**self.config, **config)
         model_class = getattr(transformers, self.name + head)
-        return model_class._from_config(configuration, dtype=getattr(torch, dtype)).eval()
+        model = model_class._from_config(configuration, dtype=getattr(torch, dtype)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:  # biases and scales, which are all 0 or 1 in a new model
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+        return model
 
 
 ENCODER_HEADS = (

@@ -28,21 +28,19 @@ def make_dependent(model: PreTrainedModel) -> None:
     """Make the second half of each block's units linear combinations of the first, in place."""
     torch.manual_seed(1)
     for block in find_blocks(model):
-        first_producer, *other_producers = (
+        producers = [
             linear(model.base_model, path) for path in (*block.producers, *block.shared_producers)
-        )
-        repeat_half(first_producer)
-        for producer in other_producers:
+        ]
+        for producer in producers:
             repeat_half(producer)
+        # The last of query, key and value is the value: the second half of the heads attends as the
+        # first does, to a mixture of what the first reads. The last of gate and up is up, in which
+        # the network is linear.
         if block.kind == "heads":
-            # Of query, key and value the value: the second half of the heads attends as the first
-            # does, to a mixture of what the first reads.
-            mix_second_half(other_producers[-1], block)
-        elif other_producers:
-            # A gated network is linear in what is not under the activation function.
+            mix_second_half(producers[-1], block)
+        elif len(producers) == 2:
             with torch.no_grad():
-                half = len(other_producers[-1].weight) // 2
-                other_producers[-1].weight[half:] *= -2
+                producers[-1].weight[len(producers[-1].weight) // 2 :] *= -2
 
 
 @torch.no_grad()

@@ -22,10 +22,6 @@ def test_a_probe_is_the_distance_of_the_model_with_that_block_cut(
     family: Family, texts, word_tokenizer
 ):
     model = family.build("ForSequenceClassification")
-    # Trained models have biases; fresh ones have zeros.
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.add_(0.3 * torch.randn_like(parameter))
     blocks = find_blocks(model)
     batches = build_calibration_set(texts, tokenizer=word_tokenizer, batch_size=80).batches
     moments = collect_moments(model, blocks, batches)

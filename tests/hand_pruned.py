@@ -1,0 +1,78 @@
+"""Tiny models cut by hand, without data: what saving and loading has to deal with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from stat_prune.architectures import find_blocks
+from stat_prune.blocks import linear
+from stat_prune.checkpoint import as_pruned_class
+from stat_prune.correction import FoldedConsumer
+from stat_prune.surgery import apply
+
+IDS = torch.tensor([[5, 9, 3, 17, 8, 2, 30, 11], [4, 4, 21, 39, 6, 12, 7, 1]])
+
+ENCODER = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
+DECODER = ENCODER | {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True}
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "Bert": lambda: transformers.BertConfig(**ENCODER),
+    "Roberta": lambda: transformers.RobertaConfig(**ENCODER),
+    "Electra": lambda: transformers.ElectraConfig(**ENCODER, embedding_size=16),
+    "DistilBert": lambda: transformers.DistilBertConfig(
+        vocab_size=50, dim=32, n_heads=4, n_layers=2, hidden_dim=48, max_position_embeddings=40
+    ),
+    "Llama": lambda: transformers.LlamaConfig(**DECODER),
+    "Qwen3": lambda: transformers.Qwen3Config(**DECODER),
+}
+
+
+def build(class_name: str, dtype: str = "float32") -> PreTrainedModel:
+    """A tiny stock model with random weights."""
+    family = max((name for name in CONFIGS if class_name.startswith(name)), key=len)
+    torch.manual_seed(0)
+    model_class = getattr(transformers, class_name)
+    return model_class._from_config(CONFIGS[family](), dtype=getattr(torch, dtype)).eval()
+
+
+def cut(model: PreTrainedModel, layer: int = 0, kinds: tuple[str, ...] = ("heads", "neurons")):
+    """Drop units of one layer without any correction: unequal layers, in place."""
+    folded = []
+    for block in find_blocks(model):
+        if block.layer == layer and block.kind in kinds:
+            units = torch.tensor([0, 3]) if block.kind == "heads" else torch.arange(5, 38)
+            weight = linear(model.base_model, block.consumer).weight.double()
+            weight = weight[:, block.channels(units)]
+            folded.append(FoldedConsumer(block, units, weight, None, 0.0))
+    apply(model, folded)
+    return as_pruned_class(model)
+
+
+def pruned(class_name: str, dtype: str = "float32") -> PreTrainedModel:
+    return cut(build(class_name, dtype))
+
+
+@torch.no_grad()
+def output(model: PreTrainedModel) -> Tensor:
+    return model(input_ids=IDS)[0]
+
+
+def assert_same_model(loaded: PreTrainedModel, model: PreTrainedModel) -> None:
+    assert type(loaded).__name__ == type(model).__name__
+    expected, actual = model.state_dict(), loaded.state_dict()
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert actual[name].dtype == expected[name].dtype
+        assert torch.equal(actual[name], expected[name]), name
+    assert torch.equal(output(loaded), output(model))
