@@ -4,12 +4,14 @@ from stat_prune.checkpoint import load
 from stat_prune.errors import StatPruneError
 from stat_prune.methods import Method
 from stat_prune.pruning import prune, prune_family
+from stat_prune.result import PruningResult
 from stat_prune.targets import MACs, Parameters, Tolerance
 
 __all__ = [
     "MACs",
     "Method",
     "Parameters",
+    "PruningResult",
     "StatPruneError",
     "Tolerance",
     "load",
