@@ -216,7 +216,7 @@ def _probe(
         return None
     with run.stage("probe"):
         probes = [
-            fold(one, sizes.units(sizes.nearest(0.5)), corrected=recipe.corrected)
+            fold(one, sizes.units(sizes.to_probe()), corrected=recipe.corrected)
             for one, sizes in zip(statistics, candidates, strict=True)
         ]
         distances = probe(

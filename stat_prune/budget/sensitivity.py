@@ -166,7 +166,7 @@ def _replaced(consumer: nn.Linear, folded: FoldedConsumer) -> Iterator[None]:
     weight, bias = consumer.weight.data, None if consumer.bias is None else consumer.bias.data
     consumer.weight.data = folded.scattered_weight().to(weight.dtype)
     if bias is not None and folded.bias is not None:
-        consumer.bias.data = folded.bias.to(bias.dtype)
+        consumer.bias.data = (bias.double() + folded.bias).to(bias.dtype)
     try:
         yield
     finally:

@@ -12,6 +12,10 @@ from stat_prune.blocks import Block
 from stat_prune.statistics import BlockStatistics, complement
 
 
+#: Squared relative error below which a probe would measure rounding.
+MIN_PROBED_ERROR = 1e-6
+
+
 @dataclass(frozen=True)
 class Ranking:
     """Units of a block from the most to the least worth keeping.
@@ -68,11 +72,20 @@ class Candidates:
         order, length = self.prefixes[index]
         return self.orders[order][:length].sort().values
 
-    def nearest(self, fraction: float) -> int:
-        """The candidate whose number of units is nearest to a fraction of all (below on a tie)."""
-        distance = (self.num_units - fraction * self.block.num_units).abs()
-        smallest = (distance == distance.min()).nonzero().squeeze(1)
-        return int(smallest[self.output_errors[smallest].argmin()])
+    def to_probe(self) -> int:
+        """The candidate to probe a block at: about half its units, and an error to speak of.
+
+        Where half is free of error, the largest candidate that is not; rounding would decide else.
+        """
+        distance = (self.num_units - 0.5 * self.block.num_units).abs()
+        nearest = (distance == distance.min()).nonzero().squeeze(1)
+        half = nearest[self.output_errors[nearest].argmin()]
+        if float(self.output_errors[half]) >= MIN_PROBED_ERROR:
+            return int(half)
+        noticeable = (self.output_errors >= MIN_PROBED_ERROR).nonzero().squeeze(1)
+        if len(noticeable) == 0:
+            return int(self.output_errors.argmax())
+        return int(noticeable[self.num_units[noticeable].argmax()])
 
 
 def candidates_for(
