@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stat_prune.demo_data import find_sentence_encoder
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -27,6 +26,7 @@ from transformers import (
 )
 
 from stat_prune import MACs, Parameters
+from stat_prune.demo.data import find_sentence_encoder
 from stat_prune.evaluation.glue import GLUE_TASKS, evaluate_glue, read_glue
 from stat_prune.evaluation.perplexity import perplexity
 from stat_prune.evaluation.similarity import sts_spearman
