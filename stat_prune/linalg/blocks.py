@@ -190,9 +190,9 @@ def _backward_order(
     gram: Float64[Tensor, "m m"], importance: Float64[Tensor, "m m"], groups: int
 ) -> list[int]:
     """Groups in the reverse of the order in which they leave."""
-    m, size = len(gram), len(gram) // groups
+    size = len(gram) // groups
     inverse = _inverse(gram)
-    # U K-weighted: with U = W Tᵀ the weight after correction, E = UᵀU; at first U = W.
+    # UᵀU of the corrected weight U = W Tᵀ; while all are kept, U = W.
     energy = importance.clone()
     left = torch.ones(groups, dtype=torch.bool, device=gram.device)
     leaving: list[int] = []
@@ -205,9 +205,8 @@ def _backward_order(
         columns = slice(group * size, (group + 1) * size)
         rows = inner[group] @ inverse[columns]
         # U <- U - U_b (H_bb)^-1 H_b:, applied to both sides of UᵀU; it also zeroes U_b.
-        update = torch.eye(m, dtype=torch.float64, device=gram.device)[:, columns] @ rows
-        energy -= energy @ update
-        energy -= update.T @ energy
+        energy -= energy[:, columns].clone() @ rows
+        energy -= rows.T @ energy[columns].clone()
         inverse -= inverse[:, columns].clone() @ rows
         left[group] = False
         leaving.append(group)

@@ -7,11 +7,13 @@ over the whole would sketch it, and shards add up.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
+from sklearn.exceptions import DataDimensionalityWarning
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 from torch import Tensor
 
@@ -219,7 +221,7 @@ class GaussianSketch(_ProjectionSketch):
 
     def _draw(self, seed: int) -> Tensor:
         projection = GaussianRandomProjection(n_components=self.num_rows, random_state=seed)
-        return torch.from_numpy(projection.fit(np.zeros((1, _BLOCK_ROWS))).components_)
+        return torch.from_numpy(_components(projection))
 
 
 class SparseSketch(_ProjectionSketch):
@@ -256,10 +258,18 @@ class SparseSketch(_ProjectionSketch):
         projection = SparseRandomProjection(
             n_components=self.num_rows, density=self.density, random_state=seed
         )
-        entries = projection.fit(np.zeros((1, _BLOCK_ROWS))).components_.tocoo()
+        entries = _components(projection).tocoo()
         return torch.sparse_coo_tensor(
-            np.stack([entries.row, entries.col]),
+            torch.from_numpy(np.stack([entries.row, entries.col])),
             torch.from_numpy(entries.data),
             entries.shape,
             check_invariants=True,
         )
+
+
+def _components(projection: GaussianRandomProjection | SparseRandomProjection) -> Any:
+    """The random matrix for one block of rows."""
+    with warnings.catch_warnings():
+        # That a block is shorter than the sketch is tall is no mistake: more blocks follow.
+        warnings.simplefilter("ignore", DataDimensionalityWarning)
+        return projection.fit(np.zeros((1, _BLOCK_ROWS))).components_
