@@ -79,15 +79,22 @@ def collect_moments(
     batch: Batch = {}
     position = 0
 
+    def count(block: Block, rows: Tensor) -> None:
+        try:
+            moments[block.name].update(rows)
+        except ValueError as error:  # of all that is wrong with rows, only non-finite entries
+            raise NonFiniteActivationsError(
+                f"{block.name}: the input of {block.consumer} in batch {position}: {error} Run the "
+                "model in float32 or bfloat16, or remove the example."
+            ) from error
+
     def hook_for(block: Block) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            rows = _token_rows(args[0], mask)
-            _check_finite(rows, block, position)
             if transform is None:
-                moments[block.name].update(rows)
+                count(block, _token_rows(args[0], mask))
                 return
             for sequence, kept in zip(args[0], token_mask(batch).to(device), strict=True):
-                moments[block.name].update(transform(sequence[kept]))
+                count(block, transform(sequence[kept]))
 
         return hook
 
@@ -114,18 +121,3 @@ def _token_rows(activations: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return activations.reshape(-1, activations.shape[-1])
     return activations[mask]
-
-
-def _check_finite(rows: Tensor, block: Block, position: int) -> None:
-    # A sum is finite unless an entry is not (or float16 overflows, which float32 avoids):
-    # one pass without a Boolean copy of the activations.
-    if bool(torch.isfinite(rows.sum(dtype=torch.float32))):
-        return
-    bad = ~torch.isfinite(rows)
-    if bool(bad.any()):
-        row, channel = (int(i) for i in bad.nonzero()[0])
-        raise NonFiniteActivationsError(
-            f"{block.name}: the consumer {block.consumer} reads {rows[row, channel].item()} in "
-            f"batch {position} (token row {row}, channel {channel}; {int(bad.sum())} such "
-            "entries in the batch). Run the model in float32 or bfloat16, or remove the example."
-        )

@@ -61,19 +61,26 @@ def fold(statistics: BlockStatistics, units: Tensor, *, corrected: bool = True) 
     block, weight, gram = statistics.block, statistics.weight, statistics.gram
     kept = block.channels(units.to(gram.device))
     dropped = complement(kept, block.num_channels)
-    folded = weight[:, kept]
-    bias = None
+    folded, bias = weight[:, kept], None
+    # What removal alone loses, squared: ||A_D W_D^T||^2, with the mean that nothing absorbs yet.
+    lost = quadratic(gram[dropped][:, dropped], weight[:, dropped])
     if corrected and len(dropped):
         cross = gram[kept][:, dropped] @ weight[:, dropped].T
-        folded = folded + solve_normal(gram[kept][:, kept], cross, 0.0).T
+        correction = solve_normal(gram[kept][:, kept], cross, 0.0)
+        folded = folded + correction.T
+        # Least squares explains <cross, correction> of it.
+        lost -= float((cross * correction).sum())
         if statistics.mean is not None:
             bias = weight @ statistics.mean - folded @ statistics.mean[kept]
+    elif statistics.mean is not None:
+        mean_lost = weight[:, dropped] @ statistics.mean[dropped]
+        lost += statistics.num_tokens * float(mean_lost.square().sum())
     return FoldedConsumer(
         block=block,
         units=units,
         weight=folded,
         bias=bias,
-        output_error=_output_error(statistics, kept, folded, bias),
+        output_error=(max(lost, 0.0) / max(statistics.output_energy, 1e-300)) ** 0.5,
     )
 
 
@@ -84,14 +91,3 @@ def activation_error(statistics: BlockStatistics, units: Tensor) -> float:
     interpolation = interpolation_from_gram(gram, kept)
     residual = float(gram.trace()) - float((interpolation * gram[kept]).sum())
     return (max(residual, 0.0) / max(statistics.activation_energy, 1e-300)) ** 0.5
-
-
-def _output_error(
-    statistics: BlockStatistics, kept: Tensor, folded: Tensor, bias: Tensor | None
-) -> float:
-    residual = statistics.weight.clone()
-    residual[:, kept] -= folded
-    energy = max(quadratic(statistics.gram, residual), 0.0)
-    if statistics.mean is not None and bias is None:
-        energy += statistics.num_tokens * float((residual @ statistics.mean).square().sum())
-    return (energy / max(statistics.output_energy, 1e-300)) ** 0.5

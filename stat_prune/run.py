@@ -82,11 +82,11 @@ class Run:
     def probe_batches(self, min_tokens: int) -> list[Batch]:
         """A few calibration sequences, spread over the lengths.
 
-        As many as make all probes together cost no more than one pass over the calibration set,
-        and at least so many that they hold `min_tokens`.
+        As many as keep all probes together to half a pass over the calibration set, and at least
+        so many that they hold `min_tokens`.
         """
         calibration = self.calibration
-        affordable = calibration.num_samples // max(len(self.blocks), 1)
+        affordable = calibration.num_samples // (2 * len(self.blocks))
         needed = math.ceil(min_tokens / calibration.mean_length)
         count = min(max(affordable, needed, 1), calibration.num_samples)
         return list(calibration.subset(count, seed=self.settings.seed).batches)
