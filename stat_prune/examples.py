@@ -36,6 +36,9 @@ TEXT_PAIR_COLUMNS = (
 )
 TEXT_COLUMNS = ("text", "sentence", "content", "document", "article", "passage", "story", "prompt")
 
+# A name that ends in one of these is meant as a file, not as a dataset of the Hub.
+FILE_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+
 # Streams cannot be permuted; datasets shuffles them within a window.
 STREAM_SHUFFLE_BUFFER = 10_000
 
@@ -92,6 +95,8 @@ def _open(dataset: Any) -> Any:
         path = Path(dataset)
         if path.is_file():
             return _read_file(path)
+        if path.is_absolute() or path.suffix.lower() in FILE_SUFFIXES:
+            raise DataError(f"There is no file {path} to read examples from.")
         dataset = _read_folder(path) if path.is_dir() else _load_by_name(str(dataset))
     if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         return _training_split(dataset)

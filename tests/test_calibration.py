@@ -259,6 +259,12 @@ def test_an_unknown_name_says_what_works_without_the_hub(name, word_tokenizer):
         build_calibration_set(name, tokenizer=word_tokenizer)
 
 
+@pytest.mark.parametrize("name", ["texts.txt", "data/texts.jsonl", "/nowhere/texts"])
+def test_a_missing_file_is_not_looked_for_on_the_hub(name, word_tokenizer):
+    with pytest.raises(DataError, match=f"no file {name}"):
+        build_calibration_set(name, tokenizer=word_tokenizer)
+
+
 def test_a_name_with_a_slash_is_a_dataset_and_its_configuration(monkeypatch, word_tokenizer):
     calls = []
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.evaluation.forward import forward_texts
+from stat_prune.evaluation.forward import Text, forward_texts
 
 
 def embed(
@@ -43,7 +43,7 @@ def embed(
 def sts_spearman(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[Text],
     scores: np.ndarray,
     *,
     batch_size: int = 64,

@@ -1,0 +1,71 @@
+"""The command line: prune, inspect, evaluate, demo."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from importlib.metadata import version
+from typing import Annotated
+
+import transformers
+import typer
+
+from stat_prune.cli.demo import demo
+from stat_prune.cli.evaluate import evaluate
+from stat_prune.cli.inspect import inspect
+from stat_prune.cli.prune import prune
+from stat_prune.errors import StatPruneError
+
+app = typer.Typer(
+    name="stat-prune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for command in (prune, inspect, evaluate, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point: exit code 0, 1 with one line on stderr (an error), or 2 (wrong usage)."""
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"stat-prune: warning: {message}\n"
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        app()
+    except StatPruneError as error:
+        typer.echo(f"stat-prune: error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stat-prune {version('stat-prune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Make trained transformers smaller and faster without retraining.
+
+    \b
+    See what it is worth on this machine, without a hub (two minutes):
+      stat-prune demo
+
+    \b
+    Prune a model of your own to 60 % of its computation, calibrated on your texts:
+      stat-prune prune path/to/model --dataset texts.txt --macs 0.6 --output out
+      stat-prune inspect out
+      stat-prune evaluate out --task sst2
+
+    Exit codes: 0 done, 1 an error (one line on stderr says which), 2 wrong usage.
+    """

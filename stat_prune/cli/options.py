@@ -1,0 +1,30 @@
+"""What the commands have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once; changes no result.")]
+Device = Annotated[str | None, typer.Option(help="For instance cuda. Default: cpu.")]
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """A callback that refuses every other value, as wrong usage."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}.")
+        return value
+
+    return check
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One object on one line of stdout."""
+    typer.echo(json.dumps(content))

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import time
+
+import torch
+from transformers import BertConfig, BertModel
+
+from stat_prune.evaluation.latency import median_latencies
+
+
+def test_models_take_turns_and_the_median_of_the_counted_rounds_is_reported(monkeypatch):
+    # by a clock that stands still but for the models: 100 in the warm-up, then these
+    durations = {"a": [100, 1, 9, 2], "b": [100, 5, 4, 30]}
+    calls: list[str] = []
+    now = 0.0
+
+    class Timed(BertModel):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            nonlocal now
+            calls.append(self.label)
+            now += durations[self.label].pop(0)
+            return input_ids
+
+    config = BertConfig(
+        vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4
+    )
+    models = [Timed(config), Timed(config)]
+    models[0].label, models[1].label = "a", "b"
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    medians = median_latencies(models, {"input_ids": torch.zeros(1, 2).long()}, rounds=3)
+
+    assert medians == [2, 5]
+    assert calls == ["a", "b"] * 4

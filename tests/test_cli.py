@@ -1,0 +1,233 @@
+"""The commands through the real entry point, on tiny models and without a hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import stat_prune
+from stat_prune.cli import main
+
+TEXTS = [
+    "the cat sat on the mat",
+    "a dog ran under the house",
+    "the bird flew over the house and then under a tree",
+    "it was a very very very good cat and it sat",
+    "the dog sat on a bird",
+    "then a cat ran over the very mat",
+] * 4
+
+
+def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A process of its own, as a user starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "stat_prune", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=Path(stat_prune.__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """The entry point in this process, which has imported torch already."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["stat-prune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, stop.value.code, output.out, output.err)
+
+    # what `main` sets for its process
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setenv("COLUMNS", "100")
+    verbosity = transformers.logging.get_verbosity()
+    yield call
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "texts.txt"
+    path.write_text("\n".join(TEXTS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory, word_tokenizer) -> Path:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=40,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("models") / "classifier"
+    BertForSequenceClassification(config).save_pretrained(folder)
+    word_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pruned(classifier, texts, tmp_path_factory) -> tuple[Path, dict]:
+    """The classifier at 0.6 of its MACs, and what `prune --json` printed."""
+    folder = tmp_path_factory.mktemp("pruned") / "out"
+    done = start("prune", classifier, "--dataset", texts, "--macs", 0.6, "-o", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_prune_saves_a_model_within_its_target_and_prints_one_json_object(pruned):
+    folder, printed = pruned
+    kept = printed["after"]["block_macs"] / printed["before"]["block_macs"]
+    model = stat_prune.load(folder)
+
+    assert printed["output"] == str(folder)
+    assert 0.5 < kept <= 0.6
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert sum(p.numel() for p in model.parameters()) == printed["after"]["parameters"]
+    assert printed["settings"]["seed"] == 0
+
+
+def test_inspect_shows_what_was_kept_and_lists_removed_heads(pruned, run):
+    folder, printed = pruned
+    plan = json.loads((folder / "stat_prune_plan.json").read_text())
+
+    shown = run("inspect", folder)
+    as_json = json.loads(run("inspect", folder, "--json").stdout)
+
+    assert shown.returncode == 0
+    for row in printed["blocks"]:
+        (line,) = (x for x in shown.stdout.splitlines() if row["name"] in x and "│" in x)
+        assert f" {row['kept']} " in line
+        removed = sorted(set(range(row["total"])) - set(plan[row["name"]]))
+        if row["kind"] == "heads" and removed:
+            assert f"{row['name']} without {', '.join(map(str, removed))}" in shown.stdout
+    assert as_json["plan"] == plan
+    assert as_json["report"]["blocks"] == printed["blocks"]
+
+
+def test_evaluate_scores_a_pruned_classifier_on_local_glue_files(pruned, run, tmp_path):
+    (tmp_path / "sst2").mkdir()
+    rows = "\n".join(f"{text}\t{i % 2}" for i, text in enumerate(TEXTS))
+    (tmp_path / "sst2" / "dev.tsv").write_text(f"sentence\tlabel\n{rows}\n")
+
+    done = run("evaluate", pruned[0], "--task", "sst2", "--data", tmp_path, "--json")
+
+    scores = json.loads(done.stdout)
+    assert 0 <= scores["accuracy"] <= 1
+    assert scores["num_examples"] == len(TEXTS)
+
+
+def test_a_language_model_is_pruned_by_parameters_and_scored_by_perplexity(
+    texts, run, tmp_path, word_tokenizer
+):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    word_tokenizer.save_pretrained(tmp_path / "llama")
+
+    done = run(
+        *("prune", tmp_path / "llama", "-d", texts, "--parameters", 0.8, "-o", tmp_path / "out"),
+        *("--ignore", "heads", "--seed", 3),
+    )
+    score = run("evaluate", tmp_path / "out", "--task", "perplexity", "--data", texts, "--json")
+
+    model = stat_prune.load(tmp_path / "out")
+    layers = model.model.layers
+    assert done.returncode == 0, done.stderr
+    assert f"Saved to {tmp_path / 'out'}" in done.stdout
+    assert all(layer.self_attn.q_proj.out_features == 32 for layer in layers)
+    assert sum(layer.mlp.up_proj.out_features for layer in layers) < 80
+    # close to uniform over the vocabulary: the weights are random
+    assert 20 < json.loads(score.stdout)["perplexity"] < 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prune", "no-such-folder", "-d", "{texts}", "--macs", "0.5", "-o", "{new}"), "no-such-"),
+        (("prune", "{model}", "-d", "{texts}", "--macs", "60", "-o", "{new}"), "MACs(0.6)"),
+        (("prune", "{model}", "-d", "{texts}", "--macs", "0.5", "-o", "{model}"), "exists"),
+        (("inspect", "{model}"), "no record of pruning"),
+    ],
+    ids=["unknown model", "percentage", "existing output", "never pruned"],
+)
+def test_errors_are_one_line_on_stderr_and_exit_code_one(
+    arguments, message, classifier, texts, run, tmp_path
+):
+    places = {"texts": texts, "new": tmp_path / "new", "model": classifier}
+    done = run(*(argument.format(**places) for argument in arguments))
+
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("stat-prune: error: ")
+    assert message in line
+    assert done.stdout == ""
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prune", "m", "-d", "t", "-o", "o"), "exactly one of --macs"),
+        (("prune", "m", "-d", "t", "-o", "o", "--macs", "1", "--tolerance", "1"), "exactly one"),
+        (("prune", "m", "-d", "t", "-o", "o", "--macs", "1", "--method", "magic"), "magnitude"),
+        (("evaluate", "m", "--task", "sst"), "sst2"),
+    ],
+    ids=["no target", "two targets", "unknown method", "unknown task"],
+)
+def test_wrong_usage_is_exit_code_two_and_says_what_is_right(arguments, message, run):
+    done = run(*arguments)
+
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+
+
+def test_the_process_reports_errors_without_traceback(classifier, texts, tmp_path):
+    error = start(
+        "prune", classifier, "-d", tmp_path / "none.txt", "--macs", 1, "-o", tmp_path / "x"
+    )
+    usage = start("prune", classifier, "-d", texts, "-o", tmp_path / "x")
+
+    assert (error.returncode, usage.returncode) == (1, 2)
+    assert error.stdout == usage.stdout == ""
+    assert error.stderr.startswith("stat-prune: error: ")
+    assert len(error.stderr.splitlines()) == 1
+    assert "Traceback" not in usage.stderr
+
+
+def test_help_teaches_by_example(run):
+    overview, detail = run("--help"), run("prune", "--help")
+
+    assert overview.returncode == detail.returncode == 0
+    assert "stat-prune prune path/to/model --dataset texts.txt --macs 0.6" in overview.stdout
+    assert all(name in overview.stdout for name in ("prune", "inspect", "evaluate", "demo"))
+    assert "--dataset glue/sst2 --macs 0.6 -o out" in detail.stdout
