@@ -357,7 +357,8 @@ def sketching(quick: bool) -> list[Row]:
         Row(
             "sketching",
             f"CountSketch update against Gram update, m = {m:,}, {len(a):,} rows",
-            f"{taken['sketch']:.3f} s against {taken['gram']:.3f} s (medians of 7): {ratio:.1f} times",
+            f"{taken['sketch']:.3f} s against {taken['gram']:.3f} s (medians of 7): "
+            f"{ratio:.1f} times",
             "at least 10 times",
             ratio >= 10,
         )
@@ -423,7 +424,7 @@ def memory_child(num_rows: int, num_channels: int) -> None:
         json.dumps(
             {
                 "bytes": peak,
-                "seconds": [later - sooner for sooner, later in zip(marks, marks[1:])],
+                "seconds": [marks[i + 1] - marks[i] for i in range(3)],
                 "error": float((curve[num_channels // 2] / curve[0]).sqrt()),
                 "finite": bool(torch.isfinite(interpolation).all()),
             }
@@ -442,9 +443,9 @@ def memory(quick: bool) -> list[Row]:
         Row(
             "memory",
             f"{n:,} x {m:,} bf16, keep half: peak above an idle process",
-            f"{out['bytes'] / 1e9:.2f} GB, {ratio:.2f} m² doubles; statistics {statistics_s:.0f} s, "
-            f"selection {selection_s:.0f} s, correction {correction_s:.0f} s; "
-            f"error {out['error']:.4f}",
+            f"{out['bytes'] / 1e9:.2f} GB, {ratio:.2f} m² doubles; statistics "
+            f"{statistics_s:.0f} s, selection {selection_s:.0f} s, "
+            f"correction {correction_s:.0f} s; error {out['error']:.4f}",
             "at most 3 m² doubles",
             ratio <= 3 and out["finite"],
         )

@@ -80,7 +80,8 @@ def _geqp3(
         triangle = np.triu(packed[:rows])
     else:
         # R of A itself, for columns of weight zero too: QᵀA rather than R diag(w)⁻¹.
-        lwork = int(lapack.dormqr("L", "T", packed, tau, host, -1)[1][0])
-        rotated, _, _ = lapack.dormqr("L", "T", packed, tau, host[:, order], lwork)
+        reflectors = packed[:, :rows]
+        lwork = int(lapack.dormqr("L", "T", reflectors, tau, host, -1)[1][0])
+        rotated, _, _ = lapack.dormqr("L", "T", reflectors, tau, host[:, order], lwork)
         triangle = np.triu(rotated[:rows])
     return torch.from_numpy(triangle).to(matrix.device), torch.from_numpy(order).to(matrix.device)

@@ -11,10 +11,10 @@ for name in [name for name in sys.modules if name.startswith("stat_prune.linalg"
     del sys.modules[name]
 install_import_hook("stat_prune.linalg", "beartype.beartype")
 
-import pytest
-from torch import Tensor
+import pytest  # noqa: E402
+from torch import Tensor  # noqa: E402
 
-from tests.linalg.matrices import decaying_matrix
+from tests.linalg.matrices import decaying_matrix  # noqa: E402
 
 
 @pytest.fixture

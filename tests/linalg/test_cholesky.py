@@ -112,9 +112,8 @@ def test_the_blocked_algorithm_agrees_with_lapack(rank: int | None) -> None:
 
 
 def test_the_blocked_algorithm_finds_the_rank_that_lapack_finds() -> None:
-    a = decaying_matrix(300, 70, seed=0, smallest=0.1) @ decaying_matrix(
-        70, 200, seed=1, smallest=0.1
-    )
+    left = decaying_matrix(300, 70, seed=0, smallest=0.1)
+    a = left @ decaying_matrix(70, 200, seed=1, smallest=0.1)
     gram = a.T @ a
     threshold = 200 * 2.2e-16 * float(gram.diagonal().max())
     factor, _ = blocked_cholesky(gram.clone(), threshold, 200)
