@@ -95,9 +95,12 @@ def _open(dataset: Any) -> Any:
         path = Path(dataset)
         if path.is_file():
             return _read_file(path)
-        if path.is_absolute() or path.suffix.lower() in FILE_SUFFIXES:
+        if path.is_dir():
+            dataset = _read_folder(path)
+        elif path.is_absolute() or path.suffix.lower() in FILE_SUFFIXES:
             raise DataError(f"There is no file {path} to read examples from.")
-        dataset = _read_folder(path) if path.is_dir() else _load_by_name(str(dataset))
+        else:
+            dataset = _load_by_name(str(dataset))
     if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         return _training_split(dataset)
     if isinstance(dataset, (Mapping, Tensor)):  # one batch of model inputs
