@@ -19,6 +19,10 @@ class UnsupportedArchitectureError(ModelError):
     """No description of this model's blocks exists."""
 
 
+class SettingsError(StatPruneError, ValueError):
+    """An argument of `prune` is malformed, or does not go with another."""
+
+
 class TargetError(StatPruneError, ValueError):
     """The target is malformed, or lies below what one head and one neuron a block allow."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from stat_prune.errors import SettingsError
 from stat_prune.selection import CRITERIA
 
 
@@ -32,11 +33,11 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
-            raise ValueError(
+            raise SettingsError(
                 f"`criterion` must be one of {sorted(CRITERIA)}, got {self.criterion!r}."
             )
         if self.allocation not in ("probed", "unweighted", "even"):
-            raise ValueError(
+            raise SettingsError(
                 f"`allocation` must be 'probed', 'unweighted' or 'even', got {self.allocation!r}."
             )
 
@@ -59,13 +60,13 @@ def method_named(method: str | Method) -> Method:
 
     Raises
     ------
-    ValueError
+    SettingsError
         If the name is unknown; lists those that are known.
     """
     if isinstance(method, Method):
         return method
     if method not in METHODS:
-        raise ValueError(
+        raise SettingsError(
             f"Unknown method {method!r}. Known: {', '.join([*METHODS, STAT_PAPER])}, or a "
             "stat_prune.Method(...)."
         )

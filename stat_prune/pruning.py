@@ -17,6 +17,7 @@ from stat_prune.budget.sensitivity import Objective, probe
 from stat_prune.checkpoint import as_pruned_class, check_output_directory
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import fold
+from stat_prune.errors import SettingsError
 from stat_prune.methods import STAT_PAPER, Method, method_named
 from stat_prune.plan import BlockPlan
 from stat_prune.result import PruningResult
@@ -104,11 +105,9 @@ def prune(
     Raises
     ------
     StatPruneError
-        A subclass of it for every bad input: `DataError`, `ModelError`,
+        A subclass of it for every bad input: `DataError`, `ModelError`, `SettingsError`,
         `UnsupportedArchitectureError`, `TargetError`, `NonFiniteActivationsError`, `SaveError`.
         The model is then as it was.
-    ValueError
-        If a setting is malformed.
     """
     if output_dir is not None:
         check_output_directory(output_dir, overwrite=False)
@@ -161,7 +160,7 @@ def prune_family(
     """
     chosen = Settings(**settings)
     if chosen.inplace and len(targets) > 1:
-        raise ValueError(f"inplace=True makes one model, but {len(targets)} targets were given.")
+        raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
     with starting(model, dataset, tokenizer, chosen) as run:
         for target in targets:
             check_reachable(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from stat_prune.budget.sensitivity import Objective
+from stat_prune.errors import SettingsError
 from stat_prune.methods import STAT_PAPER, Method, method_named
 
 
@@ -33,11 +34,11 @@ class Settings:
         for name in ("num_calibration_samples", "batch_size", "round_to"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+                raise SettingsError(f"`{name}` must be a positive integer, got {value!r}.")
         if self.method != STAT_PAPER:
             method_named(self.method)
         elif self.uniform:
-            raise ValueError(f"method={STAT_PAPER!r} has no uniform mode; use method='stat'.")
+            raise SettingsError(f"method={STAT_PAPER!r} has no uniform mode; use method='stat'.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the report."""
