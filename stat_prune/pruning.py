@@ -18,6 +18,7 @@ from stat_prune.checkpoint import as_pruned_class, check_output_directory
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import fold
 from stat_prune.errors import SettingsError
+from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import STAT_PAPER, Method, method_named
 from stat_prune.plan import BlockPlan
 from stat_prune.result import PruningResult
@@ -214,10 +215,11 @@ def _probe(
     if recipe.allocation != "probed":
         return None
     with run.stage("probe"):
-        probes = [
-            fold(one, sizes.units(sizes.to_probe()), corrected=recipe.corrected)
-            for one, sizes in zip(statistics, candidates, strict=True)
-        ]
+        with gathered_numerical_warnings("folding the probes"):
+            probes = [
+                fold(one, sizes.units(sizes.to_probe()), corrected=recipe.corrected)
+                for one, sizes in zip(statistics, candidates, strict=True)
+            ]
         distances = probe(
             run.model,
             probes,
@@ -252,16 +254,19 @@ def _plan(
             uniform=settings.uniform,
             even=recipe.allocation == "even",
         )
-        return [
-            BlockPlan(
-                folded=fold(one, sizes.units(index), corrected=recipe.corrected),
-                activation_error=float(sizes.activation_errors[index].clamp_min(0)) ** 0.5,
-                sensitivity=weights[position] if weights else None,
-            )
-            for position, (one, sizes, index) in enumerate(
-                zip(statistics, candidates, choice, strict=True)
-            )
-        ]
+        with gathered_numerical_warnings("folding the correction"):
+            folded = [
+                fold(one, sizes.units(index), corrected=recipe.corrected)
+                for one, sizes, index in zip(statistics, candidates, choice, strict=True)
+            ]
+    return [
+        BlockPlan(
+            folded=one,
+            activation_error=float(sizes.activation_errors[index].clamp_min(0)) ** 0.5,
+            sensitivity=weights[position] if weights else None,
+        )
+        for position, (one, sizes, index) in enumerate(zip(folded, candidates, choice, strict=True))
+    ]
 
 
 def _finish(run: Run, target: Target, plans: Sequence[BlockPlan]) -> PruningResult:
