@@ -125,7 +125,9 @@ class DemoReport:
             "| --- |" + " ---: |" * (len(self.HEADINGS) - 1),
             *("| " + " | ".join(cells) + " |" for cells in self.cells()),
         ]
-        facts = "\n".join(f"- {name.replace('_', ' ')}: {v}" for name, v in self.facts.items())
+        facts = "\n".join(
+            f"- {name.replace('_', ' ')}: {_text(v)}" for name, v in self.facts.items()
+        )
         return (
             f"# stat-prune demo\n\n{self.summary()}.\n\n"
             + "\n".join(lines)
@@ -140,6 +142,12 @@ class DemoReport:
             "dense model.\n\n"
             f"## How\n\n{facts}\n\n## Next\n\n```\n{self.next_steps()}\n```\n"
         )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
+    return str(value)
 
 
 def draw(rows: Sequence[DemoRow], path: Path) -> None:
