@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.demo.data import HUB_NAME, Passages, find_sentence_encoder, read_passages
@@ -83,7 +84,9 @@ def run_demo(
     )
     saved = ours[FRACTIONS.index(SAVED_FRACTION)]
     baseline = _magnitude_family(model, tokenizer, passages, saved.report.seq_length)
-    rows = _compare(model, tokenizer, passages.held_out, {"stat": ours, BASELINE: baseline})
+    rows = _compare(
+        model, tokenizer, passages.held_out, {"stat": ours, BASELINE: baseline}, progress=progress
+    )
     report = DemoReport(
         rows=rows,
         facts={
@@ -131,6 +134,8 @@ def _compare(
     tokenizer: PreTrainedTokenizerBase,
     passages: Sequence[str],
     families: dict[str, list[PruningResult]],
+    *,
+    progress: bool,
 ) -> list[DemoRow]:
     results = [(method, result) for method, family in families.items() for result in family]
     batch = tokenizer(
@@ -144,7 +149,8 @@ def _compare(
     reference = embed(model, tokenizer, passages)
     before = results[0][1].report.before
     rows = [_row("dense", before, before, 1.0, reference, reference)]
-    for (method, result), own in zip(results, seconds[1:], strict=True):
+    measured = tqdm(results, desc="measure", unit="model", disable=not progress)
+    for (method, result), own in zip(measured, seconds[1:], strict=True):
         embeddings = embed(result.model, tokenizer, passages)
         rows.append(
             _row(method, result.report.after, before, seconds[0] / own, embeddings, reference)
