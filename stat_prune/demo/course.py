@@ -91,6 +91,7 @@ def run_demo(
         rows=rows,
         facts={
             "model": model.config._name_or_path or type(model).__name__,
+            "model_class": type(model).__name__,
             "calibration_passages": len(passages.calibration),
             "held_out_passages": len(passages.held_out),
             "mean_tokens": round(saved.report.seq_length, 1),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,13 +103,17 @@ class DemoReport:
     def next_steps(self) -> str:
         """What to do with it."""
         model = self.output_dir / "model"
+        # after `make demo` the environment is not the shell's own
+        python = os.path.relpath(sys.executable)
+        command = "stat-prune" if shutil.which("stat-prune") else f"{python} -m stat_prune"
         return "\n".join(
             (
-                f"The model with {SAVED_FRACTION:.0%} of the MACs is in {model}.",
-                f"  stat-prune inspect {model}      what was removed where",
-                f'  stat_prune.load("{model}")      the model in Python, as an ordinary BertModel',
-                "  stat-prune prune MODEL --dataset your-texts.txt --macs 0.6 --output out",
-                "                                        the same for a model of your own",
+                f"The model with {SAVED_FRACTION:.0%} of the MACs is in {model}. See what was removed:",
+                f"  {command} inspect {model}",
+                f"In Python, as an ordinary {self.facts['model_class']}:",
+                f'  stat_prune.load("{model}")',
+                "The same for a model of your own, with a file of texts, one a line:",
+                f"  {command} prune MODEL --dataset texts.txt --macs 0.6 --output out",
             )
         )
 
