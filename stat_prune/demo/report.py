@@ -108,7 +108,7 @@ class DemoReport:
         command = "stat-prune" if shutil.which("stat-prune") else f"{python} -m stat_prune"
         return "\n".join(
             (
-                f"The model with {SAVED_FRACTION:.0%} of the MACs is in {model}. See what was removed:",
+                f"The model with {SAVED_FRACTION:.0%} of the MACs is in {model}. What was removed:",
                 f"  {command} inspect {model}",
                 f"In Python, as an ordinary {self.facts['model_class']}:",
                 f'  stat_prune.load("{model}")',
