@@ -220,10 +220,12 @@ def _probe(
                 fold(one, sizes.units(sizes.to_probe()), corrected=recipe.corrected)
                 for one, sizes in zip(statistics, candidates, strict=True)
             ]
+        batches = run.probe_batches(MIN_PROBE_TOKENS)
+        run.expect(len(batches) * len(probes))
         distances = probe(
             run.model,
             probes,
-            run.probe_batches(MIN_PROBE_TOKENS),
+            batches,
             objective=run.settings.objective,
             advance=run.advance,
         )

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +42,9 @@ class Run:
     calibration : CalibrationSet
     settings : Settings
     tokenizer : PreTrainedTokenizerBase or None
+    stopwatch : Stopwatch
+    bar : tqdm
+        The progress bar.
     """
 
     model: PreTrainedModel
@@ -50,8 +53,8 @@ class Run:
     calibration: CalibrationSet
     settings: Settings
     tokenizer: PreTrainedTokenizerBase | None
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    bar: Any = None
+    stopwatch: Stopwatch
+    bar: tqdm
 
     @property
     def device(self) -> torch.device:
@@ -64,20 +67,24 @@ class Run:
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a stage and show it."""
-        if self.bar is not None:
-            self.bar.set_description(name)
+        self.bar.set_description(name)
         return self.stopwatch.stage(name)
 
     def tracked(self, items: Sequence[Item]) -> Iterator[Item]:
         """Go through items with a step of the progress bar for each."""
+        self.expect(len(items))
         for item in items:
             yield item
             self.advance()
 
+    def expect(self, steps: int) -> None:
+        """Make the progress bar longer."""
+        self.bar.total = (self.bar.total or 0) + steps
+        self.bar.refresh()
+
     def advance(self, _what: str = "") -> None:
         """One step of the progress bar."""
-        if self.bar is not None:
-            self.bar.update()
+        self.bar.update()
 
     def probe_batches(self, min_tokens: int) -> list[Batch]:
         """A few calibration sequences, spread over the lengths.

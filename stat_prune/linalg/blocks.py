@@ -41,7 +41,6 @@ def block_pivoting(
     *,
     criterion: str = "energy",
     direction: str = "forward",
-    cutoff: float | None = None,
 ) -> BlockPivoting:
     """Order groups of consecutive columns greedily.
 
@@ -64,9 +63,6 @@ def block_pivoting(
         is kept.
     direction : {"forward", "backward"}
         `criterion` applies to "forward" only.
-    cutoff : float, optional
-        Eigenvalues of a diagonal block below `cutoff` times its largest one before elimination
-        count as zero. Default: m times the float64 epsilon.
 
     Returns
     -------
@@ -92,13 +88,12 @@ def block_pivoting(
     groups = check_group_size(group_size, m)
     check_choice(criterion, "criterion", ("energy", "gain"))
     check_choice(direction, "direction", ("forward", "backward"))
-    cutoff = m * _EPS if cutoff is None else cutoff
     if weight is None:
         importance = torch.eye(m, dtype=torch.float64, device=gram.device)
     else:
         matrix = check_weight(weight, m, gram.device)
         importance = matrix.T @ matrix
-    schur = _Schur(gram, importance, groups, cutoff)
+    schur = _Schur(gram, importance, groups)
     if direction == "backward":
         return schur.eliminate_all(_backward_order(gram, importance, groups))
     if criterion == "gain":
@@ -114,7 +109,6 @@ class _Schur:
         gram: Float64[Tensor, "m m"],
         importance: Float64[Tensor, "m m"],
         groups: int,
-        cutoff: float,
     ) -> None:
         self.matrix = gram.clone()
         self.importance = importance
@@ -122,7 +116,7 @@ class _Schur:
         # Relative to the block as it was at first: what elimination leaves of a block that others
         # span is rounding error, however large it is against itself.
         blocks = diagonal_blocks(gram, groups)
-        self.floor = cutoff * blocks.diagonal(dim1=1, dim2=2).sum(1)
+        self.floor = len(gram) * _EPS * blocks.diagonal(dim1=1, dim2=2).sum(1)
         self.importance_blocks = diagonal_blocks(importance, groups)
         self.seen: Float64[Tensor, "m m"] | None = None
 

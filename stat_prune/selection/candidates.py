@@ -11,7 +11,6 @@ from torch import Tensor
 from stat_prune.blocks import Block
 from stat_prune.statistics import BlockStatistics, complement
 
-
 #: Squared relative error below which a probe would measure rounding.
 MIN_PROBED_ERROR = 1e-6
 
