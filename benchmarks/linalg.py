@@ -90,6 +90,7 @@ def seconds(repeats: dict[str, int], run: dict[str, Callable[[], object]]) -> di
                 start = time.perf_counter()
                 function()
                 taken[name].append(time.perf_counter() - start)
+                print(f"  {name}: {taken[name][-1]:.2f} s", file=sys.stderr, flush=True)
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
@@ -144,7 +145,7 @@ def speed(quick: bool) -> list[Row]:
         "interp_decomp, rand=False": interp_decomp(False),
     }
     # interp_decomp takes minutes; its one repetition is no median.
-    repeats = {name: 5 if name.startswith("ours") else 3 for name in candidates}
+    repeats = {name: 5 if name == "ours, cholesky" else 3 for name in candidates}
     repeats |= {name: 1 for name in candidates if name.startswith("interp_decomp")}
     taken = seconds(repeats, candidates)
     errors = {name: error_of(a, *result) for name, result in found.items()}
