@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float64
+from scipy.linalg import blas
 from torch import Tensor
 
 from .checks import check_count, check_matrix, check_same_device
@@ -248,7 +249,14 @@ class CrossMoments(_CentredStream):
 
 
 def add_upper_gram(out: Float64[Tensor, "m m"], rows: Float64[Tensor, "n m"]) -> None:
-    """Add rowsᵀ rows to the upper block triangle of `out`, in place."""
+    """Add rowsᵀ rows to the upper block triangle of `out`, in place.
+
+    On a CPU by BLAS's symmetric rank-k update, elsewhere panel by panel: torch has no such update.
+    """
+    if out.device.type == "cpu" and out.is_contiguous():
+        # Transposed, row-major arrays are the column-major ones that BLAS works on in place.
+        blas.dsyrk(1.0, rows.numpy().T, beta=1.0, c=out.numpy().T, lower=1, overwrite_c=1)
+        return
     for start in range(0, len(out), _PANEL):
         stop = start + _PANEL
         out[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
