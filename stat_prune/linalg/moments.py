@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float64
-from scipy.linalg import blas
 from torch import Tensor
 
 from .checks import check_count, check_matrix, check_same_device
@@ -63,7 +62,8 @@ class _CentredStream(RowStream):
         """Move the pending rows from the buffer into the statistics."""
         new, total = self._pending, self._seen + self._pending
         block = buffer[: new + 1]
-        mean = block[:new].mean(dim=0)
+        # A product with ones: several times faster than a mean along the rows.
+        mean = block[:new].T @ block.new_full((new,), 1 / new)
         block[:new] -= mean
         # The rank-one term of the pairwise update rides along as one more row of the product.
         torch.sub(mean, self._mean, out=block[new])
@@ -251,12 +251,9 @@ class CrossMoments(_CentredStream):
 def add_upper_gram(out: Float64[Tensor, "m m"], rows: Float64[Tensor, "n m"]) -> None:
     """Add rowsᵀ rows to the upper block triangle of `out`, in place.
 
-    On a CPU by BLAS's symmetric rank-k update, elsewhere panel by panel: torch has no such update.
+    On its own SciPy's dsyrk is a little faster on a CPU; between the layers of a torch model, whose
+    threads and BLAS's then get in each other's way, it is much slower.
     """
-    if out.device.type == "cpu" and out.is_contiguous():
-        # Transposed, row-major arrays are the column-major ones that BLAS works on in place.
-        blas.dsyrk(1.0, rows.numpy().T, beta=1.0, c=out.numpy().T, lower=1, overwrite_c=1)
-        return
     for start in range(0, len(out), _PANEL):
         stop = start + _PANEL
         out[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
