@@ -153,7 +153,9 @@ def _factor(
         factor[silent] = torch.linalg.solve_triangular(
             factor[pivots], silent_rows[:, pivots].T, upper=False
         ).T
-    remainder = diagonal - torch.linalg.vector_norm(factor, dim=1).square()
+    remainder = diagonal
+    for columns in factor.split(_CHUNK, dim=1):
+        remainder = remainder - columns.square().sum(dim=1)
     remainder[pivots] = 0.0
     return PivotedCholesky(
         order, factor, rank, remainder.clamp_(min=0.0), None if overwrite else gram
@@ -164,12 +166,12 @@ def _lapack(
     work: Float64[Tensor, "m m"], threshold: float, limit: int
 ) -> tuple[Float64[Tensor, "m r"], Int64[Tensor, " m"]]:
     """Factor and order by LAPACK's dpstrf; the factor takes the memory of `work`."""
-    # The transpose of a C-ordered symmetric matrix is the Fortran-ordered matrix LAPACK wants;
-    # its upper factor U, read back in C order, is the lower factor.
-    packed, pivots, rank, _ = lapack.dpstrf(work.numpy().T, tol=threshold, overwrite_a=1)
+    # The transpose of a C-ordered symmetric matrix is the Fortran-ordered matrix LAPACK wants.
+    packed, pivots, rank, _ = lapack.dpstrf(work.numpy().T, tol=threshold, lower=1, overwrite_a=1)
     order = torch.from_numpy(pivots.astype("int64")) - 1
-    factor = torch.from_numpy(packed.T)[:, : min(int(rank), limit)]
-    factor.tril_()
-    for columns in factor.split(_CHUNK, dim=1):
-        columns[order] = columns.clone()
+    factor = torch.from_numpy(packed)[:, : min(int(rank), limit)]
+    # Rows of the transpose are contiguous; some at a time, so that no second matrix is needed.
+    inverse = torch.argsort(order)
+    for columns in factor.T.triu_().split(_CHUNK):
+        columns.copy_(columns.index_select(1, inverse))
     return factor, order
