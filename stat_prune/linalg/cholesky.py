@@ -77,8 +77,7 @@ def randomly_pivoted_cholesky(
 
     Each pivot is drawn with probability proportional to what is left of the diagonal. For rank k
     within expected trace error (1 + ε) times the best rank-r error, k = r/ε + r log(1/(ε η))
-    pivots suffice, η being the best relative error ([1]_, theorem 2.3); greedy pivoting has no
-    such bound.
+    pivots suffice, η being the best relative error [1]_; greedy pivoting has no such bound.
 
     Parameters
     ----------

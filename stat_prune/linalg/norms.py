@@ -53,7 +53,7 @@ def spectral_norm(
     References
     ----------
     .. [1] Dixon (1983), Estimating extremal eigenvalues and condition numbers of matrices, SIAM
-       J. Numer. Anal. 20(4), theorem 1.
+       J. Numer. Anal. 20(4).
     """
     check_finite(check_matrix(matrix, "matrix"), "matrix")
     check_number(accuracy, "accuracy", strict=True)
