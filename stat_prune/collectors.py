@@ -43,7 +43,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = modes.get(name, module.training)
 
 
-@torch.no_grad()
 def collect_moments(
     model: PreTrainedModel,
     blocks: Sequence[Block],
