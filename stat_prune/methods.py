@@ -42,8 +42,8 @@ class Method:
             )
 
 
-#: The authors' recipe (two rounds over the data); see `stat_prune.stat_paper`.
-STAT_PAPER = "stat-paper"
+#: Pipelines of their own; see `stat_prune.peers`.
+PEERS = ("stat-paper",)
 
 METHODS: dict[str, Method] = {
     "stat": Method(),
@@ -67,7 +67,7 @@ def method_named(method: str | Method) -> Method:
         return method
     if method not in METHODS:
         raise SettingsError(
-            f"Unknown method {method!r}. Known: {', '.join([*METHODS, STAT_PAPER])}, or a "
+            f"Unknown method {method!r}. Known: {', '.join([*METHODS, *PEERS])}, or a "
             "stat_prune.Method(...)."
         )
     return METHODS[method]

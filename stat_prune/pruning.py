@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune import stat_paper
 from stat_prune.accounting import account, measure
 from stat_prune.budget.choice import check_reachable, choose
 from stat_prune.budget.sensitivity import Objective, probe
@@ -19,7 +18,8 @@ from stat_prune.collectors import collect_moments
 from stat_prune.correction import fold
 from stat_prune.errors import SettingsError
 from stat_prune.gathering import gathered_numerical_warnings
-from stat_prune.methods import STAT_PAPER, Method, method_named
+from stat_prune.methods import Method, method_named
+from stat_prune.peers import PLANNERS
 from stat_prune.plan import BlockPlan
 from stat_prune.result import PruningResult
 from stat_prune.run import Run, starting
@@ -171,8 +171,9 @@ def prune_family(
                 seq_length=run.seq_length(target),
                 round_to=chosen.round_to,
             )
-        if chosen.method == STAT_PAPER:
-            return [_finish(run, target, stat_paper.plan(run, target)) for target in targets]
+        if chosen.method in PLANNERS:
+            planner = PLANNERS[chosen.method]
+            return [_finish(run, target, planner(run, target)) for target in targets]
         recipe = method_named(chosen.method)
         statistics = _collect(run, recipe)
         candidates = _decompose(run, recipe, statistics)

@@ -10,7 +10,7 @@ import torch
 
 from stat_prune.budget.sensitivity import Objective
 from stat_prune.errors import SettingsError
-from stat_prune.methods import STAT_PAPER, Method, method_named
+from stat_prune.methods import PEERS, Method, method_named
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SettingsError(f"`{name}` must be a positive integer, got {value!r}.")
-        if self.method != STAT_PAPER:
+        if self.method not in PEERS:
             method_named(self.method)
         elif self.uniform:
-            raise SettingsError(f"method={STAT_PAPER!r} has no uniform mode; use method='stat'.")
+            raise SettingsError(f"method={self.method!r} has no uniform mode; use method='stat'.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the report."""

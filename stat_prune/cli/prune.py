@@ -11,7 +11,7 @@ from rich.console import Console
 from stat_prune import pruning
 from stat_prune.checkpoint import check_output_directory
 from stat_prune.cli.options import BatchSize, Device, Json, Seed, one_of, print_json
-from stat_prune.methods import METHODS, STAT_PAPER
+from stat_prune.methods import METHODS, PEERS
 from stat_prune.pretrained import load_pretrained, load_tokenizer
 from stat_prune.targets import MACs, Parameters, Target, Tolerance
 
@@ -48,8 +48,8 @@ def prune(
         str,
         typer.Option(
             metavar="NAME",
-            callback=one_of(*METHODS, STAT_PAPER),
-            help=f"One of {', '.join([*METHODS, STAT_PAPER])}.",
+            callback=one_of(*METHODS, *PEERS),
+            help=f"One of {', '.join([*METHODS, *PEERS])}.",
         ),
     ] = "stat",
     num_calibration_samples: Annotated[
