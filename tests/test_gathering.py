@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 
-# The class that the module itself sees: the linear algebra's tests import their package afresh.
-from stat_prune.gathering import NumericalWarning, gathered_numerical_warnings
+from stat_prune.gathering import gathered_numerical_warnings
+from stat_prune.linalg import NumericalWarning
 
 
 def test_one_warning_counts_the_blocks_and_shows_the_first():

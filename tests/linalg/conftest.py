@@ -1,20 +1,9 @@
-"""Shapes and dtypes in the annotations of stat_prune.linalg are checked under pytest."""
-
 from __future__ import annotations
 
-import sys
+import pytest
+from torch import Tensor
 
-from jaxtyping import install_import_hook
-
-# Another test package may have imported it already, unchecked; then these tests get a copy.
-for name in [name for name in sys.modules if name.startswith("stat_prune.linalg")]:
-    del sys.modules[name]
-install_import_hook("stat_prune.linalg", "beartype.beartype")
-
-import pytest  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from tests.linalg.matrices import decaying_matrix  # noqa: E402
+from tests.linalg.matrices import decaying_matrix
 
 
 @pytest.fixture
