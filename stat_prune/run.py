@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.architectures import find_blocks
+from stat_prune.architectures import architecture_of, find_blocks
 from stat_prune.blocks import Block
 from stat_prune.calibration import CalibrationSet, build_calibration_set
 from stat_prune.clock import Stopwatch
@@ -125,7 +125,7 @@ def starting(
             batch_size=settings.batch_size,
             seed=settings.seed,
             vocab_size=_vocabulary_size(model),
-            max_positions=_max_positions(model),
+            max_positions=architecture_of(model).max_positions(model.config),
             pad_token_id=getattr(model.config, "pad_token_id", None),
         )
     _warn_if_few_tokens(calibration, blocks)
@@ -162,14 +162,6 @@ def _vocabulary_size(model: PreTrainedModel) -> int:
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return len(weight)
-
-
-def _max_positions(model: PreTrainedModel) -> int | None:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        # Their positions start after that of padding.
-        limit -= model.config.pad_token_id + 1
-    return limit
 
 
 def _warn_if_few_tokens(calibration: CalibrationSet, blocks: Sequence[Block]) -> None:

@@ -8,11 +8,11 @@ from stat_prune.architectures.architecture import (
     supported_model_types,
     transformer_layers,
 )
-from stat_prune.architectures.bert import BERT
+from stat_prune.architectures.bert import BERT, ROBERTA
 from stat_prune.architectures.distilbert import DISTILBERT
 from stat_prune.architectures.llama import LLAMA
 
-for _architecture in (BERT, DISTILBERT, LLAMA):
+for _architecture in (BERT, ROBERTA, DISTILBERT, LLAMA):
     register_architecture(_architecture)
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from stat_prune.blocks import Block
 from stat_prune.errors import ModelError, UnsupportedArchitectureError
@@ -41,6 +41,9 @@ class Architecture:
         can say them independently of the hidden size.
     causal : bool
         Whether the family is of decoders, which see only what comes before.
+    positions_after_padding : bool
+        Whether position embeddings are counted from the id of padding, as in fairseq: those up to
+        it stand for no token.
     """
 
     model_types: tuple[str, ...]
@@ -57,6 +60,14 @@ class Architecture:
     head_counts: Mapping[str, str] = field(default_factory=dict)
     config_heads: tuple[str, str, str] | None = None
     causal: bool = False
+    positions_after_padding: bool = False
+
+    def max_positions(self, config: PreTrainedConfig) -> int | None:
+        """Tokens of the longest sequence that a model of this config takes; None if it is open."""
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and self.positions_after_padding:
+            limit -= config.pad_token_id + 1
+        return limit
 
 
 _REGISTRY: dict[str, Architecture] = {}

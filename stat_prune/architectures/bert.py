@@ -1,9 +1,11 @@
 """BERT and the models that share its layer: RoBERTa, XLM-RoBERTa, ELECTRA, CamemBERT."""
 
+from dataclasses import replace
+
 from stat_prune.architectures.architecture import Architecture
 
 BERT = Architecture(
-    model_types=("bert", "roberta", "xlm-roberta", "electra", "camembert"),
+    model_types=("bert", "electra"),
     layers="encoder.layer",
     attention="attention.self",
     query="attention.self.query",
@@ -15,4 +17,8 @@ BERT = Architecture(
     feed_forward_inputs=("intermediate.dense",),
     feed_forward_output="output.dense",
     config_neurons="intermediate_size",
+)
+
+ROBERTA = replace(
+    BERT, model_types=("roberta", "xlm-roberta", "camembert"), positions_after_padding=True
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune import MACs
-from stat_prune.architectures import find_blocks
+from stat_prune.architectures import architecture_of, find_blocks
 from stat_prune.calibration import build_calibration_set
 from stat_prune.collectors import collect_moments
 
@@ -61,6 +61,18 @@ def test_statistics_are_float64(family: Family, texts, word_tokenizer, dtype):
     calibration = build_calibration_set(texts, tokenizer=word_tokenizer)
     for moments in collect_moments(model, find_blocks(model), calibration.batches).values():
         assert moments.gram.dtype == moments.mean.dtype == torch.float64
+
+
+def test_a_family_knows_the_longest_sequence_that_its_models_take(family: Family):
+    model = family.build()
+    longest = architecture_of(model).max_positions(model.config)
+    assert longest is not None
+    ids = torch.full((1, longest + 1), 5)
+
+    output(model, {"input_ids": ids[:, 1:]})
+    if not family.is_decoder:  # the rotary positions of a decoder have no end
+        with pytest.raises((IndexError, RuntimeError)):
+            output(model, {"input_ids": ids})
 
 
 def test_the_result_has_the_class_name_and_the_config_class_of_the_model(family: Family, prune):
