@@ -6,8 +6,9 @@ import random
 import datasets
 import pytest
 import torch
+from tiny_models import tiny_bert
 from torch.utils.data import DataLoader
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from stat_prune.calibration import CalibrationSet, build_calibration_set, token_mask
 from stat_prune.errors import DataError
@@ -137,15 +138,7 @@ def test_columns_of_two_texts_become_pairs_with_token_types(columns, word_tokeni
 
 
 def test_a_model_sees_the_same_tokens_whatever_the_batch_size(word_tokenizer):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-    )
-    model = BertModel(config).eval()
+    model = tiny_bert()
 
     def hidden_states(batch_size: int) -> torch.Tensor:
         calibration = build_calibration_set(TEXTS, tokenizer=word_tokenizer, batch_size=batch_size)

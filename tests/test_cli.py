@@ -10,14 +10,9 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from tiny_models import tiny_bert, tiny_llama
+from transformers import BertForSequenceClassification
 
 import stat_prune
 from stat_prune.cli import main
@@ -73,17 +68,8 @@ def texts(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory, word_tokenizer) -> Path:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=40,
-        initializer_range=0.2,
-    )
     folder = tmp_path_factory.mktemp("models") / "classifier"
-    BertForSequenceClassification(config).save_pretrained(folder)
+    tiny_bert(BertForSequenceClassification).save_pretrained(folder)
     word_tokenizer.save_pretrained(folder)
     return folder
 
@@ -142,16 +128,7 @@ def test_evaluate_scores_a_pruned_classifier_on_local_glue_files(pruned, run, tm
 def test_a_language_model_is_pruned_by_parameters_and_scored_by_perplexity(
     texts, run, tmp_path, word_tokenizer
 ):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    tiny_llama(initializer_range=0.02).save_pretrained(tmp_path / "llama")
     word_tokenizer.save_pretrained(tmp_path / "llama")
 
     done = run(
@@ -165,8 +142,8 @@ def test_a_language_model_is_pruned_by_parameters_and_scored_by_perplexity(
     assert done.returncode == 0, done.stderr
     assert f"Saved to {tmp_path / 'out'}" in done.stdout
     assert all(layer.self_attn.q_proj.out_features == 32 for layer in layers)
-    assert sum(layer.mlp.up_proj.out_features for layer in layers) < 80
-    # close to uniform over the vocabulary: the weights are random
+    assert sum(layer.mlp.up_proj.out_features for layer in layers) < 96
+    # close to uniform over the vocabulary: the weights are random and small
     assert 20 < json.loads(score.stdout)["perplexity"] < 200
 
 

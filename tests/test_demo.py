@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from tiny_models import tiny_bert
 
 import stat_prune
 from stat_prune.demo import data, run_demo
@@ -25,22 +25,13 @@ def sentences() -> list[str]:
 
 
 def test_the_demo_compares_saves_and_reports(sentences, word_tokenizer, tmp_path):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        initializer_range=0.2,
-    )
     passages = data.Passages(sentences[:50], sentences[50:])
     folder = tmp_path / "demo"
 
     for _ in range(2):  # the second run replaces what the first one left
         report = run_demo(
             folder,
-            model=BertModel(config),
+            model=tiny_bert(intermediate_size=64),
             tokenizer=word_tokenizer,
             passages=passages,
             progress=False,

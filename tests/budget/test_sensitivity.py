@@ -6,14 +6,11 @@ import copy
 
 import pytest
 import torch
+from tiny_models import tiny_bert, tiny_llama
 from transformers import (
-    BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
-    BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 from stat_prune.architectures import find_blocks
@@ -23,28 +20,13 @@ from stat_prune.correction import fold
 from stat_prune.statistics import statistics_of
 from stat_prune.surgery import apply
 
-SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
-
-
-def bert(model_class, **options):
-    torch.manual_seed(0)
-    return model_class(BertConfig(**SMALL, intermediate_size=24, **options)).eval()
-
-
-def llama():
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(**SMALL, intermediate_size=24, num_key_value_heads=2)
-    ).eval()
-
-
 MODELS = {
-    "base": lambda: bert(BertModel),
-    "classes": lambda: bert(BertForSequenceClassification, num_labels=3),
-    "regression": lambda: bert(BertForSequenceClassification, num_labels=1),
-    "tokens": lambda: bert(BertForTokenClassification, num_labels=5),
-    "spans": lambda: bert(BertForQuestionAnswering),
-    "language": llama,
+    "base": lambda: tiny_bert(num_hidden_layers=3),
+    "classes": lambda: tiny_bert(BertForSequenceClassification, num_labels=3),
+    "regression": lambda: tiny_bert(BertForSequenceClassification, num_labels=1),
+    "tokens": lambda: tiny_bert(BertForTokenClassification, num_labels=5),
+    "spans": lambda: tiny_bert(BertForQuestionAnswering),
+    "language": lambda: tiny_llama(num_hidden_layers=3),
 }
 
 

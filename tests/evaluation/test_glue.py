@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_bert
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
     BertForSequenceClassification,
+    PreTrainedModel,
 )
 
 from stat_prune.errors import DataError
@@ -39,23 +40,10 @@ FILES = {
 }
 
 
-@pytest.fixture
-def classifier():
-    def make(num_labels: int, **config) -> BertForSequenceClassification:
-        torch.manual_seed(0)
-        settings = BertConfig(
-            vocab_size=64,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=48,
-            num_labels=num_labels,
-            initializer_range=0.5,
-            **config,
-        )
-        return BertForSequenceClassification(settings)
-
-    return make
+def classifier(num_labels: int, **config) -> PreTrainedModel:
+    return tiny_bert(
+        BertForSequenceClassification, num_labels=num_labels, initializer_range=0.5, **config
+    )
 
 
 @pytest.mark.parametrize("task", FILES)
@@ -115,8 +103,8 @@ def test_scores_are_those_of_the_textbook():
 
 
 @pytest.mark.parametrize("task", ["sst2", "mrpc"])
-def test_batched_evaluation_scores_as_one_text_at_a_time(task, classifier, word_tokenizer):
-    model = classifier(2).eval()
+def test_batched_evaluation_scores_as_one_text_at_a_time(task, word_tokenizer):
+    model = classifier(2)
     texts = TEXTS if task == "sst2" else list(zip(TEXTS, reversed(TEXTS), strict=True))
     with torch.no_grad():
         predictions = [
@@ -139,7 +127,7 @@ def test_batched_evaluation_scores_as_one_text_at_a_time(task, classifier, word_
     assert model.training
 
 
-def test_classes_are_matched_by_name_where_the_model_names_them(classifier, word_tokenizer):
+def test_classes_are_matched_by_name_where_the_model_names_them(word_tokenizer):
     pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
     plain = classifier(2)
     swapped = classifier(
@@ -154,7 +142,7 @@ def test_classes_are_matched_by_name_where_the_model_names_them(classifier, word
     assert evaluate_glue(swapped, word_tokenizer, "rte", data)["accuracy"] == 0
 
 
-def test_a_model_with_the_wrong_number_of_outputs_is_refused(classifier, word_tokenizer):
+def test_a_model_with_the_wrong_number_of_outputs_is_refused(word_tokenizer):
     data = GlueData(list(zip(TEXTS, TEXTS, strict=True)), np.arange(4.0))
     with pytest.raises(DataError, match="1 output"):
         evaluate_glue(classifier(2), word_tokenizer, "stsb", data)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import time
 
 import torch
-from transformers import BertConfig, BertModel
+from tiny_models import tiny_bert
+from transformers import BertModel
 
 from stat_prune.evaluation.latency import median_latencies
 
@@ -21,10 +22,7 @@ def test_models_take_turns_and_the_median_of_the_counted_rounds_is_reported(monk
             now += durations[self.label].pop(0)
             return input_ids
 
-    config = BertConfig(
-        vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4
-    )
-    models = [Timed(config), Timed(config)]
+    models = [tiny_bert(Timed), tiny_bert(Timed)]
     models[0].label, models[1].label = "a", "b"
     monkeypatch.setattr(time, "perf_counter", lambda: now)
 

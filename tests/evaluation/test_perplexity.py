@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tiny_models import tiny_llama
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from stat_prune.errors import DataError
 from stat_prune.evaluation import perplexity
@@ -19,18 +20,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def decoder() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(max_position_embeddings=64)
 
 
 def nll_by_hand(model: LlamaForCausalLM, pieces: list[list[int]]) -> tuple[float, int]:

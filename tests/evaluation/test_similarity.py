@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from tiny_models import tiny_bert
+from transformers import AutoModel, AutoTokenizer, BertModel
 
 from stat_prune.evaluation import (
     cosine_to_reference,
@@ -22,15 +23,7 @@ TEXTS = ["the cat sat", "a dog ran under the tree and then over it", "it was ver
 
 @pytest.fixture(scope="module")
 def encoder() -> BertModel:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-    )
-    return BertModel(config).eval()
+    return tiny_bert()
 
 
 @pytest.fixture(scope="module")
