@@ -123,6 +123,7 @@ def save_checkpoint(
     try:
         with replace_directory(Path(directory)) as folder:
             model.save_pretrained(folder)
+            _let_weights_follow_umask(folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             for name, text in contents.items():
@@ -132,6 +133,14 @@ def save_checkpoint(
             f"Could not save to {str(directory)!r}: {error}. Nothing there was changed. "
             "Free some space or choose another directory, and save again."
         ) from error
+
+
+def _let_weights_follow_umask(folder: Path) -> None:
+    # safetensors lets only the owner read what it writes. The folder was made under the umask,
+    # which could not be asked for without setting it, for all threads.
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import resource
 import time
@@ -57,6 +58,19 @@ def test_missing_parents_are_made_and_a_link_to_a_folder_stays_a_link(tmp_path):
     save_checkpoint(tmp_path / "link", model=model, files={"new.txt": ""}, overwrite=True)
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "a" / "b" / "out" / "new.txt").exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007], ids=oct)
+def test_saved_files_have_the_permissions_that_the_umask_gives(umask, tmp_path):
+    model = pruned("BertModel")
+    before = os.umask(umask)
+    try:
+        save_checkpoint(tmp_path / "out", model=model)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in modes
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
 
 
 def test_a_full_disk_leaves_the_old_folder_and_nothing_else(tmp_path, monkeypatch):
