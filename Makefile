@@ -35,8 +35,10 @@ bench: $(VENV)/.installed-bench
 	@if [ -n "$$STAT_PRUNE_DATA" ]; then $(BIN)/python benchmarks/retention.py; \
 	else echo "benchmarks/retention.py needs real data: set STAT_PRUNE_DATA"; fi
 
+# pdoc documents those of the package's names that are imported already.
 docs: $(VENV)/.installed-docs
-	$(BIN)/pdoc --docformat numpy --output-directory build/docs stat_prune
+	$(BIN)/python -c "from stat_prune import *; from pdoc.__main__ import cli; cli()" \
+		--docformat numpy --output-directory build/docs stat_prune
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-output

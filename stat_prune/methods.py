@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from stat_prune.errors import SettingsError
-from stat_prune.selection import CRITERIA
+
+#: The names of the criteria; `stat_prune.selection.CRITERIA` has the functions. Names of methods
+#: and criteria can be listed without torch, which takes seconds to import.
+CriterionName = Literal["interpolative", "magnitude", "random"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Method:
     Attributes
     ----------
     criterion : str
-        A key of `stat_prune.selection.CRITERIA`: which units stay.
+        One of `CriterionName`: which units stay.
     corrected : bool
         Whether the least-squares correction is folded into the consumer.
     absorb_mean : bool
@@ -26,15 +29,16 @@ class Method:
         the blocks' own relative errors, or the same fraction everywhere.
     """
 
-    criterion: str = "interpolative"
+    criterion: CriterionName = "interpolative"
     corrected: bool = True
     absorb_mean: bool = True
     allocation: Literal["probed", "unweighted", "even"] = "probed"
 
     def __post_init__(self) -> None:
-        if self.criterion not in CRITERIA:
+        criteria = get_args(CriterionName)
+        if self.criterion not in criteria:
             raise SettingsError(
-                f"`criterion` must be one of {sorted(CRITERIA)}, got {self.criterion!r}."
+                f"`criterion` must be one of {', '.join(criteria)}; got {self.criterion!r}."
             )
         if self.allocation not in ("probed", "unweighted", "even"):
             raise SettingsError(

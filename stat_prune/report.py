@@ -12,6 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+#: Files that `PruningResult.save` adds to the folder.
+REPORT_FILE, PLAN_FILE = "stat_prune_report.json", "stat_prune_plan.json"
+
 
 @dataclass(frozen=True)
 class BlockRow:

@@ -10,10 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from stat_prune.checkpoint import save_checkpoint
-from stat_prune.report import PruningReport
-
-#: Files that `PruningResult.save` adds to the folder.
-REPORT_FILE, PLAN_FILE = "stat_prune_report.json", "stat_prune_plan.json"
+from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,16 @@ TEXTS = [
 ] * 4
 
 
+ROOT = Path(stat_prune.__file__).parent.parent
+
+
 def start(*arguments: object) -> subprocess.CompletedProcess[str]:
     """A process of its own, as a user starts it."""
     return subprocess.run(
         [sys.executable, "-m", "stat_prune", *map(str, arguments)],
         capture_output=True,
         text=True,
-        cwd=Path(stat_prune.__file__).parent.parent,
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
@@ -50,10 +53,15 @@ def run(capsys, monkeypatch):
         output = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, stop.value.code, output.out, output.err)
 
-    # what `main` sets for its process
+    # what `main` sets for its process, in which transformers is not imported yet
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    monkeypatch.setenv("COLUMNS", "100")
     yield call
     transformers.logging.set_verbosity(verbosity)
     transformers.logging.enable_progress_bar()
@@ -80,6 +88,7 @@ def pruned(classifier, texts, tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("pruned") / "out"
     done = start("prune", classifier, "--dataset", texts, "--macs", 0.6, "-o", folder, "--json")
     assert done.returncode == 0, done.stderr
+    assert "Loading" not in done.stderr
     return folder, json.loads(done.stdout)
 
 
@@ -199,6 +208,36 @@ def test_the_process_reports_errors_without_traceback(classifier, texts, tmp_pat
     assert error.stderr.startswith("stat-prune: error: ")
     assert len(error.stderr.splitlines()) == 1
     assert "Traceback" not in usage.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("prune", "--help"),
+        ("evaluate", "--help"),
+        ("prune", "m", "-d", "t", "-o", "o", "--method", "magic"),
+        ("inspect", "{pruned}"),
+    ],
+    ids=" ".join,
+)
+def test_what_computes_nothing_does_not_wait_for_torch(arguments, pruned):
+    script = (
+        "import sys\n"
+        "from stat_prune.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    slow = sys.modules.keys() & {'torch', 'transformers', 'datasets', 'scipy'}\n"
+        "    assert not slow, slow\n"
+    )
+    arguments = [argument.format(pruned=pruned[0]) for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+
+    assert done.returncode == (2 if "magic" in arguments else 0), done.stderr
 
 
 def test_help_teaches_by_example(run):

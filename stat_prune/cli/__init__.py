@@ -1,13 +1,16 @@
-"""The command line: prune, inspect, evaluate, demo."""
+"""The command line: prune, inspect, evaluate, demo.
+
+A command imports torch and transformers, which take seconds, only when it runs.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib.metadata import version
 from typing import Annotated
 
-import transformers
 import typer
 
 from stat_prune.cli.demo import demo
@@ -31,8 +34,9 @@ for command in (prune, inspect, evaluate, demo):
 def main() -> None:
     """Entry point: exit code 0, 1 with one line on stderr (an error), or 2 (wrong usage)."""
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"stat-prune: warning: {message}\n"
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    # for transformers, once a command imports it
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except StatPruneError as error:

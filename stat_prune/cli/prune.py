@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from stat_prune import pruning
-from stat_prune.checkpoint import check_output_directory
 from stat_prune.cli.options import BatchSize, Device, Json, Seed, one_of, print_json
 from stat_prune.methods import METHODS, PEERS
-from stat_prune.pretrained import load_pretrained, load_tokenizer
-from stat_prune.targets import MACs, Parameters, Target, Tolerance
+
+if TYPE_CHECKING:
+    from stat_prune.targets import Target
 
 
 def prune(
@@ -94,6 +93,11 @@ def prune(
       stat-prune prune ./bert --dataset texts.txt --macs 0.5 --uniform --round-to 64 -o out
     """
     target = _target(macs, parameters, tolerance, seq_length)
+
+    from stat_prune import pruning
+    from stat_prune.checkpoint import check_output_directory
+    from stat_prune.pretrained import load_pretrained, load_tokenizer
+
     check_output_directory(output, overwrite=overwrite)
     result = pruning.prune(
         load_pretrained(model),
@@ -131,6 +135,9 @@ def _target(
         )
     if seq_length is not None and macs is None:
         raise typer.BadParameter("only --macs depends on a length", param_hint="--seq-length")
+
+    from stat_prune.targets import MACs, Parameters, Tolerance
+
     if macs is not None:
         return MACs(macs, seq_length=seq_length)
     return Parameters(parameters) if parameters is not None else Tolerance(tolerance or 0.0)

@@ -1,10 +1,11 @@
 """Which channels stay: the criteria, and the sizes that a block may take under each."""
 
+from stat_prune.methods import CriterionName
 from stat_prune.selection.candidates import Candidates, Criterion, Ranking, candidates_for
 from stat_prune.selection.interpolative import interpolative
 from stat_prune.selection.simple import magnitude, random
 
-CRITERIA: dict[str, Criterion] = {
+CRITERIA: dict[CriterionName, Criterion] = {
     "interpolative": interpolative,
     "magnitude": magnitude,
     "random": random,

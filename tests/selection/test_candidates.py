@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 from toys import head_block, neuron_block, random_statistics
 
+from stat_prune.methods import CriterionName
 from stat_prune.selection import CRITERIA, candidates_for
 
 
@@ -30,6 +33,10 @@ def dense_errors(activations, weight, channels, *, bias: bool):
         np.linalg.norm(residual @ w.T) ** 2 / np.linalg.norm(a @ w.T) ** 2,
         np.linalg.norm(residual) ** 2 / np.linalg.norm(a) ** 2,
     )
+
+
+def test_every_criterion_that_a_method_may_name_has_a_function():
+    assert CRITERIA.keys() == set(get_args(CriterionName))
 
 
 @pytest.mark.parametrize("criterion", ["interpolative", "magnitude", "random"])

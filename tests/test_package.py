@@ -1,0 +1,23 @@
+"""The names that the package itself offers, which are imported when they are first used."""
+
+from __future__ import annotations
+
+import pytest
+
+import stat_prune
+from stat_prune.pruning import prune
+
+
+def test_every_public_name_is_listed_and_can_be_imported():
+    names: dict[str, object] = {}
+    exec("from stat_prune import *", names)
+
+    assert set(stat_prune.__all__) <= names.keys()
+    assert set(stat_prune.__all__) <= set(dir(stat_prune))
+    assert names["prune"] is stat_prune.prune is prune
+
+
+def test_other_names_do_not_exist():
+    assert not hasattr(stat_prune, "shrink")
+    with pytest.raises(ImportError, match="shrink"):
+        from stat_prune import shrink  # noqa: F401
