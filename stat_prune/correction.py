@@ -42,7 +42,13 @@ class FoldedConsumer:
         return full
 
 
-def fold(statistics: BlockStatistics, units: Tensor, *, corrected: bool = True) -> FoldedConsumer:
+def fold(
+    statistics: BlockStatistics,
+    units: Tensor,
+    *,
+    corrected: bool = True,
+    output_error: float | None = None,
+) -> FoldedConsumer:
     """The consumer's weight and bias once only `units` are left.
 
     With ``A ~ A_J T`` the consumer ``W`` becomes ``W T^T`` (STAT, section 3). As ``T`` is the
@@ -57,13 +63,18 @@ def fold(statistics: BlockStatistics, units: Tensor, *, corrected: bool = True) 
         Ascending.
     corrected : bool
         If False, the other columns are merely removed.
+    output_error : float, optional
+        Of the result, where a decomposition has told it already; else it is computed, for about as
+        much as the weight.
     """
     block, weight, gram = statistics.block, statistics.weight, statistics.gram
     kept = block.channels(units.to(gram.device))
     dropped = complement(kept, block.num_channels)
     folded, bias = weight[:, kept], None
-    # What removal alone loses, squared: ||A_D W_D^T||^2, with the mean that nothing absorbs yet.
-    lost = quadratic(gram[dropped][:, dropped], weight[:, dropped])
+    lost = 0.0
+    if output_error is None:
+        # What removal alone loses, squared: ||A_D W_D^T||^2; of the mean, nothing yet.
+        lost = quadratic(gram[dropped][:, dropped], weight[:, dropped])
     if corrected and len(dropped):
         cross = gram[kept][:, dropped] @ weight[:, dropped].T
         correction = solve_normal(gram[kept][:, kept], cross, 0.0)
@@ -75,13 +86,9 @@ def fold(statistics: BlockStatistics, units: Tensor, *, corrected: bool = True) 
     elif statistics.mean is not None:
         mean_lost = weight[:, dropped] @ statistics.mean[dropped]
         lost += statistics.num_tokens * float(mean_lost.square().sum())
-    return FoldedConsumer(
-        block=block,
-        units=units,
-        weight=folded,
-        bias=bias,
-        output_error=(max(lost, 0.0) / max(statistics.output_energy, 1e-300)) ** 0.5,
-    )
+    if output_error is None:
+        output_error = (max(lost, 0.0) / max(statistics.output_energy, 1e-300)) ** 0.5
+    return FoldedConsumer(block, units, folded, bias, output_error)
 
 
 def activation_error(statistics: BlockStatistics, units: Tensor) -> float:

@@ -12,10 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.accounting import account, measure
 from stat_prune.budget.choice import check_reachable, choose
-from stat_prune.budget.sensitivity import Objective, probe
+from stat_prune.budget.sensitivity import (
+    Objective,
+    output_distance,
+    positions_per_sequence,
+    probe,
+)
 from stat_prune.checkpoint import as_pruned_class, check_output_directory
 from stat_prune.collectors import collect_moments
-from stat_prune.correction import fold
+from stat_prune.correction import FoldedConsumer, fold
 from stat_prune.errors import SettingsError
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method, method_named
@@ -28,9 +33,6 @@ from stat_prune.settings import Settings
 from stat_prune.statistics import BlockStatistics, statistics_of
 from stat_prune.surgery import apply
 from stat_prune.targets import Target
-
-#: Probes measure on at least this many tokens, if the calibration set has them.
-MIN_PROBE_TOKENS = 1024
 
 
 def prune(
@@ -218,16 +220,18 @@ def _probe(
     with run.stage("probe"):
         with gathered_numerical_warnings("folding the probes"):
             probes = [
-                fold(one, sizes.units(sizes.to_probe()), corrected=recipe.corrected)
+                _fold(recipe, one, sizes, sizes.to_probe())
                 for one, sizes in zip(statistics, candidates, strict=True)
             ]
-        batches = run.probe_batches(MIN_PROBE_TOKENS)
+        objective = run.settings.objective or output_distance
+        typical = run.calibration.batches[len(run.calibration.batches) // 2]
+        batches = run.probe_batches(positions_per_sequence(run.model, typical, objective))
         run.expect(len(batches) * len(probes))
         distances = probe(
             run.model,
             probes,
             batches,
-            objective=run.settings.objective,
+            objective=objective,
             advance=run.advance,
         )
     return [
@@ -259,7 +263,7 @@ def _plan(
         )
         with gathered_numerical_warnings("folding the correction"):
             folded = [
-                fold(one, sizes.units(index), corrected=recipe.corrected)
+                _fold(recipe, one, sizes, index)
                 for one, sizes, index in zip(statistics, candidates, choice, strict=True)
             ]
     return [
@@ -270,6 +274,14 @@ def _plan(
         )
         for position, (one, sizes, index) in enumerate(zip(folded, candidates, choice, strict=True))
     ]
+
+
+def _fold(
+    recipe: Method, statistics: BlockStatistics, candidates: Candidates, index: int
+) -> FoldedConsumer:
+    """Fold one candidate; after the correction its error is what the decomposition said."""
+    known = float(candidates.output_errors[index].clamp_min(0)) ** 0.5 if recipe.corrected else None
+    return fold(statistics, candidates.units(index), corrected=recipe.corrected, output_error=known)
 
 
 def _finish(run: Run, target: Target, plans: Sequence[BlockPlan]) -> PruningResult:

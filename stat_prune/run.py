@@ -26,6 +26,10 @@ from stat_prune.targets import Target
 
 Item = TypeVar("Item")
 
+#: Values that a probe averages over, and the fewest sequences that they come from.
+PROBE_POSITIONS = 640
+MIN_PROBE_SEQUENCES = 10
+
 
 @dataclass
 class Run:
@@ -86,16 +90,18 @@ class Run:
         """One step of the progress bar."""
         self.bar.update()
 
-    def probe_batches(self, min_tokens: int) -> list[Batch]:
-        """A few calibration sequences, spread over the lengths.
+    def probe_batches(self, positions_per_sequence: float) -> list[Batch]:
+        """A few calibration sequences to measure probes on, spread over the lengths.
 
-        As many as keep all probes together to half a pass over the calibration set, and at least
-        so many that they hold `min_tokens`.
+        As many as give `PROBE_POSITIONS` values to average, for heads with one value a sequence
+        too; but no more than keep all probes together to about one pass over the calibration set
+        (half of the layers, on average, are computed for a probe), and no fewer than
+        `MIN_PROBE_SEQUENCES`.
         """
         calibration = self.calibration
-        affordable = calibration.num_samples // (2 * len(self.blocks))
-        needed = math.ceil(min_tokens / calibration.mean_length)
-        count = min(max(affordable, needed, 1), calibration.num_samples)
+        affordable = 2 * calibration.num_samples // len(self.blocks)
+        needed = math.ceil(PROBE_POSITIONS / positions_per_sequence)
+        count = max(min(needed, affordable), MIN_PROBE_SEQUENCES)
         return list(calibration.subset(count, seed=self.settings.seed).batches)
 
 

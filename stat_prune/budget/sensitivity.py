@@ -24,6 +24,14 @@ Objective = Callable[[Any, Any, Batch], Tensor]
 _PIECE = 2**24
 
 
+def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Objective) -> float:
+    """How many values an objective has for a sequence: one, or one a token."""
+    device = next(model.parameters()).device
+    with evaluating(model):
+        output = model(**model_inputs(model, batch, device))
+        return objective(output, output, batch).numel() / len(batch["input_ids"])
+
+
 def probe(
     model: PreTrainedModel,
     probes: Sequence[FoldedConsumer],

@@ -59,11 +59,11 @@ class PivotedCholesky:
             If `weight` is not a finite floating-point matrix of m columns on the same device.
         """
         if weight is None:
-            energy = self.factor.square().sum(dim=0)
+            energy = torch.linalg.vector_norm(self.factor, dim=0).square()
             beyond = self.remainder.sum()
         else:
             matrix = check_weight(weight, len(self.order), self.factor.device)
-            energy = (matrix @ self.factor).square().sum(dim=0)
+            energy = torch.linalg.vector_norm(matrix @ self.factor, dim=0).square()
             beyond = self._beyond(matrix, energy.sum())
         return torch.cat([energy, beyond.reshape(1)]).flip(0).cumsum(0).flip(0)
 
