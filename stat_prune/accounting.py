@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from stat_prune.blocks import Block
 from stat_prune.clock import peak_memory
 from stat_prune.plan import BlockPlan
 from stat_prune.report import BlockRow, PruningReport, Size
+from stat_prune.restreaming import SecondPass
 from stat_prune.run import Run
 from stat_prune.targets import Target
 
@@ -28,7 +30,12 @@ def measure(model: PreTrainedModel, seq_length: float) -> Size:
 
 
 def account(
-    run: Run, target: Target, plans: Sequence[BlockPlan], before: Size, after: Size
+    run: Run,
+    target: Target,
+    plans: Sequence[BlockPlan],
+    before: Size,
+    after: Size,
+    second_pass: SecondPass | None = None,
 ) -> PruningReport:
     """The report of one pruned model."""
     rows = [_pruned_row(plan) for plan in plans] + [_whole_row(block) for block in run.untouched]
@@ -46,6 +53,7 @@ def account(
         seconds=dict(run.stopwatch.seconds),
         peak_memory=peak_memory(run.device),
         settings=_settings(run, target),
+        second_pass=None if second_pass is None else asdict(second_pass),
     )
 
 

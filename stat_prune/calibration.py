@@ -62,12 +62,41 @@ class CalibrationSet:
         """
         _check_positive("num_samples", num_samples)
         rows = [row for batch in self.batches for row in _rows(batch)]
-        count = min(num_samples, len(rows))
-        edges = np.linspace(0, len(rows), count + 1).round().astype(int)
-        chosen = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
         return _from_rows(
-            [rows[index] for index in chosen], batch_size or self.batch_size, self.pad_token_id
+            [rows[index] for index in _spread(len(rows), num_samples, seed)],
+            batch_size or self.batch_size,
+            self.pad_token_id,
         )
+
+    def split(self, num_held_out: int, *, seed: int) -> tuple[CalibrationSet, CalibrationSet]:
+        """Two parts of the set: what is left, and sequences held out, spread over the lengths.
+
+        Parameters
+        ----------
+        num_held_out : int
+            At least 1, and less than there are sequences.
+        seed : int
+        """
+        _check_positive("num_held_out", num_held_out)
+        if num_held_out >= self.num_samples:
+            raise DataError(
+                f"{num_held_out} of {self.num_samples} calibration sequences cannot be held out. "
+                "Use more examples."
+            )
+        rows = [row for batch in self.batches for row in _rows(batch)]
+        held = set(_spread(len(rows), num_held_out, seed))
+        parts = (
+            [row for index, row in enumerate(rows) if (index in held) == wanted]
+            for wanted in (False, True)
+        )
+        rest, held_out = (_from_rows(part, self.batch_size, self.pad_token_id) for part in parts)
+        return rest, held_out
+
+
+def _spread(total: int, count: int, seed: int) -> list[int]:
+    """Indices of so many of `total` things, one drawn from each quantile."""
+    edges = np.linspace(0, total, min(count, total) + 1).round().astype(int)
+    return np.random.default_rng(seed).integers(edges[:-1], edges[1:]).tolist()
 
 
 def token_mask(batch: Mapping[str, Tensor]) -> Tensor:

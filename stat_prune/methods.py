@@ -14,7 +14,7 @@ CriterionName = Literal["interpolative", "magnitude", "random"]
 
 @dataclass(frozen=True)
 class Method:
-    """A retraining-free method, as a choice of its three parts.
+    """A retraining-free method, as a choice of its parts.
 
     Attributes
     ----------
@@ -27,12 +27,15 @@ class Method:
     allocation : {"probed", "unweighted", "even"}
         How the budget is spread over blocks: by the measured effect of each on the output, by
         the blocks' own relative errors, or the same fraction everywhere.
+    passes : {1, 2}
+        Whether the correction is solved a second time, from the pruned network's activations.
     """
 
     criterion: CriterionName = "interpolative"
     corrected: bool = True
     absorb_mean: bool = True
     allocation: Literal["probed", "unweighted", "even"] = "probed"
+    passes: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
         criteria = get_args(CriterionName)
@@ -51,8 +54,9 @@ PEERS = ("stat-paper",)
 
 METHODS: dict[str, Method] = {
     "stat": Method(),
-    "id-unweighted": Method(allocation="unweighted"),
-    "id-even": Method(allocation="even"),
+    "stat-one-pass": Method(passes=1),
+    "id-unweighted": Method(allocation="unweighted", passes=1),
+    "id-even": Method(allocation="even", passes=1),
     "id-uncorrected": Method(corrected=False, absorb_mean=False, allocation="even"),
     "magnitude": Method("magnitude", corrected=False, absorb_mean=False, allocation="even"),
     "random": Method("random", corrected=False, absorb_mean=False, allocation="even"),

@@ -1,8 +1,7 @@
-"""The pipeline: calibrate, collect, decompose, probe, allocate, fold, cut."""
+"""The one call: calibrate, collect, decompose, probe, allocate and fold, cut."""
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,28 +9,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.accounting import account, measure
-from stat_prune.budget.choice import check_reachable, choose
-from stat_prune.budget.sensitivity import (
-    Objective,
-    output_distance,
-    positions_per_sequence,
-    probe,
-)
-from stat_prune.checkpoint import as_pruned_class, check_output_directory
-from stat_prune.collectors import collect_moments
-from stat_prune.correction import FoldedConsumer, fold
+from stat_prune.budget.choice import check_reachable
+from stat_prune.budget.sensitivity import Objective
+from stat_prune.checkpoint import check_output_directory
 from stat_prune.errors import SettingsError
-from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
-from stat_prune.plan import BlockPlan
 from stat_prune.result import PruningResult
-from stat_prune.run import Run, starting
-from stat_prune.selection import CRITERIA, Candidates, candidates_for
+from stat_prune.run import starting
 from stat_prune.settings import Settings
-from stat_prune.statistics import BlockStatistics, statistics_of
-from stat_prune.surgery import apply
+from stat_prune.stages import collect, decompose, finish, plan, sensitivities
 from stat_prune.targets import Target
 
 
@@ -51,6 +38,7 @@ def prune(
     round_to: int = 1,
     uniform: bool = False,
     objective: Objective | None = None,
+    passes: int | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     inplace: bool = False,
     progress: bool = True,
@@ -93,6 +81,11 @@ def prune(
     objective : callable, optional
         What the default method measures at the output: ``(dense_output, pruned_output, batch)`` to
         a tensor of distances. Default: `stat_prune.budget.sensitivity.output_distance`.
+    passes : int, optional
+        1: the correction is solved from the dense network's activations only, in about half the
+        time. 2: it is solved again from the pruned network's own, and the solution that does best
+        on calibration sequences held out is taken. Default: what the method says, 2 for
+        ``"stat"``.
     output_dir : path, optional
         Save there as well; that it can be made is checked before any work.
     inplace : bool
@@ -129,6 +122,7 @@ def prune(
         round_to=round_to,
         uniform=uniform,
         objective=objective,
+        passes=passes,
         inplace=inplace,
         progress=progress,
     )
@@ -175,125 +169,12 @@ def prune_family(
             )
         if chosen.method in PLANNERS:
             planner = PLANNERS[chosen.method]
-            return [_finish(run, target, planner(run, target)) for target in targets]
+            return [finish(run, target, planner(run, target)) for target in targets]
         recipe = method_named(chosen.method)
-        statistics = _collect(run, recipe)
-        candidates = _decompose(run, recipe, statistics)
-        weights = _probe(run, recipe, statistics, candidates)
+        statistics = collect(run, recipe)
+        candidates = decompose(run, recipe, statistics)
+        weights = sensitivities(run, recipe, statistics, candidates)
         return [
-            _finish(run, target, _plan(run, recipe, statistics, candidates, weights, target))
+            finish(run, target, *plan(run, recipe, statistics, candidates, weights, target))
             for target in targets
         ]
-
-
-def _collect(run: Run, recipe: Method) -> list[BlockStatistics]:
-    """One pass over the calibration set: second moments of every consumer's input."""
-    with run.stage("collect"):
-        moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
-    return statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=recipe.absorb_mean)
-
-
-def _decompose(run: Run, recipe: Method, statistics: Sequence[BlockStatistics]) -> list[Candidates]:
-    """Rank each block's units; one decomposition prices every size."""
-    generator = torch.Generator().manual_seed(run.settings.seed)
-    criterion = CRITERIA[recipe.criterion]
-    with run.stage("decompose"):
-        return [
-            candidates_for(one, criterion, corrected=recipe.corrected, generator=generator)
-            for one in run.tracked(statistics)
-        ]
-
-
-def _probe(
-    run: Run,
-    recipe: Method,
-    statistics: Sequence[BlockStatistics],
-    candidates: Sequence[Candidates],
-) -> list[float] | None:
-    """Effect on the model's output for each unit of a block's own squared error.
-
-    Each block is pruned alone to about half its size; what that does to the output is divided by
-    the block's own error there.
-    """
-    if recipe.allocation != "probed":
-        return None
-    with run.stage("probe"):
-        with gathered_numerical_warnings("folding the probes"):
-            probes = [
-                _fold(recipe, one, sizes, sizes.to_probe())
-                for one, sizes in zip(statistics, candidates, strict=True)
-            ]
-        objective = run.settings.objective or output_distance
-        typical = run.calibration.batches[len(run.calibration.batches) // 2]
-        batches = run.probe_batches(positions_per_sequence(run.model, typical, objective))
-        run.expect(len(batches) * len(probes))
-        distances = probe(
-            run.model,
-            probes,
-            batches,
-            objective=objective,
-            advance=run.advance,
-        )
-    return [
-        distance / max(folded.output_error**2, 1e-30)
-        for distance, folded in zip(distances, probes, strict=True)
-    ]
-
-
-def _plan(
-    run: Run,
-    recipe: Method,
-    statistics: Sequence[BlockStatistics],
-    candidates: Sequence[Candidates],
-    weights: Sequence[float] | None,
-    target: Target,
-) -> list[BlockPlan]:
-    """Spread the budget, and fold the correction into each consumer."""
-    settings = run.settings
-    with run.stage("allocate and fold"):
-        choice = choose(
-            candidates,
-            weights or [1.0] * len(candidates),
-            target,
-            seq_length=run.seq_length(target),
-            untouched=run.untouched,
-            round_to=settings.round_to,
-            uniform=settings.uniform,
-            even=recipe.allocation == "even",
-        )
-        with gathered_numerical_warnings("folding the correction"):
-            folded = [
-                _fold(recipe, one, sizes, index)
-                for one, sizes, index in zip(statistics, candidates, choice, strict=True)
-            ]
-    return [
-        BlockPlan(
-            folded=one,
-            activation_error=float(sizes.activation_errors[index].clamp_min(0)) ** 0.5,
-            sensitivity=weights[position] if weights else None,
-        )
-        for position, (one, sizes, index) in enumerate(zip(folded, candidates, choice, strict=True))
-    ]
-
-
-def _fold(
-    recipe: Method, statistics: BlockStatistics, candidates: Candidates, index: int
-) -> FoldedConsumer:
-    """Fold one candidate; after the correction its error is what the decomposition said."""
-    known = float(candidates.output_errors[index].clamp_min(0)) ** 0.5 if recipe.corrected else None
-    return fold(statistics, candidates.units(index), corrected=recipe.corrected, output_error=known)
-
-
-def _finish(run: Run, target: Target, plans: Sequence[BlockPlan]) -> PruningResult:
-    """Cut a copy of the model, and account for it."""
-    before = measure(run.model, run.seq_length(target))
-    with run.stage("cut"):
-        pruned = run.model if run.settings.inplace else copy.deepcopy(run.model)
-        apply(pruned, [plan.folded for plan in plans])
-        as_pruned_class(pruned)
-    return PruningResult(
-        model=pruned,
-        report=account(run, target, plans, before, measure(pruned, run.seq_length(target))),
-        plan={plan.folded.block.name: plan.folded.units.tolist() for plan in plans},
-        tokenizer=run.tokenizer,
-    )

@@ -90,6 +90,9 @@ class PruningReport:
     settings : dict
         Model, method, target, seed and every other argument, data fingerprint and counts.
     versions : dict of str to str
+    second_pass : dict or None
+        The ``ridge`` of the correction that was taken (None: the first pass's), and the
+        ``distances`` on held-out calibration sequences that decided it.
     """
 
     blocks: list[BlockRow]
@@ -101,6 +104,7 @@ class PruningReport:
     peak_memory: int
     settings: dict[str, Any]
     versions: dict[str, str] = field(default_factory=lambda: _versions())
+    second_pass: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -158,9 +162,17 @@ class PruningReport:
                 f"all parameters    {before.parameters:,} -> {after.parameters:,} "
                 f"({_share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
+                *([f"second pass       {self._second_pass()}"] if self.second_pass else []),
                 f"seconds           {stages}; peak memory {self.peak_memory / 2**20:.0f} MiB",
             )
         )
+
+    def _second_pass(self) -> str:
+        assert self.second_pass is not None
+        ridge, distances = self.second_pass["ridge"], self.second_pass["distances"]
+        tried = ", ".join(f"{name} {value:.3g}" for name, value in distances.items())
+        taken = "first pass kept" if ridge is None else f"ridge {ridge:g} taken"
+        return f"{taken}; distance of the output on held-out sequences: {tried}"
 
     def __str__(self) -> str:
         console = Console(width=110)

@@ -27,6 +27,7 @@ class Settings:
     round_to: int = 1
     uniform: bool = False
     objective: Objective | None = None
+    passes: int | None = None
     inplace: bool = False
     progress: bool = True
 
@@ -35,6 +36,8 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SettingsError(f"`{name}` must be a positive integer, got {value!r}.")
+        if self.passes not in (None, 1, 2):
+            raise SettingsError(f"`passes` must be 1 or 2, got {self.passes!r}.")
         if self.method not in PEERS:
             method_named(self.method)
         elif self.uniform:
@@ -52,5 +55,6 @@ class Settings:
             "ignore": [self.ignore] if isinstance(self.ignore, int | str) else list(self.ignore),
             "round_to": self.round_to,
             "uniform": self.uniform,
+            "passes": self.passes,
             "objective": getattr(self.objective, "__qualname__", None),
         }

@@ -44,6 +44,9 @@ class Architecture:
     positions_after_padding : bool
         Whether position embeddings are counted from the id of padding, as in fairseq: those up to
         it stand for no token.
+    stream_after_heads, stream_after_neurons : str, optional
+        The module whose input is the residual stream with the heads' (the neurons') output added.
+        None: what the layer returns.
     """
 
     model_types: tuple[str, ...]
@@ -61,6 +64,8 @@ class Architecture:
     config_heads: tuple[str, str, str] | None = None
     causal: bool = False
     positions_after_padding: bool = False
+    stream_after_heads: str | None = None
+    stream_after_neurons: str | None = None
 
     def max_positions(self, config: PreTrainedConfig) -> int | None:
         """Tokens of the longest sequence that a model of this config takes; None if it is open."""

@@ -17,6 +17,8 @@ BERT = Architecture(
     feed_forward_inputs=("intermediate.dense",),
     feed_forward_output="output.dense",
     config_neurons="intermediate_size",
+    stream_after_heads="attention.output.LayerNorm",
+    stream_after_neurons="output.LayerNorm",
 )
 
 ROBERTA = replace(

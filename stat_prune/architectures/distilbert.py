@@ -15,4 +15,6 @@ DISTILBERT = Architecture(
     feed_forward_inputs=("ffn.lin1",),
     feed_forward_output="ffn.lin2",
     config_neurons="hidden_dim",
+    stream_after_heads="sa_layer_norm",
+    stream_after_neurons="output_layer_norm",
 )

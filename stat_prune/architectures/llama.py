@@ -21,4 +21,5 @@ LLAMA = Architecture(
     config_neurons="intermediate_size",
     config_heads=("num_attention_heads", "num_key_value_heads", "head_dim"),
     causal=True,
+    stream_after_heads="post_attention_layernorm",
 )

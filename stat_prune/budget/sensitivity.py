@@ -32,6 +32,24 @@ def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Obje
         return objective(output, output, batch).numel() / len(batch["input_ids"])
 
 
+def distance(
+    model: PreTrainedModel,
+    pruned: PreTrainedModel,
+    batches: Iterable[Batch],
+    objective: Objective,
+) -> float:
+    """Mean distance of a pruned model's output from the dense one's."""
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    with evaluating(model), evaluating(pruned):
+        for batch in batches:
+            dense = model(**model_inputs(model, batch, device))
+            values = objective(dense, pruned(**model_inputs(pruned, batch, device)), batch)
+            total += float(values.double().sum())
+            count += values.numel()
+    return total / max(count, 1)
+
+
 def probe(
     model: PreTrainedModel,
     probes: Sequence[FoldedConsumer],

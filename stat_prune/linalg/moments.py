@@ -226,6 +226,12 @@ class CrossMoments(_CentredStream):
             )
         return super().update(torch.cat([features, targets], dim=1))
 
+    @property
+    def means(self) -> tuple[Float64[Tensor, " k"], Float64[Tensor, " d"]]:
+        """Means of the features (k,) and of the targets (d,), float64."""
+        self._settle()
+        return self._mean[: self.num_features], self._mean[self.num_features :]
+
     def normal_equations(
         self, *, centered: bool = False
     ) -> tuple[Float64[Tensor, "k k"], Float64[Tensor, "k d"], Float64[Tensor, " d"]]:
@@ -240,7 +246,7 @@ class CrossMoments(_CentredStream):
         mirror_upper(self._features)
         if centered:
             return self._features.clone(), self._cross.clone(), self._targets.clone()
-        x, y = self._mean[: self.num_features], self._mean[self.num_features :]
+        x, y = self.means
         return (
             torch.addr(self._features, x, x, alpha=self.count),
             torch.addr(self._cross, x, y, alpha=self.count),

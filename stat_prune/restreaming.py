@@ -1,0 +1,282 @@
+"""The correction again, from the pruned network's own activations towards the dense stream."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.architectures import architecture_of, transformer_layers
+from stat_prune.blocks import Block, linear
+from stat_prune.budget.sensitivity import Objective, distance
+from stat_prune.calibration import CalibrationSet, token_mask
+from stat_prune.collectors import Batch, evaluating, model_inputs
+from stat_prune.correction import FoldedConsumer
+from stat_prune.linalg import CrossMoments
+from stat_prune.linalg.least_squares import solve_normal
+from stat_prune.surgery import apply
+
+#: Ridges towards the one-pass solution that are tried, relative to each channel's squared norm.
+RIDGES = (1.0, 0.1)
+
+#: One calibration sequence in so many is held out, to choose with; fewer allow no second pass.
+HELD_OUT = 8
+
+
+@dataclass(frozen=True)
+class SecondPass:
+    """What became of the correction when it was solved again.
+
+    Attributes
+    ----------
+    ridge : float or None
+        That of the solution taken; None where the first pass's was best.
+    distances : dict of str to float
+        The objective on held-out calibration sequences, of the first pass and by ridge.
+    """
+
+    ridge: float | None
+    distances: dict[str, float]
+
+
+def best_pass(
+    model: PreTrainedModel,
+    folded: Sequence[FoldedConsumer],
+    calibration: CalibrationSet,
+    objective: Objective,
+    *,
+    seed: int,
+    advance: Callable[[str], None] = lambda _name: None,
+) -> tuple[list[FoldedConsumer], SecondPass]:
+    """The one-pass correction, or that of a second pass, whichever does best on held-out sequences.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The dense model.
+    folded : sequence of FoldedConsumer
+        The one-pass solution.
+    calibration : CalibrationSet
+        One sequence in `HELD_OUT` is not solved on, but chosen with.
+    objective : callable
+        Distance of outputs.
+    seed : int
+        Decides which sequences are held out.
+    advance : callable
+        Called for every block and ridge.
+    """
+    solved_on, held_out = calibration.split(calibration.num_samples // HELD_OUT, seed=seed)
+    candidates: dict[float | None, list[FoldedConsumer]] = {None: list(folded)}
+    for ridge in RIDGES:
+        candidates[ridge] = restream(model, folded, solved_on.batches, ridge=ridge, advance=advance)
+    distances = {
+        ridge: distance(model, cut_copy(model, one), held_out.batches, objective)
+        for ridge, one in candidates.items()
+    }
+    best = min(distances, key=lambda ridge: distances[ridge])
+    return candidates[best], SecondPass(
+        best,
+        {
+            "first pass" if ridge is None else f"ridge {ridge:g}": value
+            for ridge, value in distances.items()
+        },
+    )
+
+
+def cut_copy(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> PreTrainedModel:
+    """A copy of the model without what `folded` removes."""
+    pruned = copy.deepcopy(model)
+    apply(pruned, folded)
+    return pruned
+
+
+def restream(
+    model: PreTrainedModel,
+    folded: Sequence[FoldedConsumer],
+    batches: Sequence[Batch],
+    *,
+    ridge: float,
+    advance: Callable[[str], None] = lambda _name: None,
+) -> list[FoldedConsumer]:
+    """Let every consumer make up for what the blocks before it have changed.
+
+    Block by block, the residual stream behind the consumer is compared with the dense model's:
+    with kept inputs X of the pruned model and difference E = S_dense - S_pruned of the streams, the
+    weight is moved by the D of least ``||X D - E||^2 + ridge ||diag(||X_:j||) D||^2``. So a large
+    ridge leaves the one-pass solution.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The dense model; unchanged.
+    folded : sequence of FoldedConsumer
+        The one-pass solution for each block, layer by layer.
+    batches : sequence of mappings of str to Tensor
+        Model inputs to solve on. Their hidden states, four per token, are held in memory.
+    ridge : float
+    advance : callable
+        Called with the block's name when it is done.
+
+    Returns
+    -------
+    list of FoldedConsumer
+        With new weights and biases; ``output_error`` stays that of the first pass. Blocks that are
+        kept whole stay as they are.
+    """
+    pruned = cut_copy(model, folded)
+    result = list(folded)
+    by_layer: dict[int, list[int]] = {}
+    for index, one in enumerate(folded):
+        by_layer.setdefault(one.block.layer, []).append(index)
+    with evaluating(model), evaluating(pruned):
+        dense_states: list[Tensor | None] = [None] * len(batches)
+        states: list[Tensor | None] = [None] * len(batches)
+        for layer in range(len(transformer_layers(model))):
+            wanted = [
+                _Stream(model, layer, batch, state)
+                for batch, state in zip(batches, dense_states, strict=True)
+            ]
+            for index in by_layer.get(layer, []):
+                one = result[index]
+                if len(one.units) < one.block.num_units:
+                    result[index] = _moved(pruned, one, batches, states, wanted, ridge)
+                advance(one.block.name)
+            dense_states = [stream.output for stream in wanted]
+            states = [
+                _Stream(pruned, layer, batch, state).output
+                for batch, state in zip(batches, states, strict=True)
+            ]
+    return result
+
+
+def _moved(
+    pruned: PreTrainedModel,
+    folded: FoldedConsumer,
+    batches: Sequence[Batch],
+    states: Sequence[Tensor | None],
+    wanted: Sequence[_Stream],
+    ridge: float,
+) -> FoldedConsumer:
+    """One consumer solved again, and put into `pruned`."""
+    block = folded.block
+    consumer = linear(pruned.base_model, block.consumer)
+    moments = CrossMoments(consumer.in_features, consumer.out_features)
+    for batch, state, dense in zip(batches, states, wanted, strict=True):
+        found = _Stream(pruned, block.layer, batch, state, until=block)
+        mask = token_mask(batch).to(found.inputs[block.kind].device)
+        difference = dense.after[block.kind].double() - found.after[block.kind].double()
+        moments.update(found.inputs[block.kind][mask].double(), difference[mask])
+    centred = consumer.bias is not None
+    normal, cross, _ = moments.normal_equations(centered=centred)
+    change = solve_normal(normal, cross, ridge)
+    weight, bias = folded.weight + change.T, folded.bias
+    if centred:
+        mean_input, mean_difference = moments.means
+        shift = mean_difference - change.T @ mean_input
+        bias = shift if bias is None else bias + shift
+        consumer.bias.add_(shift.to(consumer.bias.dtype))
+    consumer.weight.copy_(weight)
+    return dataclasses.replace(folded, weight=weight, bias=bias)
+
+
+class _Stream:
+    """One layer on one batch, and the residual stream behind each of its consumers.
+
+    Attributes
+    ----------
+    inputs : dict of str to Tensor of shape (batch, sequence, channels)
+        Of the consumers, by kind of block.
+    after : dict of str to Tensor of shape (batch, sequence, hidden)
+        The stream with their outputs added.
+    output : Tensor of shape (batch, sequence, hidden)
+        Of the layer.
+    """
+
+    output: Tensor
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layer: int,
+        batch: Batch,
+        state: Tensor | None,
+        *,
+        until: Block | None = None,
+    ) -> None:
+        architecture, layers = architecture_of(model), transformer_layers(model)
+        self.inputs: dict[str, Tensor] = {}
+        self.after: dict[str, Tensor] = {}
+        module = layers[layer]
+        paths = {
+            "heads": (architecture.attention_output, architecture.stream_after_heads),
+            "neurons": (architecture.feed_forward_output, architecture.stream_after_neurons),
+        }
+        with ExitStack() as stack:
+            for kind, (consumer, after) in paths.items():
+                stack.callback(
+                    module.get_submodule(consumer)
+                    .register_forward_pre_hook(self._noting(self.inputs, kind))
+                    .remove
+                )
+                if after is not None:
+                    last = until is not None and until.kind == kind
+                    stack.callback(
+                        module.get_submodule(after)
+                        .register_forward_pre_hook(self._noting(self.after, kind, last=last))
+                        .remove
+                    )
+            stack.enter_context(_entered(layers, layer, state))
+            stack.callback(module.register_forward_hook(self._finish).remove)
+            base = model.base_model
+            try:
+                base(**model_inputs(base, batch, next(base.parameters()).device))
+            except _SeenEnough:
+                pass
+
+    @staticmethod
+    def _noting(notes: dict[str, Tensor], kind: str, *, last: bool = False) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            notes[kind] = args[0]
+            if last:
+                raise _SeenEnough
+
+        return hook
+
+    def _finish(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.output = output[0] if isinstance(output, tuple) else output
+        self.after.setdefault("neurons", self.output)
+        raise _SeenEnough
+
+
+class _SeenEnough(Exception):
+    """Raised in a hook: what comes later in the forward pass is not needed."""
+
+
+@contextmanager
+def _entered(layers: nn.ModuleList, layer: int, state: Tensor | None) -> Iterator[None]:
+    """Forward passes enter at a layer with this input; those before it do nothing."""
+    if state is None:
+        yield
+        return
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (state, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": state}
+
+    skipped = list(layers)[:layer]
+    for one in skipped:
+        one.forward = lambda hidden_states, *_args, **_kwargs: hidden_states
+    handle = layers[layer].register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for one in skipped:
+            del one.forward

@@ -1,0 +1,113 @@
+"""The second pass: each consumer makes up for what the blocks before it have changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import Family
+
+from stat_prune.architectures import find_blocks, transformer_layers
+from stat_prune.budget.sensitivity import distance, output_distance
+from stat_prune.calibration import build_calibration_set
+from stat_prune.collectors import collect_moments, model_inputs
+from stat_prune.correction import fold
+from stat_prune.restreaming import best_pass, cut_copy, restream
+from stat_prune.statistics import statistics_of
+
+
+@pytest.fixture
+def pruned_once(family: Family, texts, word_tokenizer):
+    model = family.build()
+    calibration = build_calibration_set(texts, tokenizer=word_tokenizer, batch_size=16)
+    moments = collect_moments(model, find_blocks(model), calibration.batches)
+    folded = [
+        fold(one, torch.arange(one.block.num_units // 2))
+        for one in statistics_of(model.base_model, find_blocks(model), moments)
+    ]
+    return model, calibration, folded
+
+
+@torch.no_grad()
+def last_stream(model, batch):
+    """What the last layer returns."""
+    seen = []
+    handle = transformer_layers(model)[-1].register_forward_hook(
+        lambda _module, _args, output: seen.append(output)
+    )
+    model(**model_inputs(model, batch, torch.device("cpu")))
+    handle.remove()
+    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+
+def stream_error(model, pruned, batches):
+    """Squared difference of the streams behind the last layers, over real tokens."""
+    return sum(
+        float(
+            (last_stream(model, batch) - last_stream(pruned, batch))[batch["attention_mask"].bool()]
+            .double()
+            .square()
+            .sum()
+        )
+        for batch in batches
+    )
+
+
+def test_the_stream_comes_closer_to_the_dense_one(pruned_once):
+    model, calibration, folded = pruned_once
+    before = stream_error(model, cut_copy(model, folded), calibration.batches)
+    again = restream(model, folded, calibration.batches, ridge=1e-3)
+    after = stream_error(model, cut_copy(model, again), calibration.batches)
+    assert after < 0.95 * before
+    assert all(torch.equal(a.units, b.units) for a, b in zip(again, folded, strict=True))
+
+
+def test_a_large_ridge_leaves_the_weights_of_the_first_pass(pruned_once):
+    model, calibration, folded = pruned_once
+    for first, second in zip(
+        folded, restream(model, folded, calibration.batches, ridge=1e12), strict=True
+    ):
+        torch.testing.assert_close(second.weight, first.weight, rtol=1e-6, atol=1e-9)
+
+
+def test_with_one_block_cut_there_is_nothing_to_make_up_for(pruned_once):
+    """What least squares leaves is orthogonal to its own inputs."""
+    model, calibration, folded = pruned_once
+    moments = collect_moments(model, find_blocks(model), calibration.batches)
+    statistics = statistics_of(model.base_model, find_blocks(model), moments)
+    last = [fold(one, torch.arange(one.block.num_units)) for one in statistics]
+    last[-2] = folded[-2]
+    for first, second in zip(
+        last, restream(model, last, calibration.batches, ridge=1e-6), strict=True
+    ):
+        torch.testing.assert_close(second.weight, first.weight, rtol=1e-2, atol=1e-4)
+
+
+def test_padding_and_batches_change_nothing(pruned_once, texts, word_tokenizer):
+    model, calibration, folded = pruned_once
+    other = build_calibration_set(texts, tokenizer=word_tokenizer, batch_size=5)
+    for one, two in zip(
+        restream(model, folded, calibration.batches, ridge=0.1),
+        restream(model, folded, other.batches, ridge=0.1),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.weight, two.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
+    model, calibration, folded = pruned_once
+    taken, second = best_pass(model, folded, calibration, output_distance, seed=0)
+    assert second.distances.keys() == {"first pass", "ridge 1", "ridge 0.1"}
+    name = "first pass" if second.ridge is None else f"ridge {second.ridge:g}"
+    assert second.distances[name] == min(second.distances.values())
+    _, held_out = calibration.split(calibration.num_samples // 8, seed=0)
+    measured = distance(model, cut_copy(model, taken), held_out.batches, output_distance)
+    assert measured == pytest.approx(second.distances[name], rel=1e-5)
+
+
+def test_the_model_is_left_as_it_was(pruned_once):
+    model, calibration, folded = pruned_once
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    restream(model, folded, calibration.batches, ridge=0.1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
