@@ -52,6 +52,10 @@ METHODS: dict[str, Method] = {
     "id-uncorrected": Method(corrected=False, absorb_mean=False, allocation="even"),
     "magnitude": Method("magnitude", corrected=False, absorb_mean=False, allocation="even"),
     "random": Method("random", corrected=False, absorb_mean=False, allocation="even"),
+    # ZipLM, with two stand-ins for its search of the sizes: see `stat_prune.selection.obs`.
+    "obs": Method("obs", absorb_mean=False, allocation="unweighted"),
+    "obs-probed": Method("obs", absorb_mean=False),
+    "wanda-sp": Method("wanda-sp", corrected=False, absorb_mean=False, allocation="even"),
 }
 
 
