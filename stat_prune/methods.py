@@ -43,7 +43,7 @@ class Method:
 
 
 #: Pipelines of their own; see `stat_prune.peers`.
-PEERS = ("stat-paper",)
+PEERS = ("stat-paper", "flap")
 
 METHODS: dict[str, Method] = {
     "stat": Method(),
