@@ -18,6 +18,7 @@ import typer
 from tqdm.auto import tqdm
 
 import stat_prune
+from stat_prune.peers.slicegpt import slicegpt
 from tasks import TASKS, Task
 
 Record = dict[str, Any]
@@ -26,16 +27,17 @@ Record = dict[str, Any]
 def measure(name: str, task: Task, method: str, budgets: Iterable[float], seed: int) -> Record:
     """Prune to all budgets at once and score each model."""
     model, tokenizer = task.load()
-    results = stat_prune.prune_family(
-        model,
-        task.calibration(),
-        tokenizer=tokenizer,
-        targets=[task.target(kept) for kept in budgets],
-        method=method,
-        num_calibration_samples=task.num_calibration_samples,
-        seed=seed,
-        progress=False,
-    )
+    settings: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "targets": [task.target(kept) for kept in budgets],
+        "num_calibration_samples": task.num_calibration_samples,
+        "seed": seed,
+        "progress": False,
+    }
+    if method == "slicegpt":
+        results = slicegpt(model, task.calibration(), **settings)
+    else:
+        results = stat_prune.prune_family(model, task.calibration(), method=method, **settings)
     return {
         "task": name,
         "method": method,
@@ -126,7 +128,9 @@ def figure(records: list[Record]) -> plt.Figure:
 
 def main(
     task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(TASKS)}.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Names that prune() takes.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Names that prune() takes, or slicegpt.")
+    ] = None,
     budget: Annotated[list[float] | None, typer.Option(help="Kept fractions.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Default: 0.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for records, table and figure.")] = Path(

@@ -23,7 +23,8 @@ class FoldedConsumer:
         Units kept, ascending.
     weight : Tensor of shape (d, k), float64
     bias : Tensor of shape (d,), float64, or None
-        What to add to the dense bias; None where nothing changes.
+        What to add to the dense bias, which counts as zero where the consumer has none; None where
+        nothing changes.
     output_error : float
         ``||A W^T - (A_J W'^T + bias)||_F / ||A W^T||_F`` on the calibration set.
     """

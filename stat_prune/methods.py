@@ -9,7 +9,7 @@ from stat_prune.errors import SettingsError
 
 #: The names of the criteria; `stat_prune.selection.CRITERIA` has the functions. Names of methods
 #: and criteria can be listed without torch, which takes seconds to import.
-CriterionName = Literal["interpolative", "magnitude", "random"]
+CriterionName = Literal["interpolative", "obs", "magnitude", "wanda-sp", "random"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Method:
 
 
 #: Pipelines of their own; see `stat_prune.peers`.
-PEERS = ("stat-paper",)
+PEERS = ("stat-paper", "flap")
 
 METHODS: dict[str, Method] = {
     "stat": Method(),
@@ -60,6 +60,10 @@ METHODS: dict[str, Method] = {
     "id-uncorrected": Method(corrected=False, absorb_mean=False, allocation="even"),
     "magnitude": Method("magnitude", corrected=False, absorb_mean=False, allocation="even"),
     "random": Method("random", corrected=False, absorb_mean=False, allocation="even"),
+    # ZipLM, with two stand-ins for its search of the sizes: see `stat_prune.selection.obs`.
+    "obs": Method("obs", absorb_mean=False, allocation="unweighted", passes=1),
+    "obs-probed": Method("obs", absorb_mean=False, passes=1),
+    "wanda-sp": Method("wanda-sp", corrected=False, absorb_mean=False, allocation="even"),
 }
 
 

@@ -27,26 +27,33 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     model : PreTrainedModel
     folded : sequence of FoldedConsumer
     """
+    record = getattr(model.config, "stat_prune", None) or {"linear": {}, "attributes": {}}
     changed: dict[str, nn.Linear] = {}
     attributes: dict[str, dict[str, int]] = {}
+    added_biases = list(record.get("added_biases", []))
     for consumer in folded:
         if len(consumer.units) < consumer.block.num_units:
+            path = consumer.block.consumer
+            if consumer.bias is not None and linear(model.base_model, path).bias is None:
+                added_biases.append(path)
             changed |= _shrink(model.base_model, consumer)
             attributes |= _follow(model.base_model, consumer)
     if not changed:
         return
-    record = getattr(model.config, "stat_prune", None) or {"linear": {}, "attributes": {}}
     shapes = {
         path: [module.out_features, module.in_features, module.bias is not None]
         for path, module in changed.items()
     }
-    stock = uniform_config(model)
+    # No config says that some layers of a family have a bias which its stock layers lack.
+    stock = None if added_biases else uniform_config(model)
     if stock is None:
         model.config.stat_prune = {
             "format": RECORD_FORMAT,
             "linear": {**record["linear"], **shapes},
             "attributes": {**record["attributes"], **attributes},
         }
+        if added_biases:
+            model.config.stat_prune["added_biases"] = added_biases
         return
     for name, value in stock.items():
         setattr(model.config, name, value)
@@ -86,8 +93,9 @@ def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, nn.Linea
         replaced[path] = _replace(base_model, path, rows=shared_rows)
     consumer = linear(base_model, block.consumer)
     bias: Tensor | None = consumer.bias
-    if bias is not None and folded.bias is not None:
-        bias = bias.detach().double() + folded.bias.to(bias.device)
+    if folded.bias is not None:
+        added = folded.bias.to(consumer.weight.device)
+        bias = added if bias is None else bias.detach().double() + added
     replaced[block.consumer] = _replace(base_model, block.consumer, weight=folded.weight, bias=bias)
     return replaced
 
@@ -111,7 +119,7 @@ def _replace(
         nn.Linear,
         weight.shape[1],
         weight.shape[0],
-        bias=old.bias is not None,
+        bias=bias is not None,
         device=old.weight.device,
         dtype=old.weight.dtype,
     )

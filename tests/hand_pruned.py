@@ -34,6 +34,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         vocab_size=50, dim=32, n_heads=4, n_layers=2, hidden_dim=48, max_position_embeddings=40
     ),
     "Llama": lambda: transformers.LlamaConfig(**DECODER),
+    "Qwen2": lambda: transformers.Qwen2Config(**DECODER),
     "Qwen3": lambda: transformers.Qwen3Config(**DECODER),
 }
 
@@ -46,7 +47,12 @@ def build(class_name: str, dtype: str = "float32") -> PreTrainedModel:
     return model_class._from_config(CONFIGS[family](), dtype=getattr(torch, dtype)).eval()
 
 
-def cut(model: PreTrainedModel, layer: int = 0, kinds: tuple[str, ...] = ("heads", "neurons")):
+def cut(
+    model: PreTrainedModel,
+    layer: int = 0,
+    kinds: tuple[str, ...] = ("heads", "neurons"),
+    bias: Tensor | None = None,
+):
     """Drop units of one layer without any correction: unequal layers, in place."""
     folded = []
     for block in find_blocks(model):
@@ -54,7 +60,7 @@ def cut(model: PreTrainedModel, layer: int = 0, kinds: tuple[str, ...] = ("heads
             units = torch.tensor([0, 3]) if block.kind == "heads" else torch.arange(5, 38)
             weight = linear(model.base_model, block.consumer).weight.double()
             weight = weight[:, block.channels(units)]
-            folded.append(FoldedConsumer(block, units, weight, None, 0.0))
+            folded.append(FoldedConsumer(block, units, weight, bias, 0.0))
     apply(model, folded)
     return as_pruned_class(model)
 

@@ -163,6 +163,20 @@ def test_equal_layers_of_a_config_that_can_say_so_load_without_any_flag(tmp_path
     assert_same_model(stat_prune.load(tmp_path / "out"), model)
 
 
+def test_biases_that_no_config_can_say_survive_where_layers_are_equal(tmp_path):
+    model = build("LlamaForCausalLM")
+    cut(model, layer=0, bias=torch.linspace(-1, 1, 32).double())
+    model = cut(model, layer=1)
+    assert model.model.layers[0].mlp.down_proj.bias.tolist() == torch.linspace(-1, 1, 32).tolist()
+    assert model.model.layers[1].mlp.down_proj.bias is None
+    save_checkpoint(tmp_path / "out", model=model)
+    assert_same_model(stat_prune.load(tmp_path / "out"), model)
+    remote = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=True
+    )
+    assert_same_model(remote, model)
+
+
 def test_generate_works_on_the_reloaded_decoder(tmp_path):
     model = pruned("LlamaForCausalLM")
     save_checkpoint(tmp_path / "out", model=model)

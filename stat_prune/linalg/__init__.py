@@ -3,6 +3,7 @@
 Depends on torch, NumPy, SciPy, scikit-learn and jaxtyping only.
 """
 
+from .backward import backward_elimination
 from .blocks import BlockPivoting, block_pivoting
 from .cholesky import pivoted_cholesky, randomly_pivoted_cholesky
 from .decomposition import InterpolativeDecomposition
@@ -26,6 +27,7 @@ __all__ = [
     "NumericalWarning",
     "PivotedCholesky",
     "SparseSketch",
+    "backward_elimination",
     "block_pivoting",
     "interpolation_from_gram",
     "interpolative_decomposition",

@@ -185,7 +185,7 @@ def _backward_order(
 ) -> list[int]:
     """Groups in the reverse of the order in which they leave."""
     size = len(gram) // groups
-    inverse = _inverse(gram)
+    inverse = torch.cholesky_inverse(positive_definite(gram)[1])
     # UᵀU of the corrected weight U = W Tᵀ; while all are kept, U = W.
     energy = importance.clone()
     left = torch.ones(groups, dtype=torch.bool, device=gram.device)
@@ -207,9 +207,12 @@ def _backward_order(
     return leaving[::-1]
 
 
-def _inverse(gram: Float64[Tensor, "m m"]) -> Float64[Tensor, "m m"]:
-    """Inverse of G, by the smallest ridge in steps of ten that makes Cholesky succeed."""
+def positive_definite(
+    gram: Float64[Tensor, "m m"],
+) -> tuple[Float64[Tensor, "m m"], Float64[Tensor, "m m"]]:
+    """G, by the smallest ridge in steps of ten that makes Cholesky succeed, and its factor."""
     scale = gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    shifted = gram
     factor, info = torch.linalg.cholesky_ex(gram)
     ridge = 0.0
     relative = len(gram) * _EPS
@@ -225,7 +228,7 @@ def _inverse(gram: Float64[Tensor, "m m"]) -> Float64[Tensor, "m m"]:
             NumericalWarning,
             stacklevel=4,
         )
-    return torch.cholesky_inverse(factor)
+    return shifted, factor
 
 
 def diagonal_blocks(matrix: Float64[Tensor, "m m"], groups: int) -> Float64[Tensor, "g b b"]:

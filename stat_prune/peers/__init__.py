@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stat_prune.peers import stat_paper
+from stat_prune.peers import flap, stat_paper
 from stat_prune.plan import BlockPlan
 from stat_prune.run import Run
 from stat_prune.targets import Target
 
 #: By the names in `stat_prune.methods.PEERS`: from a run and a target to a plan for each block.
 PLANNERS: dict[str, Callable[[Run, Target], list[BlockPlan]]] = {
+    "flap": flap.plan,
     "stat-paper": stat_paper.plan,
 }

@@ -69,7 +69,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
             f"method='stat-paper' takes one fraction for heads and neurons, got {target!r}. Use "
             "method='stat' for tolerances and fractions by kind."
         )
-    cost = cost_function(target, run.calibration.mean_length)
+    cost = cost_function(target, run.seq_length(target))
     with run.stage("collect"):
         dense = _statistics(run, run.model, run.blocks)
     with run.stage("decompose"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_every_criterion_that_a_method_may_name_has_a_function():
     assert CRITERIA.keys() == set(get_args(CriterionName))
 
 
-@pytest.mark.parametrize("criterion", ["interpolative", "magnitude", "random"])
+@pytest.mark.parametrize("criterion", ["interpolative", "obs", "magnitude", "wanda-sp", "random"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_errors_of_every_number_of_neurons_are_those_of_dense_least_squares(criterion, bias):
     statistics, activations, consumer = random_statistics(neuron_block(12, 5, bias=bias), bias=bias)
@@ -54,7 +55,7 @@ def test_errors_of_every_number_of_neurons_are_those_of_dense_least_squares(crit
         )
 
 
-@pytest.mark.parametrize("criterion", ["interpolative", "magnitude", "random"])
+@pytest.mark.parametrize("criterion", ["interpolative", "obs", "magnitude", "wanda-sp", "random"])
 def test_shared_keys_offer_every_number_of_groups_and_of_heads_a_group(criterion):
     statistics, activations, consumer = random_statistics(head_block(6, 2, 3, 5))
     candidates = candidates_of(statistics, criterion)
@@ -98,6 +99,31 @@ def test_magnitude_keeps_the_columns_of_largest_norm():
     kept = candidates_of(statistics, "magnitude").units(2)
     norms = consumer.weight.detach().norm(dim=0)
     assert set(kept.tolist()) == set(norms.topk(3).indices.tolist())
+
+
+@pytest.mark.parametrize("absorb_mean", [False, True])
+def test_wanda_sums_weights_times_activation_norms_over_each_head(absorb_mean):
+    block = replace(head_block(5, 5, 3, 7), num_biases=(3, 0, 1))
+    statistics, activations, consumer = random_statistics(block, bias=True, absorb_mean=absorb_mean)
+    assert (statistics.mean is not None) == absorb_mean
+    score = consumer.weight.detach().abs() * activations.square().sum(0).sqrt()
+    expected = score.sum(0).reshape(5, 3).sum(1).argsort(descending=True)
+    assert candidates_of(statistics, "wanda-sp").orders[0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("units", "unit_size"), [(9, 1), (5, 3)])
+def test_obs_removes_the_unit_whose_loss_dense_least_squares_raises_least(units, unit_size):
+    statistics, activations, consumer = random_statistics(head_block(units, units, unit_size, 7))
+    order = candidates_of(statistics, "obs").orders[0].tolist()
+
+    def loss(kept: list[int]) -> float:
+        channels = statistics.block.channels(torch.tensor(kept, dtype=torch.int64))
+        return dense_errors(activations, consumer.weight, channels, bias=False)[0]
+
+    for length in range(2, units + 1):
+        kept = order[:length]
+        losses = {unit: loss([other for other in kept if other != unit]) for unit in kept}
+        assert kept[-1] == min(losses, key=lambda unit: losses[unit])
 
 
 def test_random_follows_its_generator():
