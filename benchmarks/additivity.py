@@ -1,0 +1,119 @@
+"""Does the sum of what the blocks' errors do alone predict what they do together?
+
+    STAT_PRUNE_DATA=... python benchmarks/additivity.py --task encoder --task sst2
+
+The budget is spread by the sum over blocks of sensitivity times squared error of the output. This
+sets that prediction beside the distance that the whole pruned model shows on calibration
+sequences held out, at every budget: before the second pass and after it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib.pyplot as plt
+import typer
+from tqdm.auto import tqdm
+
+import stat_prune
+from tasks import TASKS
+
+Record = dict[str, Any]
+
+
+def measure(name: str, budgets: list[float], seed: int) -> list[Record]:
+    """Predicted and measured distance of the output at each budget."""
+    task = TASKS[name]()
+    model, tokenizer = task.load()
+    results = stat_prune.prune_family(
+        model,
+        task.calibration(),
+        tokenizer=tokenizer,
+        targets=[task.target(kept) for kept in budgets],
+        num_calibration_samples=task.num_calibration_samples,
+        seed=seed,
+        progress=False,
+    )
+    records = []
+    for kept, result in zip(budgets, results, strict=True):
+        second = result.report.second_pass
+        assert second is not None
+        records.append(
+            {
+                "task": name,
+                "kept": kept,
+                "predicted": sum(
+                    (row.sensitivity or 0.0) * row.output_error**2 for row in result.report.blocks
+                ),
+                "first_pass": second["distances"]["first pass"],
+                "taken": min(second["distances"].values()),
+                "ridge": second["ridge"],
+            }
+        )
+    return records
+
+
+def markdown(records: list[Record]) -> str:
+    """The records as a table."""
+    lines = [
+        "| task | kept | predicted | measured, first pass | measured, as taken | ridge |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in records:
+        ridge = "first pass" if row["ridge"] is None else f"{row['ridge']:g}"
+        lines.append(
+            f"| {row['task']} | {row['kept']:g} | {row['predicted']:.3g} | "
+            f"{row['first_pass']:.3g} | {row['taken']:.3g} | {ridge} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figure(records: list[Record]) -> plt.Figure:
+    """Measured against predicted, one marker a task, on logarithmic axes."""
+    chart, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    for marker, task in zip("osD^v", dict.fromkeys(row["task"] for row in records), strict=False):
+        rows = [row for row in records if row["task"] == task]
+        axes.plot(
+            [row["predicted"] for row in rows],
+            [row["first_pass"] for row in rows],
+            marker=marker,
+            linestyle=":",
+            label=task,
+        )
+    limits = [
+        min(min(row["predicted"], row["first_pass"]) for row in records),
+        max(max(row["predicted"], row["first_pass"]) for row in records),
+    ]
+    axes.plot(limits, limits, color="grey", linewidth=1, label="equal")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="predicted distance of the output (sum over blocks)",
+        ylabel="measured on held-out sequences, first pass",
+    )
+    axes.legend()
+    return chart
+
+
+def main(
+    task: Annotated[list[str], typer.Option(help=f"Of {', '.join(TASKS)}.")],
+    budget: Annotated[list[float] | None, typer.Option(help="Kept fractions.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the table and the figure.")] = Path(
+        "results/additivity"
+    ),
+    seed: int = 0,
+) -> None:
+    """Set predicted beside measured distances."""
+    budgets = budget or [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+    records = [row for name in tqdm(task, unit="task") for row in measure(name, budgets, seed)]
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "additivity.json").write_text(json.dumps(records, indent=2) + "\n")
+    (output / "additivity.md").write_text(markdown(records))
+    figure(records).savefig(output / "additivity.png", dpi=150)
+    print(markdown(records))
+
+
+if __name__ == "__main__":
+    typer.run(main)
