@@ -22,8 +22,9 @@ from stat_prune.linalg import CrossMoments
 from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.surgery import apply
 
-#: Ridges towards the one-pass solution that are tried, relative to each channel's squared norm.
-RIDGES = (1.0, 0.1)
+#: Ridges towards the one-pass solution, relative to each channel's squared norm: the second is
+#: tried where the first is better than one pass.
+RIDGES = (1.0, 0.3)
 
 #: One calibration sequence in so many is held out, to choose with; fewer allow no second pass.
 HELD_OUT = 8
@@ -72,21 +73,20 @@ def best_pass(
         Called for every block and ridge.
     """
     solved_on, held_out = calibration.split(calibration.num_samples // HELD_OUT, seed=seed)
-    candidates: dict[float | None, list[FoldedConsumer]] = {None: list(folded)}
+
+    def held_out_distance(solution: Sequence[FoldedConsumer]) -> float:
+        return distance(model, cut_copy(model, solution), held_out.batches, objective)
+
+    best, taken = list(folded), None
+    least = held_out_distance(best)
+    distances = {"first pass": least}
     for ridge in RIDGES:
-        candidates[ridge] = restream(model, folded, solved_on.batches, ridge=ridge, advance=advance)
-    distances = {
-        ridge: distance(model, cut_copy(model, one), held_out.batches, objective)
-        for ridge, one in candidates.items()
-    }
-    best = min(distances, key=lambda ridge: distances[ridge])
-    return candidates[best], SecondPass(
-        best,
-        {
-            "first pass" if ridge is None else f"ridge {ridge:g}": value
-            for ridge, value in distances.items()
-        },
-    )
+        again = restream(model, folded, solved_on.batches, ridge=ridge, advance=advance)
+        found = distances[f"ridge {ridge:g}"] = held_out_distance(again)
+        if not found < least:
+            break
+        best, taken, least = again, ridge, found
+    return best, SecondPass(taken, distances)
 
 
 def cut_copy(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> PreTrainedModel:

@@ -96,7 +96,7 @@ def test_padding_and_batches_change_nothing(pruned_once, texts, word_tokenizer):
 def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
     model, calibration, folded = pruned_once
     taken, second = best_pass(model, folded, calibration, output_distance, seed=0)
-    assert second.distances.keys() == {"first pass", "ridge 1", "ridge 0.1"}
+    assert {"first pass", "ridge 1"} <= second.distances.keys()
     name = "first pass" if second.ridge is None else f"ridge {second.ridge:g}"
     assert second.distances[name] == min(second.distances.values())
     _, held_out = calibration.split(calibration.num_samples // 8, seed=0)
