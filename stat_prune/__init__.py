@@ -5,13 +5,15 @@ from stat_prune.errors import StatPruneError
 from stat_prune.methods import Method
 from stat_prune.pruning import prune, prune_family
 from stat_prune.result import PruningResult
-from stat_prune.targets import MACs, Parameters, Tolerance
+from stat_prune.targets import Latency, MACs, Parameters, Speedup, Tolerance
 
 __all__ = [
+    "Latency",
     "MACs",
     "Method",
     "Parameters",
     "PruningResult",
+    "Speedup",
     "StatPruneError",
     "Tolerance",
     "load",
