@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block
+from stat_prune.budget.timing import device_name
 from stat_prune.clock import peak_memory
+from stat_prune.errors import LatencyWarning
 from stat_prune.plan import BlockPlan
-from stat_prune.report import BlockRow, PruningReport, Size
+from stat_prune.report import BlockRow, PruningReport, Size, Speed
 from stat_prune.run import Run
 from stat_prune.targets import Target
+
+#: Relative distance of the measured speed-up from the one asked for that is worth a warning.
+TOLERANCE = 0.05
 
 
 def measure(model: PreTrainedModel, seq_length: float) -> Size:
@@ -27,8 +35,41 @@ def measure(model: PreTrainedModel, seq_length: float) -> Size:
     )
 
 
+def measure_speed(run: Run, target: Target, pruned: PreTrainedModel) -> Speed | None:
+    """Time the result beside the dense model, where the target speaks of time."""
+    timed = run.timed(target)
+    if timed is None:
+        return None
+    with run.stage("time pruned model"):
+        found = timed.compare(pruned)
+    asked = 1 / target.fractions()["all"]
+    if abs(found.speed_up / asked - 1) > TOLERANCE:
+        warnings.warn(
+            f"The speed-up asked for is {asked:.4g}, but {found.speed_up:.4g} was measured (half "
+            f"of {found.rounds} rounds lie between {found.low:.4g} and {found.high:.4g}). Where "
+            "that is noise, let the machine rest or time larger batches; where the model is so "
+            "small that one head more or less matters, take the nearest.",
+            LatencyWarning,
+            stacklevel=2,
+        )
+    batch_size, seq_length = timed.batch["input_ids"].shape
+    return Speed(
+        asked=asked,
+        **asdict(found),
+        batch_size=batch_size,
+        seq_length=seq_length,
+        threads=torch.get_num_threads(),
+        device=device_name(run.device),
+    )
+
+
 def account(
-    run: Run, target: Target, plans: Sequence[BlockPlan], before: Size, after: Size
+    run: Run,
+    target: Target,
+    plans: Sequence[BlockPlan],
+    before: Size,
+    after: Size,
+    speed: Speed | None,
 ) -> PruningReport:
     """The report of one pruned model."""
     rows = [_pruned_row(plan) for plan in plans] + [_whole_row(block) for block in run.untouched]
@@ -46,6 +87,7 @@ def account(
         seconds=dict(run.stopwatch.seconds),
         peak_memory=peak_memory(run.device),
         settings=_settings(run, target),
+        speed=speed,
     )
 
 

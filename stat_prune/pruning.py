@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.accounting import account, measure
+from stat_prune.accounting import account, measure, measure_speed
 from stat_prune.budget.choice import check_reachable, choose
 from stat_prune.budget.sensitivity import Objective, probe
 from stat_prune.checkpoint import as_pruned_class, check_output_directory
@@ -64,8 +64,8 @@ def prune(
     dataset : object
         Unlabelled examples in any common form: strings, a ``datasets.Dataset`` or its name, a
         ``DataLoader``, a file; see `stat_prune.calibration.build_calibration_set`.
-    target : MACs, Parameters or Tolerance
-        The fraction that is *kept*, and of what.
+    target : MACs, Parameters, Latency or Tolerance
+        The fraction that is *kept*, and of what; ``Speedup(s)`` is ``Latency(1 / s)``.
     tokenizer : PreTrainedTokenizerBase, optional
         The model's own; needed where `dataset` is text, and saved with the result.
     method : str or Method
@@ -149,7 +149,7 @@ def prune_family(
     ----------
     model, dataset, tokenizer
         As for `prune`.
-    targets : sequence of MACs, Parameters or Tolerance
+    targets : sequence of MACs, Parameters, Latency or Tolerance
         One a model.
     **settings
         The other arguments of `prune`, but for ``output_dir``.
@@ -170,6 +170,7 @@ def prune_family(
                 target,
                 seq_length=run.seq_length(target),
                 round_to=chosen.round_to,
+                timed=run.timed(target),
             )
         if chosen.method in PLANNERS:
             planner = PLANNERS[chosen.method]
@@ -245,8 +246,8 @@ def _plan(
     target: Target,
 ) -> list[BlockPlan]:
     """Spread the budget, and fold the correction into each consumer."""
-    settings = run.settings
-    with run.stage("allocate and fold"):
+    settings, timed = run.settings, run.timed(target)
+    with run.stage("allocate, time and fold" if timed else "allocate and fold"):
         choice = choose(
             candidates,
             weights or [1.0] * len(candidates),
@@ -256,6 +257,7 @@ def _plan(
             round_to=settings.round_to,
             uniform=settings.uniform,
             even=recipe.allocation == "even",
+            timed=timed,
         )
         with gathered_numerical_warnings("folding the correction"):
             folded = [
@@ -279,9 +281,10 @@ def _finish(run: Run, target: Target, plans: Sequence[BlockPlan]) -> PruningResu
         pruned = run.model if run.settings.inplace else copy.deepcopy(run.model)
         apply(pruned, [plan.folded for plan in plans])
         as_pruned_class(pruned)
+    after, speed = measure(pruned, run.seq_length(target)), measure_speed(run, target, pruned)
     return PruningResult(
         model=pruned,
-        report=account(run, target, plans, before, measure(pruned, run.seq_length(target))),
+        report=account(run, target, plans, before, after, speed),
         plan={plan.folded.block.name: plan.folded.units.tolist() for plan in plans},
         tokenizer=run.tokenizer,
     )
