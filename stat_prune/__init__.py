@@ -4,10 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "Latency",
     "MACs",
     "Method",
     "Parameters",
     "PruningResult",
+    "Speedup",
     "StatPruneError",
     "Tolerance",
     "load",
@@ -21,15 +23,17 @@ if TYPE_CHECKING:
     from stat_prune.methods import Method
     from stat_prune.pruning import prune, prune_family
     from stat_prune.result import PruningResult
-    from stat_prune.targets import MACs, Parameters, Tolerance
+    from stat_prune.targets import Latency, MACs, Parameters, Speedup, Tolerance
 else:
     # Imported at first use: torch and transformers take seconds, and the command line's help
     # needs neither. Type checkers see the imports above.
     _MODULES = {
+        "Latency": "targets",
         "MACs": "targets",
         "Method": "methods",
         "Parameters": "targets",
         "PruningResult": "result",
+        "Speedup": "targets",
         "StatPruneError": "errors",
         "Tolerance": "targets",
         "load": "checkpoint",

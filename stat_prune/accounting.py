@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block
+from stat_prune.budget.timing import device_name
 from stat_prune.clock import peak_memory
+from stat_prune.errors import LatencyWarning
 from stat_prune.plan import BlockPlan
-from stat_prune.report import BlockRow, PruningReport, Size
+from stat_prune.report import BlockRow, PruningReport, Size, Speed
 from stat_prune.restreaming import SecondPass
 from stat_prune.run import Run
 from stat_prune.targets import Target
+
+#: Relative distance of the measured speed-up from the one asked for that is worth a warning.
+TOLERANCE = 0.05
 
 
 def measure(model: PreTrainedModel, seq_length: float) -> Size:
@@ -29,12 +36,41 @@ def measure(model: PreTrainedModel, seq_length: float) -> Size:
     )
 
 
+def measure_speed(run: Run, target: Target, pruned: PreTrainedModel) -> Speed | None:
+    """Time the result beside the dense model, where the target speaks of time."""
+    timed = run.timed(target)
+    if timed is None:
+        return None
+    with run.stage("time pruned model"):
+        found = timed.compare(pruned)
+    asked = 1 / target.fractions()["all"]
+    if abs(found.speed_up / asked - 1) > TOLERANCE:
+        warnings.warn(
+            f"The speed-up asked for is {asked:.4g}, but {found.speed_up:.4g} was measured (half "
+            f"of {found.rounds} rounds lie between {found.low:.4g} and {found.high:.4g}). Where "
+            "that is noise, let the machine rest or time larger batches; where the model is so "
+            "small that one head more or less matters, take the nearest.",
+            LatencyWarning,
+            stacklevel=2,
+        )
+    batch_size, seq_length = timed.batch["input_ids"].shape
+    return Speed(
+        asked=asked,
+        **asdict(found),
+        batch_size=batch_size,
+        seq_length=seq_length,
+        threads=torch.get_num_threads(),
+        device=device_name(run.device),
+    )
+
+
 def account(
     run: Run,
     target: Target,
     plans: Sequence[BlockPlan],
     before: Size,
     after: Size,
+    speed: Speed | None = None,
     second_pass: SecondPass | None = None,
 ) -> PruningReport:
     """The report of one pruned model."""
@@ -54,6 +90,7 @@ def account(
         peak_memory=peak_memory(run.device),
         settings=_settings(run, target),
         second_pass=None if second_pass is None else asdict(second_pass),
+        speed=speed,
     )
 
 

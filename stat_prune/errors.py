@@ -39,5 +39,9 @@ class LoadError(StatPruneError, OSError):
     """A folder is not a readable pruned checkpoint."""
 
 
+class LatencyWarning(UserWarning):
+    """The time that a pruned model takes is not the one asked for."""
+
+
 class CalibrationWarning(UserWarning):
     """The calibration set is usable but weak, for instance fewer tokens than channels."""

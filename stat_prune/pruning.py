@@ -54,8 +54,8 @@ def prune(
     dataset : object
         Unlabelled examples in any common form: strings, a ``datasets.Dataset`` or its name, a
         ``DataLoader``, a file; see `stat_prune.calibration.build_calibration_set`.
-    target : MACs, Parameters or Tolerance
-        The fraction that is *kept*, and of what.
+    target : MACs, Parameters, Latency or Tolerance
+        The fraction that is *kept*, and of what; ``Speedup(s)`` is ``Latency(1 / s)``.
     tokenizer : PreTrainedTokenizerBase, optional
         The model's own; needed where `dataset` is text, and saved with the result.
     method : str or Method
@@ -145,7 +145,7 @@ def prune_family(
     ----------
     model, dataset, tokenizer
         As for `prune`.
-    targets : sequence of MACs, Parameters or Tolerance
+    targets : sequence of MACs, Parameters, Latency or Tolerance
         One a model.
     **settings
         The other arguments of `prune`, but for ``output_dir``.
@@ -166,6 +166,7 @@ def prune_family(
                 target,
                 seq_length=run.seq_length(target),
                 round_to=chosen.round_to,
+                timed=run.timed(target),
             )
         if chosen.method in PLANNERS:
             planner = PLANNERS[chosen.method]

@@ -71,6 +71,54 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Time of the pruned model beside the dense one's, in turns on one batch.
+
+    Attributes
+    ----------
+    asked : float
+        The target's.
+    speed_up : float
+        Median over rounds of the dense model's time by the pruned one's.
+    low, high : float
+        Quartiles of it.
+    dense_seconds, pruned_seconds : float
+        Medians for one forward pass.
+    rounds : int
+    clock : {"wall", "thread"}
+        "thread": time that the one computing thread took, which on an idle machine is wall-clock
+        time.
+    batch_size, seq_length : int
+    threads : int
+        Of torch on the CPU.
+    device : str
+        Name of the CPU or GPU.
+    """
+
+    asked: float
+    speed_up: float
+    low: float
+    high: float
+    dense_seconds: float
+    pruned_seconds: float
+    rounds: int
+    clock: str
+    batch_size: int
+    seq_length: int
+    threads: int
+    device: str
+
+    def __str__(self) -> str:
+        clock = "of one thread" if self.clock == "thread" else "by the wall clock"
+        return (
+            f"{self.asked:.4g} asked, {self.speed_up:.4g} measured (half of {self.rounds} rounds "
+            f"between {self.low:.4g} and {self.high:.4g}): {1e3 * self.dense_seconds:.4g} -> "
+            f"{1e3 * self.pruned_seconds:.4g} ms {clock} for {self.batch_size} x "
+            f"{self.seq_length} tokens; threads: {self.threads}, device: {self.device}"
+        )
+
+
+@dataclass(frozen=True)
 class PruningReport:
     """Result of a pruning run in figures; ``print(report)`` shows a table.
 
@@ -93,6 +141,8 @@ class PruningReport:
     second_pass : dict or None
         The ``ridge`` of the correction that was taken (None: the first pass's), and the
         ``distances`` on held-out calibration sequences that decided it.
+    speed : Speed or None
+        Measured where the target speaks of time.
     """
 
     blocks: list[BlockRow]
@@ -105,6 +155,7 @@ class PruningReport:
     settings: dict[str, Any]
     versions: dict[str, str] = field(default_factory=lambda: _versions())
     second_pass: dict[str, Any] | None = None
+    speed: Speed | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -123,6 +174,7 @@ class PruningReport:
                 "blocks": [BlockRow(**row) for row in values["blocks"]],
                 "before": Size(**values["before"]),
                 "after": Size(**values["after"]),
+                "speed": Speed(**values["speed"]) if values.get("speed") else None,
             }
         )
 
@@ -163,6 +215,7 @@ class PruningReport:
                 f"({_share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
                 *([f"second pass       {self._second_pass()}"] if self.second_pass else []),
+                *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self.peak_memory / 2**20:.0f} MiB",
             )
         )

@@ -75,7 +75,7 @@ def best_pass(
     solved_on, held_out = calibration.split(calibration.num_samples // HELD_OUT, seed=seed)
 
     def held_out_distance(solution: Sequence[FoldedConsumer]) -> float:
-        return distance(model, cut_copy(model, solution), held_out.batches, objective)
+        return distance(model, pruned_copy(model, solution), held_out.batches, objective)
 
     best, taken = list(folded), None
     least = held_out_distance(best)
@@ -89,7 +89,7 @@ def best_pass(
     return best, SecondPass(taken, distances)
 
 
-def cut_copy(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> PreTrainedModel:
+def pruned_copy(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> PreTrainedModel:
     """A copy of the model without what `folded` removes."""
     pruned = copy.deepcopy(model)
     apply(pruned, folded)
@@ -129,7 +129,7 @@ def restream(
         With new weights and biases; ``output_error`` stays that of the first pass. Blocks that are
         kept whole stay as they are.
     """
-    pruned = cut_copy(model, folded)
+    pruned = pruned_copy(model, folded)
     result = list(folded)
     by_layer: dict[int, list[int]] = {}
     for index, one in enumerate(folded):

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -16,13 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.architectures import architecture_of, find_blocks
 from stat_prune.blocks import Block
+from stat_prune.budget.timing import TimedModel, time_model
 from stat_prune.calibration import CalibrationSet, build_calibration_set
 from stat_prune.clock import Stopwatch
 from stat_prune.collectors import Batch
-from stat_prune.errors import CalibrationWarning, ModelError
+from stat_prune.errors import CalibrationWarning, ModelError, TargetError
 from stat_prune.ignoring import without_ignored
+from stat_prune.methods import PEERS
 from stat_prune.settings import Settings
-from stat_prune.targets import Target
+from stat_prune.targets import Latency, Target
 
 Item = TypeVar("Item")
 
@@ -49,6 +51,8 @@ class Run:
     stopwatch : Stopwatch
     bar : tqdm
         The progress bar.
+    timed_models : dict of (int, int) to TimedModel
+        By batch size and sequence length, those timed so far.
     """
 
     model: PreTrainedModel
@@ -59,6 +63,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase | None
     stopwatch: Stopwatch
     bar: tqdm
+    timed_models: dict[tuple[int, int], TimedModel] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +72,42 @@ class Run:
 
     def seq_length(self, target: Target) -> float:
         """Tokens a sequence at which MACs are counted."""
-        return getattr(target, "seq_length", None) or self.calibration.mean_length
+        length = getattr(target, "seq_length", None) or self.calibration.mean_length
+        return round(length) if isinstance(target, Latency) else length
+
+    def timed(self, target: Target) -> TimedModel | None:
+        """The dense model timed on the batch that a `Latency` names; None for other targets.
+
+        Raises
+        ------
+        TargetError
+            If the method cannot aim at a time, or the model takes no sequence so long.
+        """
+        if not isinstance(target, Latency):
+            return None
+        if self.settings.method in PEERS:
+            raise TargetError(
+                f"method={self.settings.method!r} cannot aim at a time, got {target!r}. Use "
+                "method='stat', or a fraction of MACs or parameters."
+            )
+        length, limit = (
+            int(self.seq_length(target)),
+            architecture_of(self.model).max_positions(self.model.config),
+        )
+        if limit is not None and length > limit:
+            raise TargetError(f"seq_length={length} is beyond the model's {limit} positions.")
+        key = (target.batch_size, length)
+        if key not in self.timed_models:
+            with self.stage("time dense model"):
+                self.timed_models[key] = time_model(
+                    self.model,
+                    self.blocks,
+                    self.untouched,
+                    batch_size=target.batch_size,
+                    seq_length=length,
+                    round_to=self.settings.round_to,
+                )
+        return self.timed_models[key]
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a stage and show it."""

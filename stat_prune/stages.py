@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stat_prune.accounting import account, measure
+from stat_prune.accounting import account, measure, measure_speed
 from stat_prune.budget.choice import choose
 from stat_prune.budget.sensitivity import output_distance, positions_per_sequence, probe
 from stat_prune.checkpoint import as_pruned_class
@@ -88,8 +88,8 @@ def plan(
     target: Target,
 ) -> tuple[list[BlockPlan], SecondPass | None]:
     """Spread the budget, and fold the correction into each consumer."""
-    settings = run.settings
-    with run.stage("allocate and fold"):
+    settings, timed = run.settings, run.timed(target)
+    with run.stage("allocate, time and fold" if timed else "allocate and fold"):
         choice = choose(
             candidates,
             weights or [1.0] * len(candidates),
@@ -99,6 +99,7 @@ def plan(
             round_to=settings.round_to,
             uniform=settings.uniform,
             even=recipe.allocation == "even",
+            timed=timed,
         )
         with gathered_numerical_warnings("folding the correction"):
             folded = [
@@ -158,11 +159,10 @@ def finish(
         pruned = run.model if run.settings.inplace else copy.deepcopy(run.model)
         apply(pruned, [plan.folded for plan in plans])
         as_pruned_class(pruned)
+    after, speed = measure(pruned, run.seq_length(target)), measure_speed(run, target, pruned)
     return PruningResult(
         model=pruned,
-        report=account(
-            run, target, plans, before, measure(pruned, run.seq_length(target)), second_pass
-        ),
+        report=account(run, target, plans, before, after, speed, second_pass),
         plan={plan.folded.block.name: plan.folded.units.tolist() for plan in plans},
         tokenizer=run.tokenizer,
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import architecture_of, find_blocks
-from stat_prune.blocks import linear
+from stat_prune.blocks import Block, linear
 from stat_prune.correction import FoldedConsumer
 
 #: Version of the record in the config.
@@ -59,6 +61,33 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
         setattr(model.config, name, value)
     if hasattr(model.config, "stat_prune"):
         del model.config.stat_prune
+
+
+def cut_copy(model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]]) -> PreTrainedModel:
+    """A model of given sizes, to be timed: units are any, corrections none.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Unchanged. The copy shares every tensor with it that is not cut.
+    sizes : sequence of (Block, int, int)
+        Units and key/value heads to keep; blocks that are not named stay whole.
+    """
+    tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    copied = copy.deepcopy(model, tensors)
+    apply(copied, [_first_units(copied, *size) for size in sizes])
+    return copied
+
+
+def _first_units(
+    model: PreTrainedModel, block: Block, num_units: int, num_groups: int
+) -> FoldedConsumer:
+    """As many units of each of the first key/value heads."""
+    members = torch.arange(num_units // num_groups)
+    units = (torch.arange(num_groups)[:, None] * block.units_per_group + members).reshape(-1)
+    weight = linear(model.base_model, block.consumer).weight.detach()
+    channels = block.channels(units).to(weight.device)
+    return FoldedConsumer(block, units, weight[:, channels], bias=None, output_error=0.0)
 
 
 def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:

@@ -37,8 +37,12 @@ class Target:
             if not 0 < value <= 1 or math.isnan(value):
                 raise TargetError(
                     f"{name} is the fraction that is kept and must lie in (0, 1], got {value!r}."
-                    + (f" Did you mean {name}({value / 100:g})?" if 1 < value <= 100 else "")
+                    + (f" Did you mean {self._instead(value)}?" if 1 < value <= 100 else "")
                 )
+
+    def _instead(self, value: float) -> str:
+        """What a number above 1 may have meant: a percentage."""
+        return f"{type(self).__name__}({value / 100:g})"
 
     def fractions(self) -> dict[str, float]:
         """Kept fraction by kind, or ``{"all": fraction}``."""
@@ -85,6 +89,66 @@ class Parameters(Target):
 
     Embeddings, normalisation, the pooler and the task head are not counted.
     """
+
+
+@dataclass(frozen=True)
+class Latency(Target):
+    """Keep this fraction of the time that the model takes for a forward pass, as measured.
+
+    The whole model is timed, with its embeddings and head, where it is computed and with as many
+    threads as torch has then. Sequences are of one length and without padding; for a language model
+    this is the time for reading a prompt, not for writing one token after another. Numbers of
+    neurons are kept to multiples of 8, which take no longer than those in between, unless
+    ``round_to`` says otherwise.
+
+    Attributes
+    ----------
+    fraction : float
+        Of the dense model's time; `Speedup` says the same as a factor.
+    batch_size : int
+        Sequences at once.
+    seq_length : int, optional
+        Tokens a sequence. Default: the mean length of the calibration set, rounded.
+    """
+
+    batch_size: int = 1
+    seq_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fraction, Mapping):
+            raise TargetError(
+                f"Latency takes one number for the whole model, got {dict(self.fraction)!r}. To "
+                "leave heads or neurons alone, pass ignore='heads' or ignore='neurons'."
+            )
+        super().__post_init__()
+        for name in ("batch_size", "seq_length"):
+            value = getattr(self, name)
+            if name == "seq_length" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise TargetError(f"{name} must be a positive integer, got {value!r}.")
+
+    def _instead(self, value: float) -> str:
+        return f"Speedup({value:g})"
+
+
+def Speedup(factor: float, *, batch_size: int = 1, seq_length: int | None = None) -> Latency:
+    """``Latency(1 / factor)``: make the forward pass so many times as fast.
+
+    Parameters
+    ----------
+    factor : float
+        At least 1; 2 halves the time.
+    batch_size, seq_length
+        As for `Latency`.
+    """
+    valid = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not valid or not 1 <= factor < math.inf:
+        raise TargetError(
+            f"Speedup takes a number from 1 on, got {factor!r}."
+            + (f" Did you mean Latency({factor!r})?" if valid and 0 < factor < 1 else "")
+        )
+    return Latency(1 / factor, batch_size=batch_size, seq_length=seq_length)
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before transformers and datasets are imported: no test may need a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# No test leaves latency tables behind, or finds any.
+os.environ["STAT_PRUNE_CACHE"] = ""
 
 import pytest
 import torch
+from clocks import LinearClock
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+
+from stat_prune.budget import latency_cache, latency_table
 
 # Tests run side by side (pytest -n); oversubscribed cores would only slow them down.
 torch.set_num_threads(1)
@@ -35,6 +42,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def real_data() -> Path:
     """The folder of real data and checkpoints; only for tests marked `realdata`."""
     return Path(os.environ["STAT_PRUNE_DATA"])
+
+
+@pytest.fixture
+def linear_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[LinearClock]:
+    """In place of every clock, one that only linear layers move; no table is remembered."""
+    clock = LinearClock()
+    monkeypatch.setattr(time, "thread_time", clock)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock())
+    monkeypatch.setattr(latency_cache, "_measured", {})
+    # It repeats itself, so that the fewest rounds will do.
+    monkeypatch.setattr(latency_table, "MAX_ROUNDS", latency_table.MIN_ROUNDS)
+    with clock:
+        yield clock
 
 
 @pytest.fixture(scope="session")

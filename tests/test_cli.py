@@ -156,6 +156,19 @@ def test_a_language_model_is_pruned_by_parameters_and_scored_by_perplexity(
     assert 20 < json.loads(score.stdout)["perplexity"] < 200
 
 
+def test_a_speed_up_is_asked_for_and_reported(classifier, texts, run, tmp_path, linear_clock):
+    done = run(
+        *("prune", classifier, "-d", texts, "--speedup", 1.4, "--latency-batch", 4),
+        *("--seq-length", 16, "-o", tmp_path / "out", "--json"),
+    )
+
+    speed = json.loads(done.stdout)["speed"]
+    shown = run("inspect", tmp_path / "out").stdout
+    assert speed["speed_up"] == pytest.approx(1.4, rel=0.05)
+    assert (speed["batch_size"], speed["seq_length"]) == (4, 16)
+    assert "4 x 16 tokens" in " ".join(shown.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -185,10 +198,23 @@ def test_errors_are_one_line_on_stderr_and_exit_code_one(
     [
         (("prune", "m", "-d", "t", "-o", "o"), "exactly one of --macs"),
         (("prune", "m", "-d", "t", "-o", "o", "--macs", "1", "--tolerance", "1"), "exactly one"),
+        (("prune", "m", "-d", "t", "-o", "o", "--macs", "1", "--speedup", "2"), "exactly one"),
+        (("prune", "m", "-d", "t", "-o", "o", "--macs", "1", "--latency-batch", "2"), "--speedup"),
+        (("prune", "m", "-d", "t", "-o", "o", "--speedup", "2", "--seq-length", "1.5"), "whole"),
+        (("prune", "m", "-d", "t", "-o", "o", "--tolerance", "1", "--seq-length", "9"), "length"),
         (("prune", "m", "-d", "t", "-o", "o", "--macs", "1", "--method", "magic"), "magnitude"),
         (("evaluate", "m", "--task", "sst"), "sst2"),
     ],
-    ids=["no target", "two targets", "unknown method", "unknown task"],
+    ids=[
+        "no target",
+        "two targets",
+        "work and time",
+        "a batch but no time",
+        "half a token",
+        "a length but nothing that depends on it",
+        "unknown method",
+        "unknown task",
+    ],
 )
 def test_wrong_usage_is_exit_code_two_and_says_what_is_right(arguments, message, run):
     done = run(*arguments)

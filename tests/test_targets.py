@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 from toys import head_block, neuron_block
 
-from stat_prune import MACs, Parameters, Tolerance
+from stat_prune import Latency, MACs, Parameters, Speedup, Tolerance
 from stat_prune.errors import TargetError
 from stat_prune.ignoring import without_ignored
 
 
-@pytest.mark.parametrize("kind", [MACs, Parameters, Tolerance])
+@pytest.mark.parametrize("kind", [MACs, Parameters, Latency, Tolerance])
 @pytest.mark.parametrize("value", [0, -0.1, 1.01, float("nan"), "0.5", None, True])
 def test_a_fraction_outside_its_range_is_refused_with_the_value(kind, value):
     with pytest.raises(TargetError, match=r"\(0, 1\]"):
@@ -33,6 +33,37 @@ def test_a_mapping_of_unknown_kinds_is_refused(value):
 def test_a_sequence_length_must_be_positive():
     with pytest.raises(TargetError, match="seq_length"):
         MACs(0.5, seq_length=0)
+
+
+def test_a_speed_up_is_a_fraction_of_the_time():
+    assert Speedup(2.0) == Latency(0.5)
+    assert Speedup(4, batch_size=16, seq_length=128) == Latency(0.25, 16, 128)
+
+
+@pytest.mark.parametrize("value", [0, -2, 0.99, float("nan"), float("inf"), "2", None, True])
+def test_a_speed_up_below_one_is_refused_with_the_value(value):
+    with pytest.raises(TargetError, match="from 1 on") as caught:
+        Speedup(value)
+    assert repr(value) in str(caught.value)
+
+
+def test_a_speed_up_and_a_fraction_that_were_mistaken_for_each_other_are_answered_with_the_other():
+    with pytest.raises(TargetError, match=r"Did you mean Latency\(0\.5\)"):
+        Speedup(0.5)
+    with pytest.raises(TargetError, match=r"Did you mean Speedup\(2\)"):
+        Latency(2)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "seq_length"])
+@pytest.mark.parametrize("value", [0, -1, 31.5, "32", True])
+def test_what_time_is_measured_on_is_counted_in_whole_numbers(name, value):
+    with pytest.raises(TargetError, match=f"{name} must be a positive integer, got {value!r}"):
+        Speedup(2, **{name: value})
+
+
+def test_time_is_not_asked_for_by_kind():
+    with pytest.raises(TargetError, match="one number for the whole model"):
+        Latency({"heads": 0.5})
 
 
 def test_a_mapping_leaves_out_the_kinds_that_it_does_not_name():

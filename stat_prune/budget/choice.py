@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -16,6 +17,8 @@ from stat_prune.budget.allocation import (
     raise_unreachable,
 )
 from stat_prune.budget.costs import CostFunction, cost_function, full_cost
+from stat_prune.budget.search import TOLERANCE, search
+from stat_prune.budget.timing import TimedModel
 from stat_prune.errors import TargetError
 from stat_prune.selection import Candidates
 from stat_prune.targets import MACs, Target, Tolerance
@@ -31,6 +34,7 @@ def choose(
     round_to: int = 1,
     uniform: bool = False,
     even: bool = False,
+    timed: TimedModel | None = None,
 ) -> list[int]:
     """The candidate of each block that meets a target.
 
@@ -50,6 +54,8 @@ def choose(
         The same sizes in every layer.
     even : bool
         The same fraction of every block, whatever the errors.
+    timed : TimedModel, optional
+        Needed for a `Latency`.
 
     Returns
     -------
@@ -66,17 +72,47 @@ def choose(
             f"uniform=True gives every layer the same sizes, but {untouched[0].name} is ignored. "
             "Leave out one of the two."
         )
+    blocks = [*(one.block for one in candidates), *untouched]
+    spread = partial(_spread, candidates, weights, untouched=untouched, uniform=uniform, even=even)
+    if timed is None:
+        cost = None if isinstance(target, Tolerance) else cost_function(target, seq_length)
+        return spread(target.budgets(blocks), cost, round_to)
+
+    def chosen(share: float) -> list[int]:
+        return spread([(blocks, share)], timed.cost, timed.round_to)
+
+    def measured(choice: list[int]) -> float:
+        sizes = [
+            (one.block, int(one.num_units[index]), int(one.num_groups[index]))
+            for one, index in zip(candidates, choice, strict=True)
+        ]
+        return 1 / timed.compare_sizes(sizes).speed_up
+
+    return search(target.fractions()["all"], 1 / timed.least.speed_up, chosen, measured)
+
+
+def _spread(
+    candidates: Sequence[Candidates],
+    weights: Sequence[float],
+    budgets: Sequence[tuple[list[Block], float]],
+    cost: CostFunction | None,
+    round_to: int,
+    *,
+    untouched: Sequence[Block],
+    uniform: bool,
+    even: bool,
+) -> list[int]:
+    """The candidate of each block within budgets of a cost, or, without one, within tolerances."""
     chosen = [len(one.prefixes) - 1 for one in candidates]
     blocks = [one.block for one in candidates]
-    for members, fraction in target.budgets([*blocks, *untouched]):
+    for members, fraction in budgets:
         indices = [i for i, block in enumerate(blocks) if block in members]
         part = [candidates[i] for i in indices]
-        if isinstance(target, Tolerance):
+        if cost is None:
             choice = [_within_tolerance(one, fraction, round_to) for one in part]
             if uniform:
                 choice = _largest_of_kind(part, choice)
         else:
-            cost = cost_function(target, seq_length)
             menus = [
                 menu_for(c, weights[i], cost, round_to) for c, i in zip(part, indices, strict=True)
             ]
@@ -98,6 +134,7 @@ def check_reachable(
     *,
     seq_length: float,
     round_to: int,
+    timed: TimedModel | None = None,
 ) -> None:
     """Refuse, before any work, a target below one head and the fewest neurons in every block.
 
@@ -108,6 +145,9 @@ def check_reachable(
     """
     if isinstance(target, Tolerance):
         return
+    if timed is not None:
+        _check_time(target, timed)
+        return
     cost = cost_function(target, seq_length)
     for members, fraction in target.budgets([*blocks, *untouched]):
         least = sum(
@@ -117,6 +157,19 @@ def check_reachable(
         total = sum(full_cost(block, cost) for block in members)
         if least > fraction * total * (1 + 1e-9):
             raise_unreachable(fraction, least, total)
+
+
+def _check_time(target: Target, timed: TimedModel) -> None:
+    fraction, most = target.fractions()["all"], timed.least.speed_up
+    if fraction * most < 1 - TOLERANCE:
+        batch_size, seq_length = timed.batch["input_ids"].shape
+        raise TargetError(
+            f"A speed-up of {1 / fraction:.4g} (a kept fraction of {fraction:.4g} of the time) is "
+            "beyond the most that can be reached: with one head and the fewest neurons in every "
+            f"block the model is {most:.4g} times as fast as the dense one, on {batch_size} x "
+            f"{seq_length} tokens; embeddings and the rest stay as they are. Ask for less, or "
+            "time larger batches."
+        )
 
 
 def _least_cost(block: Block, cost: CostFunction, round_to: int) -> float:

@@ -11,7 +11,7 @@ from stat_prune.budget.sensitivity import distance, output_distance
 from stat_prune.calibration import build_calibration_set
 from stat_prune.collectors import collect_moments, model_inputs
 from stat_prune.correction import fold
-from stat_prune.restreaming import best_pass, cut_copy, restream
+from stat_prune.restreaming import best_pass, pruned_copy, restream
 from stat_prune.statistics import statistics_of
 
 
@@ -54,9 +54,9 @@ def stream_error(model, pruned, batches):
 
 def test_the_stream_comes_closer_to_the_dense_one(pruned_once):
     model, calibration, folded = pruned_once
-    before = stream_error(model, cut_copy(model, folded), calibration.batches)
+    before = stream_error(model, pruned_copy(model, folded), calibration.batches)
     again = restream(model, folded, calibration.batches, ridge=1e-3)
-    after = stream_error(model, cut_copy(model, again), calibration.batches)
+    after = stream_error(model, pruned_copy(model, again), calibration.batches)
     assert after < 0.95 * before
     assert all(torch.equal(a.units, b.units) for a, b in zip(again, folded, strict=True))
 
@@ -100,7 +100,7 @@ def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
     name = "first pass" if second.ridge is None else f"ridge {second.ridge:g}"
     assert second.distances[name] == min(second.distances.values())
     _, held_out = calibration.split(calibration.num_samples // 8, seed=0)
-    measured = distance(model, cut_copy(model, taken), held_out.batches, output_distance)
+    measured = distance(model, pruned_copy(model, taken), held_out.batches, output_distance)
     assert measured == pytest.approx(second.distances[name], rel=1e-5)
 
 
