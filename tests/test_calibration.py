@@ -294,3 +294,14 @@ def test_malformed_examples_are_refused(wrong):
 def test_sizes_below_one_are_refused_by_name(name, word_tokenizer):
     with pytest.raises(DataError, match=f"{name} must be at least 1, got 0"):
         build_calibration_set(TEXTS, tokenizer=word_tokenizer, **{name: 0})
+
+
+def test_a_split_parts_the_sequences():
+    rows = [{"input_ids": torch.arange(1, 3 + index)} for index in range(20)]
+    whole = build_calibration_set(rows, batch_size=6)
+    rest, held_out = whole.split(5, seed=1)
+    assert (rest.num_samples, held_out.num_samples) == (15, 5)
+    assert sorted(sequences(rest) + sequences(held_out)) == sequences(whole)
+    assert whole.split(5, seed=1)[1].fingerprint == held_out.fingerprint
+    with pytest.raises(DataError, match="held out"):
+        whole.split(20, seed=1)

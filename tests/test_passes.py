@@ -1,0 +1,58 @@
+"""The argument `passes`, from the call to the report."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny_models import tiny_bert
+
+import stat_prune
+from stat_prune.errors import CalibrationWarning, SettingsError
+from stat_prune.report import PruningReport
+
+
+def rows(count):
+    generator = torch.Generator().manual_seed(3)
+    return [{"input_ids": torch.randint(3, 40, (9,), generator=generator)} for _ in range(count)]
+
+
+def pruned(count=64, **options):
+    options = {"target": stat_prune.MACs(0.5)} | options
+    return stat_prune.prune(tiny_bert(), rows(count), progress=False, **options)
+
+
+def test_one_pass_is_what_is_asked_for():
+    assert pruned(passes=1).report.second_pass is None
+
+
+def test_the_default_says_what_it_tried_and_took():
+    report = pruned().report
+    assert report.second_pass is not None
+    assert "first pass" in report.second_pass["distances"]
+    assert "second pass" in report.seconds and "second pass" in str(report)
+    assert PruningReport.from_dict(json.loads(report.to_json())) == report
+
+
+@pytest.mark.parametrize("method", ["id-unweighted", "magnitude", "obs"])
+def test_methods_to_compare_with_have_one_pass_unless_asked(method):
+    assert pruned(method=method).report.second_pass is None
+
+
+def test_a_method_of_one_pass_takes_a_second_where_asked():
+    assert pruned(method="id-unweighted", passes=2).report.second_pass is not None
+
+
+def test_too_few_sequences_to_hold_any_out_mean_one_pass():
+    with pytest.warns(CalibrationWarning):
+        assert pruned(count=4).report.second_pass is None
+
+
+def test_nothing_pruned_needs_no_second_pass():
+    assert pruned(target=stat_prune.MACs(1.0)).report.second_pass is None
+
+
+def test_another_number_is_refused():
+    with pytest.raises(SettingsError, match="passes"):
+        pruned(passes=3)
