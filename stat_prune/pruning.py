@@ -61,7 +61,7 @@ def prune(
     method : str or Method
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
         (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a published method
-        (``"fisher"``, ...; `stat_prune.peers`), or a `Method`.
+        (``"fisher"``, ``"kprune"``, ...; `stat_prune.peers`), or a `Method`.
     num_calibration_samples : int
         Examples drawn from `dataset`.
     max_seq_length : int, optional

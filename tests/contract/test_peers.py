@@ -11,7 +11,7 @@ from stat_prune import MACs, Parameters
 from stat_prune.methods import PEERS
 
 # Defined for encoders with a task head alone: tests/peers/test_published.py.
-WITH_A_TASK = ("fisher", "fisher-untuned")
+WITH_A_TASK = ("fisher", "fisher-untuned", "kprune")
 EVERY_PEER = pytest.mark.parametrize(
     "method", ["wanda-sp", "obs", *(peer for peer in PEERS if peer not in WITH_A_TASK)]
 )

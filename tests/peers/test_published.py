@@ -20,7 +20,7 @@ from stat_prune.errors import DataError, ModelError, TargetError
 from stat_prune.peers import PLANNERS, fisher
 from stat_prune.surgery import apply
 
-METHODS = ["fisher", "fisher-untuned"]
+METHODS = ["fisher", "fisher-untuned", "kprune"]
 
 
 def prune(model, target, data: Any = None, **settings: Any):
