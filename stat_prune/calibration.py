@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from stat_prune.errors import DataError
-from stat_prune.examples import Example, TokenRow, iterate_examples
+from stat_prune.examples import LabelledExample, TokenRow, iterate_labelled_examples
+from stat_prune.token_rows import labelled, tokenized, without_padding
 
 DEFAULT_MAX_TEXT_LENGTH = 512
 
@@ -27,6 +28,7 @@ class CalibrationSet:
     ----------
     batches : list of dict of str to Tensor of shape (batch, sequence), int64
         Padded on the right to the longest row of the batch; ``attention_mask`` is always there.
+        Where the data has them, ``labels`` of shape (batch,); models never get to see them.
     num_samples, num_tokens : int
         Sequences, and tokens without padding.
     fingerprint : str
@@ -124,11 +126,12 @@ def build_calibration_set(
     max_positions: int | None = None,
     pad_token_id: int | None = None,
 ) -> CalibrationSet:
-    """Draw, tokenize and batch unlabelled examples.
+    """Draw, tokenize and batch examples, which need no labels.
 
     Padding never influences a result: rows are stored without it, batches are padded on the right
     (whatever the tokenizer's side is; there, neither causal attention nor absolute positions
-    see it), and every batch says where it is. Labels are dropped.
+    see it), and every batch says where it is. A number for each example in a column ``labels`` or
+    ``label`` comes along for methods that ask for it, and changes nothing else.
 
     Parameters
     ----------
@@ -178,18 +181,18 @@ def build_calibration_set(
         text_limits = [*text_limits, DEFAULT_MAX_TEXT_LENGTH]
 
     num_examples = 0
-    texts: list[str | tuple[str, str]] = []
+    texts: list[LabelledExample] = []
     rows: list[TokenRow] = []
-    for example in iterate_examples(dataset, seed=seed):
+    for example, label in iterate_labelled_examples(dataset, seed=seed):
         num_examples += 1
         if isinstance(example, dict):
-            row = _without_padding(example, min(limits, default=None))
-            rows += [row] if row is not None else []
+            row = without_padding(example, min(limits, default=None))
+            rows += [labelled(row, label)] if row is not None else []
         else:
-            texts.append(example)
+            texts.append((example, label))
         if len(texts) + len(rows) == num_samples:
             break
-    rows += _tokenize(texts, tokenizer, min(text_limits))
+    rows += tokenized(texts, tokenizer, min(text_limits))
 
     if not num_examples:
         raise DataError(
@@ -208,45 +211,6 @@ def build_calibration_set(
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise DataError(f"{name} must be at least 1, got {value}.")
-
-
-def _without_padding(row: TokenRow, limit: int | None) -> TokenRow | None:
-    """Cut to the span of real tokens and to `limit`; None where there is no token at all."""
-    real = row["attention_mask"].nonzero()
-    if not len(real):
-        return None
-    start, stop = int(real[0]), int(real[-1]) + 1
-    if limit is not None:
-        stop = min(stop, start + limit)
-    return {name: value[start:stop] for name, value in row.items()}
-
-
-def _tokenize(
-    texts: Sequence[Example], tokenizer: PreTrainedTokenizerBase | None, limit: int
-) -> list[TokenRow]:
-    if not texts:
-        return []
-    if tokenizer is None:
-        raise DataError(
-            "The calibration dataset holds texts but there is no tokenizer. "
-            "Pass tokenizer=AutoTokenizer.from_pretrained(...), the one of the model."
-        )
-    singles = [text for text in texts if isinstance(text, str)]
-    pairs = [text for text in texts if isinstance(text, tuple)]
-    rows: list[TokenRow] = []
-    for arguments in ([singles], [[a for a, _ in pairs], [b for _, b in pairs]]):
-        if not arguments[0]:
-            continue
-        encoded = tokenizer(
-            *arguments, truncation=True, max_length=limit, return_attention_mask=True
-        )
-        for values in zip(*encoded.values(), strict=True):
-            row = {
-                name: torch.tensor(value, dtype=torch.int64)
-                for name, value in zip(encoded, values, strict=True)
-            }
-            rows += [row] if int(row["attention_mask"].sum()) else []
-    return rows
 
 
 def _check_vocabulary(rows: Sequence[TokenRow], vocab_size: int) -> None:
@@ -292,22 +256,25 @@ def _from_rows(rows: Sequence[TokenRow], batch_size: int, pad_token_id: int) -> 
 
 
 def _digest(row: TokenRow) -> str:
+    """Of what a model reads: labels have no part in it."""
     digest = hashlib.sha256()
-    for name in sorted(row):
+    for name in sorted(row.keys() - {"labels"}):
         digest.update(name.encode() + row[name].numpy().tobytes())
     return digest.hexdigest()
 
 
 def _pad(rows: Sequence[TokenRow], pad_token_id: int) -> dict[str, Tensor]:
     # Rows of mixed origin (texts beside token ids) may not all have token types.
-    names = [name for name in rows[0] if all(name in row for row in rows)]
+    columns = {
+        name: [row[name] for row in rows] for name in rows[0] if all(name in row for row in rows)
+    }
     return {
-        name: pad_sequence(
-            [row[name] for row in rows],
-            batch_first=True,
-            padding_value=pad_token_id if name == "input_ids" else 0,
+        name: torch.tensor([value.item() for value in values])
+        if name == "labels"
+        else pad_sequence(
+            values, batch_first=True, padding_value=pad_token_id if name == "input_ids" else 0
         )
-        for name in names
+        for name, values in columns.items()
     }
 
 
@@ -315,4 +282,4 @@ def _rows(batch: Mapping[str, Tensor]) -> Iterator[TokenRow]:
     """Take a padded batch apart again."""
     for index, mask in enumerate(batch["attention_mask"]):
         stop = int(mask.nonzero()[-1]) + 1
-        yield {name: value[index, :stop] for name, value in batch.items()}
+        yield {name: v[index, :stop] if v.ndim == 2 else v[index] for name, v in batch.items()}

@@ -20,10 +20,15 @@ Batch = Mapping[str, Tensor]
 
 
 def model_inputs(module: nn.Module, batch: Batch, device: torch.device) -> dict[str, Any]:
-    """The entries of `batch` that the module's ``forward`` names, on `device`, without a cache."""
+    """The entries of `batch` that the module's ``forward`` names, on `device`, without a cache.
+
+    Labels stay behind: with them a head would compute a loss, for which the data may not be fit.
+    """
     names = inspect.signature(module.forward).parameters
     inputs: dict[str, Any] = {
-        name: value.to(device) for name, value in batch.items() if name in names
+        name: value.to(device)
+        for name, value in batch.items()
+        if name in names and name != "labels"
     }
     if "use_cache" in names:
         inputs["use_cache"] = False

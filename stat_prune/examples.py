@@ -22,7 +22,11 @@ TokenRow: TypeAlias = dict[str, Tensor]
 
 Example: TypeAlias = str | tuple[str, str] | TokenRow
 
-# Token-level model inputs. Labels and everything else in a batch are left behind.
+Label: TypeAlias = int | float
+
+LabelledExample: TypeAlias = tuple[Example, Label | None]
+
+# Token-level model inputs. Whatever else a batch holds, but for the labels, is left behind.
 ROW_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 TEXT_PAIR_COLUMNS = (
@@ -35,6 +39,8 @@ TEXT_PAIR_COLUMNS = (
     ("#1 String", "#2 String"),
 )
 TEXT_COLUMNS = ("text", "sentence", "content", "document", "article", "passage", "story", "prompt")
+
+LABEL_COLUMNS = ("labels", "label")
 
 # A name that ends in one of these is meant as a file, not as a dataset of the Hub.
 FILE_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -63,20 +69,35 @@ def iterate_examples(dataset: Any, *, seed: int) -> Iterator[Example]:
     DataError
         If the source cannot be found or read, or an element is none of the forms above.
     """
-    for element in _shuffled_elements(_open(dataset), seed):
-        for example in _as_examples(element):
-            if isinstance(example, dict) or _is_text(example):
-                yield example
+    for example, _label in iterate_labelled_examples(dataset, seed=seed):
+        yield example
+
+
+def iterate_labelled_examples(dataset: Any, *, seed: int) -> Iterator[LabelledExample]:
+    """`iterate_examples`, with what a column ``labels`` or ``label`` holds.
+
+    A label is one number an example; it is None where there is no such column, where it holds
+    anything else (names of classes, one label a token), and for plain texts.
+    """
+    for example, label in _shuffled_examples(_open(dataset), seed):
+        if isinstance(example, dict) or _is_text(example):
+            yield example, label
+
+
+def _shuffled_examples(source: Any, seed: int) -> Iterator[LabelledExample]:
+    if isinstance(source, (list, tuple)):
+        # Lists may hold whole batches: take them apart first, so that examples are permuted.
+        examples = [example for element in source for example in _as_examples(element)]
+        random.Random(seed).shuffle(examples)
+        yield from examples
+        return
+    for element in _shuffled_elements(source, seed):
+        yield from _as_examples(element)
 
 
 def _shuffled_elements(source: Any, seed: int) -> Iterator[Any]:
     if isinstance(source, datasets.IterableDataset):
         yield from source.shuffle(seed=seed, buffer_size=STREAM_SHUFFLE_BUFFER)
-    elif isinstance(source, (list, tuple)):
-        # Lists may hold whole batches: take them apart first, so that examples are permuted.
-        examples = [example for element in source for example in _as_examples(element)]
-        random.Random(seed).shuffle(examples)
-        yield from examples
     elif isinstance(source, Sized) and hasattr(source, "__getitem__"):
         for index in np.random.default_rng(seed).permutation(len(source)).tolist():
             yield source[index]
@@ -171,21 +192,22 @@ def _read_file(path: Path) -> list[Any]:
         raise DataError(f"The file {path} cannot be read as a dataset: {error}") from error
 
 
-def _as_examples(element: Any) -> Iterable[Example]:
+def _as_examples(element: Any) -> Iterable[LabelledExample]:
     """Take one element of a dataset apart: a text, a pair, a record, one row or a batch of ids."""
     if isinstance(element, str):
-        return [element]
+        return [(element, None)]
     if isinstance(element, Mapping):
         if "input_ids" in element:
-            return _token_rows(element)
-        return [_text_of(element)]
+            rows = _token_rows(element)
+            return zip(rows, _labels_of(element, len(rows)), strict=True)
+        return [(_text_of(element), _labels_of(element, 1)[0])]
     if isinstance(element, (Tensor, np.ndarray)):
-        return _token_rows({"input_ids": element})
+        return [(row, None) for row in _token_rows({"input_ids": element})]
     if isinstance(element, Sequence) and element:
         if len(element) == 2 and all(isinstance(part, str) for part in element):
-            return [(element[0], element[1])]
+            return [((element[0], element[1]), None)]
         if all(isinstance(part, int) for part in element):
-            return _token_rows({"input_ids": element})
+            return [(row, None) for row in _token_rows({"input_ids": element})]
     raise DataError(
         f"An example must be a string, a pair of strings, a record with a text column, or model "
         f"inputs with 'input_ids'; got {type(element).__name__}: {str(element)[:80]!r}."
@@ -205,6 +227,29 @@ def _text_of(record: Mapping[str, Any]) -> str | tuple[str, str]:
         f"Rename the column with the text to one of {', '.join(TEXT_COLUMNS)} or to one of the "
         f"pairs {pairs}, or pass a list of strings."
     )
+
+
+def _labels_of(record: Mapping[str, Any], count: int) -> list[Label | None]:
+    """The label of each of `count` examples; None for all where they are not one number each."""
+    value = next((record[name] for name in LABEL_COLUMNS if record.get(name) is not None), None)
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.tolist()
+    batched = np.ndim(record.get("input_ids", 0)) == 2
+    values = value if batched and isinstance(value, Sequence) else [value]
+    labels = [_number(one) for one in values]
+    return labels if len(labels) == count and None not in labels else [None] * count
+
+
+def _number(value: Any) -> Label | None:
+    if isinstance(value, (np.generic, Tensor)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, str):  # of a CSV file
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value if isinstance(value, (int, float)) else None
 
 
 def _token_rows(batch: Mapping[str, Any]) -> list[TokenRow]:

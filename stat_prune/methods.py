@@ -50,7 +50,7 @@ class Method:
 
 
 #: Pipelines of their own; see `stat_prune.peers`.
-PEERS = ("stat-paper", "flap")
+PEERS = ("stat-paper", "flap", "fisher", "fisher-untuned", "kprune")
 
 METHODS: dict[str, Method] = {
     "stat": Method(),

@@ -60,7 +60,8 @@ def prune(
         The model's own; needed where `dataset` is text, and saved with the result.
     method : str or Method
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
-        (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), or a `Method`.
+        (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a published method
+        (``"fisher"``, ``"kprune"``, ...; `stat_prune.peers`), or a `Method`.
     num_calibration_samples : int
         Examples drawn from `dataset`.
     max_seq_length : int, optional

@@ -21,8 +21,9 @@ RECORD_FORMAT = 1
 def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     """Remove units from a model, in place, and record the new shapes in its config.
 
-    Blocks that lose nothing are left as they are, to the bit. When every layer ends with the same
-    sizes and the config can say them, the config does and no record is kept.
+    Blocks that lose no unit and keep their weight are left as they are, to the bit. When every
+    layer ends with the same sizes and the config can say them, the config does and no record is
+    kept.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     attributes: dict[str, dict[str, int]] = {}
     added_biases = list(record.get("added_biases", []))
     for consumer in folded:
-        if len(consumer.units) < consumer.block.num_units:
+        if _changes(model.base_model, consumer):
             path = consumer.block.consumer
             if consumer.bias is not None and linear(model.base_model, path).bias is None:
                 added_biases.append(path)
@@ -108,6 +109,13 @@ def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:
         )
     whole = num_heads * head_size == blocks[0].input_size
     return fields if whole else None
+
+
+def _changes(base_model: nn.Module, folded: FoldedConsumer) -> bool:
+    if len(folded.units) < folded.block.num_units:
+        return True
+    weight = linear(base_model, folded.block.consumer).weight
+    return not torch.equal(folded.weight.to(weight), weight)
 
 
 def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, nn.Linear]:

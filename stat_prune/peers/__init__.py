@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stat_prune.peers import flap, stat_paper
+from stat_prune.peers import fisher, flap, kprune, stat_paper
 from stat_prune.plan import BlockPlan
 from stat_prune.run import Run
 from stat_prune.targets import Target
@@ -16,4 +16,7 @@ from stat_prune.targets import Target
 PLANNERS: dict[str, Callable[[Run, Target], list[BlockPlan]]] = {
     "flap": flap.plan,
     "stat-paper": stat_paper.plan,
+    "fisher": fisher.plan,
+    "fisher-untuned": fisher.plan_untuned,
+    "kprune": kprune.plan,
 }

@@ -1,0 +1,147 @@
+"""Post-training pruning by Fisher information (Kwon et al. 2022).
+
+Masks on heads and neurons are chosen by the diagonal of the Fisher information of the masks, then
+rearranged within each block by the whole of it, then given real values that reconstruct the dense
+model's sublayers. The Fisher information is that of the task loss: it reads the labels of the
+calibration set, and where there are none the model's own predictions (the paper has labels).
+
+Where the paper keeps no unit of a block, one is kept.
+
+References
+----------
+.. [1] Kwon, Kim, Mahoney, Hassoun, Keutzer and Gholami, "A Fast Post-Training Pruning Framework for
+   Transformers", NeurIPS 2022 (arXiv:2204.09656).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stat_prune.architectures import transformer_layers
+from stat_prune.budget.costs import cost_function
+from stat_prune.collectors import collect_moments, evaluating, model_inputs
+from stat_prune.gathering import gathered_numerical_warnings
+from stat_prune.peers.folding import planned
+from stat_prune.peers.layerwise import (
+    LayerwiseModel,
+    dense_sums,
+    put,
+    reconstruction_moments,
+)
+from stat_prune.peers.mask_gradients import mask_gradients
+from stat_prune.peers.mask_search import rearrange, search
+from stat_prune.peers.mask_tuning import tuned_masks
+from stat_prune.peers.ranking import budget_of
+from stat_prune.peers.requirements import check_encoder, check_single_fraction
+from stat_prune.peers.task_loss import task_losses
+from stat_prune.plan import BlockPlan
+from stat_prune.run import Run
+from stat_prune.statistics import BlockStatistics, statistics_of
+from stat_prune.targets import Target
+
+
+def plan(run: Run, target: Target) -> list[BlockPlan]:
+    """Search, rearrange, tune.
+
+    Parameters
+    ----------
+    run : Run
+    target : MACs or Parameters
+        One fraction for heads and neurons together.
+
+    Raises
+    ------
+    TargetError
+        For a `Tolerance` or a fraction by kind.
+    ModelError
+        For decoders, and for models without a head that decides about a whole sequence.
+    DataError
+        If the labels do not fit the model.
+    """
+    return _plan(run, target, "fisher", tuned=True)
+
+
+def plan_untuned(run: Run, target: Target) -> list[BlockPlan]:
+    """`plan` without the tuning of masks."""
+    return _plan(run, target, "fisher-untuned", tuned=False)
+
+
+def _plan(run: Run, target: Target, method: str, *, tuned: bool) -> list[BlockPlan]:
+    check_single_fraction(target, method)
+    check_encoder(run, method)
+    cost = cost_function(target, run.seq_length(target))
+    with evaluating(run.model):
+        pruned = copy.deepcopy(run.model).requires_grad_(False)
+        with run.stage("mask gradients"):
+            gradients = _gradients(run, pruned)
+        with run.stage("search"):
+            kept = search(
+                run.blocks,
+                {name: rows.square().sum(0) for name, rows in gradients.items()},
+                cost,
+                budget_of(run.blocks, run.untouched, target.fractions()["all"], cost),
+            )
+            kept = {name: rearrange(gradients[name], units) for name, units in kept.items()}
+        with run.stage("collect"):
+            moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
+            statistics = statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=False)
+        weights: dict[str, Tensor] = {}
+        if tuned:
+            with run.stage("tune masks"):
+                weights = _tuned_weights(run, pruned, statistics, kept)
+    with gathered_numerical_warnings("measuring the errors of blocks"):
+        return [
+            planned(one, kept[one.block.name], weights.get(one.block.name)) for one in statistics
+        ]
+
+
+def _gradients(run: Run, model: PreTrainedModel) -> dict[str, Tensor]:
+    """Of each example's task loss by the mask of each unit: (examples, units), by block name."""
+    labelled = all("labels" in batch for batch in run.calibration.batches)
+    rows: dict[str, list[Tensor]] = {block.name: [] for block in run.blocks}
+    for batch in run.tracked(run.calibration.batches):
+
+        def losses(batch: Mapping[str, Tensor] = batch) -> Tensor:
+            output = model(**model_inputs(model, batch, run.device))
+            return task_losses(output, batch, labelled=labelled)
+
+        gradients = mask_gradients(model.base_model, run.blocks, len(batch["input_ids"]), losses)
+        for name, values in gradients.items():
+            rows[name].append(values.cpu())
+    return {name: torch.cat(values) for name, values in rows.items()}
+
+
+def _tuned_weights(
+    run: Run,
+    model: PreTrainedModel,
+    statistics: Sequence[BlockStatistics],
+    kept: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The consumers' weights times tuned masks, by block name; (d, k), float64.
+
+    From the first sublayer that lost units on; each reads what those below make of it with their
+    own masks tuned. Stops at the first sublayer whose masks leave the accepted range.
+    """
+    weights: dict[str, Tensor] = {}
+    dense, pruned = (LayerwiseModel(one, run.calibration.batches) for one in (run.model, model))
+    for layer in run.tracked(range(len(transformer_layers(run.model)))):
+        members = [one for one in statistics if one.block.layer == layer]
+        sums = dense_sums(dense, [one.block for one in members])
+        for one in members:
+            block, units = one.block, kept[one.block.name]
+            if not weights and len(units) == block.num_units:
+                continue
+            weight = one.weight[:, block.channels(units.to(one.weight.device))]
+            moments = reconstruction_moments(pruned, block, sums[block.name], units)
+            masks = tuned_masks(block, moments, weight, units)
+            if masks is None:
+                return weights
+            weights[block.name] = weight * masks.repeat_interleave(block.unit_size)
+            put(model, block, units, weights[block.name])
+        pruned.advance()
+    return weights

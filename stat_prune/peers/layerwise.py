@@ -1,0 +1,189 @@
+"""Encoders run one layer at a time: what a sublayer adds, dense and pruned, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.architectures import transformer_layers
+from stat_prune.blocks import Block, linear
+from stat_prune.calibration import token_mask
+from stat_prune.collectors import Batch, model_inputs
+from stat_prune.linalg import CrossMoments
+
+
+class LayerwiseModel:
+    """A model that stands before one of its layers: what enters that layer is kept.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        In evaluation mode.
+    batches : sequence of mappings of str to Tensor
+
+    Attributes
+    ----------
+    layer : int
+        Index of the layer that comes next.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        self.model, self.batches = model, batches
+        self.layer = 0
+        self._layers = list(transformer_layers(model))
+        self._entering: list[Any] = [None] * len(batches)
+
+    def finish(self, position: int) -> Any:
+        """The model's output for a batch, by its number, from this layer on."""
+        below = {layer: self._entered(position) for layer in self._layers[: self.layer]}
+        with _answering(below):
+            return self.model(**self._inputs(self.model, position))
+
+    def run_layer(self, position: int) -> Any:
+        """Run this layer alone on a batch, and return what it does."""
+        returned: list[Any] = []
+        current = self._layers[self.layer]
+        answers: dict[nn.Module, Callable[[], Any]] = {}
+        answers |= {layer: self._entered(position) for layer in self._layers[: self.layer]}
+        answers |= {layer: lambda: returned[0] for layer in self._layers[self.layer + 1 :]}
+        handle = current.register_forward_hook(lambda _module, _args, out: returned.append(out))
+        base = self.model.base_model
+        try:
+            with _answering(answers):
+                base(**self._inputs(base, position))
+        finally:
+            handle.remove()
+        return returned[0]
+
+    def advance(self, outputs: Sequence[Any] | None = None) -> None:
+        """Go to the next layer; `outputs` are those of this one, if they were computed already."""
+        if outputs is None:
+            outputs = [self.run_layer(position) for position in range(len(self.batches))]
+        self._entering = list(outputs)
+        self.layer += 1
+
+    def _entered(self, position: int) -> Callable[[], Any]:
+        return lambda: self._entering[position]
+
+    def _inputs(self, module: nn.Module, position: int) -> dict[str, Any]:
+        return model_inputs(module, self.batches[position], self.model.device)
+
+
+@contextmanager
+def _answering(answers: dict[nn.Module, Callable[[], Any]]) -> Iterator[None]:
+    """These layers answer with what is known instead of computing."""
+    for layer, answer in answers.items():
+        layer.forward = lambda *_args, _answer=answer, **_kwargs: _answer()
+    try:
+        yield
+    finally:
+        for layer in answers:
+            del layer.forward
+
+
+def dense_sums(dense: LayerwiseModel, blocks: Iterable[Block]) -> dict[str, list[Tensor]]:
+    """What each sublayer of a layer leaves before its normalisation; goes to the next layer.
+
+    Parameters
+    ----------
+    dense : LayerwiseModel
+    blocks : iterable of Block
+        Of the layer that comes next.
+
+    Returns
+    -------
+    dict of str to list of Tensor of shape (batch, sequence, d)
+        ``x + layer(x)`` by block name, one tensor a batch.
+    """
+    sums: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
+    outputs = []
+    for position in range(len(dense.batches)):
+        with _read(dense.model.base_model, blocks) as read:
+            outputs.append(dense.run_layer(position))
+        for block in blocks:
+            entered, channels = read[block.name]
+            consumer = linear(dense.model.base_model, block.consumer)
+            sums[block.name].append(entered + consumer(channels))
+    dense.advance(outputs)
+    return sums
+
+
+def reconstruction_moments(
+    pruned: LayerwiseModel, block: Block, sums: Sequence[Tensor], units: Tensor
+) -> CrossMoments:
+    """Moments of kept channels in a pruned model, and of what the consumer should make of them.
+
+    The target is the dense ``x' + layer(x')`` less the pruned model's own ``x`` and the consumer's
+    bias: what brings the two together before the normalisation (Kwon et al. 2022, section 3.4).
+    Padding is left out.
+
+    Parameters
+    ----------
+    pruned : LayerwiseModel
+        Standing before the block's layer.
+    block : Block
+    sums : sequence of Tensor of shape (batch, sequence, d)
+        Of `dense_sums`, one a batch.
+    units : Tensor of shape (u,), int64
+
+    Returns
+    -------
+    CrossMoments
+        Of k features (channels) and d targets.
+    """
+    base = pruned.model.base_model
+    device = next(base.parameters()).device
+    kept = block.channels(units.to(device))
+    bias = linear(base, block.consumer).bias
+    moments = CrossMoments(len(kept), block.output_size, device=device)
+    for position, batch in enumerate(pruned.batches):
+        mask = token_mask(batch).to(device)
+        with _read(base, [block]) as read:
+            pruned.run_layer(position)
+        entered, channels = read[block.name]
+        target = sums[position] - entered if bias is None else sums[position] - entered - bias
+        moments.update(channels[mask][:, kept], target[mask])
+    return moments
+
+
+def put(model: PreTrainedModel, block: Block, units: Tensor, weight: Tensor) -> None:
+    """Let a model compute as if a block were pruned, in place: dropped channels weigh nothing."""
+    full = linear(model.base_model, block.consumer).weight
+    with torch.no_grad():
+        full.zero_()
+        full[:, block.channels(units.to(full.device))] = weight.to(full)
+
+
+@contextmanager
+def _read(
+    base_model: nn.Module, blocks: Iterable[Block]
+) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """What enters each sublayer, and its channels: ``(x, a)`` by block name.
+
+    In the encoders that normalise after each sublayer, which are all that are supported, the
+    producers read what the residual connection carries.
+    """
+    read: dict[str, tuple[Tensor, Tensor]] = {}
+    entered: dict[str, Tensor] = {}
+    handles = []
+    for block in blocks:
+
+        def enter(_module: nn.Module, args: tuple[Tensor, ...], name: str = block.name) -> None:
+            entered[name] = args[0]
+
+        def leave(_module: nn.Module, args: tuple[Tensor, ...], name: str = block.name) -> None:
+            read[name] = (entered.pop(name), args[0])
+
+        producer, consumer = (linear(base_model, p) for p in (block.producers[0], block.consumer))
+        handles.append(producer.register_forward_pre_hook(enter))
+        handles.append(consumer.register_forward_pre_hook(leave))
+    try:
+        yield read
+    finally:
+        for handle in handles:
+            handle.remove()

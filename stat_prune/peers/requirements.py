@@ -1,0 +1,37 @@
+"""What a published method is defined for, checked before any work."""
+
+from __future__ import annotations
+
+from stat_prune.architectures import architecture_of
+from stat_prune.errors import ModelError, TargetError
+from stat_prune.run import Run
+from stat_prune.targets import Target, Tolerance
+
+
+def check_single_fraction(target: Target, method: str) -> None:
+    """Refuse a `Tolerance` or a fraction by kind.
+
+    Raises
+    ------
+    TargetError
+    """
+    if isinstance(target, Tolerance) or "all" not in target.fractions():
+        raise TargetError(
+            f"method={method!r} takes one fraction for heads and neurons, got {target!r}. Use "
+            "method='stat' for tolerances and fractions by kind."
+        )
+
+
+def check_encoder(run: Run, method: str) -> None:
+    """Refuse decoders, and attention layers that share keys and values between heads.
+
+    Raises
+    ------
+    ModelError
+    """
+    shared = any(block.units_per_group > 1 for block in run.blocks)
+    if architecture_of(run.model).causal or shared:
+        raise ModelError(
+            f"method={method!r} is defined for encoders in which every head has keys and values of "
+            f"its own, and {type(run.model).__name__} is none. Use method='stat'."
+        )
