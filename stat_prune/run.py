@@ -90,10 +90,8 @@ class Run:
                 f"method={self.settings.method!r} cannot aim at a time, got {target!r}. Use "
                 "method='stat', or a fraction of MACs or parameters."
             )
-        length, limit = (
-            int(self.seq_length(target)),
-            architecture_of(self.model).max_positions(self.model.config),
-        )
+        length = int(self.seq_length(target))
+        limit = architecture_of(self.model).max_positions(self.model.config)
         if limit is not None and length > limit:
             raise TargetError(f"seq_length={length} is beyond the model's {limit} positions.")
         key = (target.batch_size, length)

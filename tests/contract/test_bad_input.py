@@ -83,11 +83,11 @@ def test_the_least_that_the_error_states_can_be_reached(family: Family, prune):
 def collected(monkeypatch) -> list[str]:
     """What was collected: empty where an error came before the work."""
     calls: list[str] = []
-    from stat_prune import pruning
+    from stat_prune import stages
 
-    collect = pruning.collect_moments
+    collect = stages.collect_moments
     monkeypatch.setattr(
-        pruning, "collect_moments", lambda *a, **k: (calls.append("moments"), collect(*a, **k))[1]
+        stages, "collect_moments", lambda *a, **k: (calls.append("moments"), collect(*a, **k))[1]
     )
     return calls
 
