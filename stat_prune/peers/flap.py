@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from stat_prune.blocks import Block, linear
-from stat_prune.budget.costs import CostFunction, cost_function, full_cost
+from stat_prune.budget.costs import CostFunction, cost_function
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import FoldedConsumer
 from stat_prune.errors import TargetError
 from stat_prune.linalg import Moments
+from stat_prune.peers.ranking import budget_of
 from stat_prune.plan import BlockPlan
 from stat_prune.run import Run
 from stat_prune.statistics import complement, quadratic
@@ -121,9 +122,9 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
         ]
         kept = {one.block.name: torch.arange(one.block.num_groups) for one in measured}
         for members, fraction in target.budgets([*run.blocks, *run.untouched]):
-            budget = fraction * sum(full_cost(block, cost) for block in members)
-            budget -= sum(full_cost(block, cost) for block in run.untouched if block in members)
             part = [one for one in measured if one.block in members]
+            whole = [block for block in run.untouched if block in members]
+            budget = budget_of([one.block for one in part], whole, fraction, cost)
             for one, groups in zip(part, _search(part, cost, budget), strict=True):
                 kept[one.block.name] = groups
         return [one.plan(kept[one.block.name]) for one in measured]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stat_prune.blocks import Block
-from stat_prune.budget.costs import CostFunction
+from stat_prune.budget.costs import CostFunction, full_cost
 
 
 class Ranking:
@@ -77,6 +77,6 @@ def budget_of(
     """What `blocks` may cost together if all blocks keep a fraction and `untouched` are whole."""
 
     def total(some: Sequence[Block]) -> float:
-        return sum(cost(block, block.num_units, block.num_groups) for block in some)
+        return sum(full_cost(block, cost) for block in some)
 
     return fraction * total([*blocks, *untouched]) - total(untouched)

@@ -18,16 +18,17 @@ from transformers import PreTrainedModel
 
 from stat_prune.architectures import architecture_of
 from stat_prune.blocks import Block
-from stat_prune.budget.costs import CostFunction, cost_function, full_cost
+from stat_prune.budget.costs import CostFunction, cost_function
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import activation_error, fold
-from stat_prune.errors import TargetError
 from stat_prune.linalg import pivoted_cholesky
+from stat_prune.peers.ranking import budget_of
+from stat_prune.peers.requirements import check_single_fraction
 from stat_prune.plan import BlockPlan
 from stat_prune.run import Run
 from stat_prune.statistics import BlockStatistics, statistics_of
 from stat_prune.surgery import apply
-from stat_prune.targets import Target, Tolerance
+from stat_prune.targets import Target
 
 #: Rows of the Gaussian sketch of each decoder sequence (the paper's Llama-2 setting).
 SKETCH_ROWS = 100
@@ -64,11 +65,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
     TargetError
         For a `Tolerance` or a fraction by kind, which the recipe does not have.
     """
-    if isinstance(target, Tolerance) or "all" not in target.fractions():
-        raise TargetError(
-            f"method='stat-paper' takes one fraction for heads and neurons, got {target!r}. Use "
-            "method='stat' for tolerances and fractions by kind."
-        )
+    check_single_fraction(target, "stat-paper")
     cost = cost_function(target, run.seq_length(target))
     with run.stage("collect"):
         dense = _statistics(run, run.model, run.blocks)
@@ -173,9 +170,7 @@ def _counts(
     The number of heads is the one at which the first head cut has about twice the scaled residual
     of the first neuron cut, given that neurons fill the rest of the budget.
     """
-    everything = [one.block for one in pivots] + list(untouched)
-    budget = fraction * sum(full_cost(block, cost) for block in everything)
-    budget -= sum(full_cost(block, cost) for block in untouched)
+    budget = budget_of([one.block for one in pivots], untouched, fraction, cost)
     heads, neurons = (
         _Ladder([one for one in pivots if one.block.kind == kind], cost)
         for kind in ("heads", "neurons")
