@@ -48,6 +48,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = modes.get(name, module.training)
 
 
+@contextmanager
+def answering(answers: Mapping[nn.Module, Callable[[], Any]]) -> Iterator[None]:
+    """These modules answer with what is known instead of computing."""
+    for module, answer in answers.items():
+        module.forward = lambda *_args, _answer=answer, **_kwargs: _answer()
+    try:
+        yield
+    finally:
+        for module in answers:
+            del module.forward
+
+
 def collect_moments(
     model: PreTrainedModel,
     blocks: Sequence[Block],

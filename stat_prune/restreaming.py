@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from stat_prune.architectures import architecture_of, transformer_layers
 from stat_prune.blocks import Block, linear
 from stat_prune.budget.sensitivity import Objective, distance
 from stat_prune.calibration import CalibrationSet, token_mask
-from stat_prune.collectors import Batch, evaluating, model_inputs
+from stat_prune.collectors import Batch, answering, evaluating, model_inputs
 from stat_prune.correction import FoldedConsumer
 from stat_prune.linalg import CrossMoments
 from stat_prune.linalg.least_squares import solve_normal
@@ -135,8 +135,8 @@ def restream(
     for index, one in enumerate(folded):
         by_layer.setdefault(one.block.layer, []).append(index)
     with evaluating(model), evaluating(pruned):
-        dense_states: list[Tensor | None] = [None] * len(batches)
-        states: list[Tensor | None] = [None] * len(batches)
+        dense_states: list[Any] = [None] * len(batches)
+        states: list[Any] = [None] * len(batches)
         for layer in range(len(transformer_layers(model))):
             wanted = [
                 _Stream(model, layer, batch, state)
@@ -159,7 +159,7 @@ def _moved(
     pruned: PreTrainedModel,
     folded: FoldedConsumer,
     batches: Sequence[Batch],
-    states: Sequence[Tensor | None],
+    states: Sequence[Any],
     wanted: Sequence[_Stream],
     ridge: float,
 ) -> FoldedConsumer:
@@ -194,18 +194,18 @@ class _Stream:
         Of the consumers, by kind of block.
     after : dict of str to Tensor of shape (batch, sequence, hidden)
         The stream with their outputs added.
-    output : Tensor of shape (batch, sequence, hidden)
-        Of the layer.
+    output : object
+        Whatever the layer returned: the state for the next.
     """
 
-    output: Tensor
+    output: Any
 
     def __init__(
         self,
         model: PreTrainedModel,
         layer: int,
         batch: Batch,
-        state: Tensor | None,
+        state: Any,
         *,
         until: Block | None = None,
     ) -> None:
@@ -231,7 +231,8 @@ class _Stream:
                         .register_forward_pre_hook(self._noting(self.after, kind, last=last))
                         .remove
                     )
-            stack.enter_context(_entered(layers, layer, state))
+            # The layers before answer with the state, which so enters this one.
+            stack.enter_context(answering({one: lambda: state for one in list(layers)[:layer]}))
             stack.callback(module.register_forward_hook(self._finish).remove)
             base = model.base_model
             try:
@@ -249,34 +250,10 @@ class _Stream:
         return hook
 
     def _finish(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self.output = output[0] if isinstance(output, tuple) else output
-        self.after.setdefault("neurons", self.output)
+        self.output = output
+        self.after.setdefault("neurons", output[0] if isinstance(output, tuple) else output)
         raise _SeenEnough
 
 
 class _SeenEnough(Exception):
     """Raised in a hook: what comes later in the forward pass is not needed."""
-
-
-@contextmanager
-def _entered(layers: nn.ModuleList, layer: int, state: Tensor | None) -> Iterator[None]:
-    """Forward passes enter at a layer with this input; those before it do nothing."""
-    if state is None:
-        yield
-        return
-
-    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (state, *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": state}
-
-    skipped = list(layers)[:layer]
-    for one in skipped:
-        one.forward = lambda hidden_states, *_args, **_kwargs: hidden_states
-    handle = layers[layer].register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-        for one in skipped:
-            del one.forward

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from stat_prune.architectures import transformer_layers
 from stat_prune.blocks import linear
 from stat_prune.calibration import token_mask
-from stat_prune.collectors import Batch, evaluating, model_inputs
+from stat_prune.collectors import Batch, answering, evaluating, model_inputs
 from stat_prune.correction import FoldedConsumer
 
 #: Squared distance of a pruned model's output from the dense one's: ``(dense, pruned, batch)``
@@ -93,8 +94,11 @@ def probe(
                 dense = model(**inputs)
             for index, folded in enumerate(probes):
                 consumer = linear(model.base_model, folded.block.consumer)
-                skipped = list(layers)[: folded.block.layer]
-                with _replayed(skipped, layer_outputs), _replaced(consumer, folded):
+                known = {
+                    layer: partial(layer_outputs.get, layer)
+                    for layer in list(layers)[: folded.block.layer]
+                }
+                with answering(known), _replaced(consumer, folded):
                     distances = objective(dense, model(**inputs), batch)
                 sums[index] += float(distances.double().sum())
                 advance(folded.block.name)
@@ -172,18 +176,6 @@ def _recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _replayed(layers: Sequence[nn.Module], outputs: dict[nn.Module, Any]) -> Iterator[None]:
-    """These layers answer with recorded outputs instead of computing."""
-    for layer in layers:
-        layer.forward = lambda *_args, _output=outputs[layer], **_kwargs: _output
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 @contextmanager

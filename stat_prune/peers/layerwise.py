@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from stat_prune.architectures import transformer_layers
 from stat_prune.blocks import Block, linear
 from stat_prune.calibration import token_mask
-from stat_prune.collectors import Batch, model_inputs
+from stat_prune.collectors import Batch, answering, model_inputs
 from stat_prune.linalg import CrossMoments
 
 
@@ -41,7 +41,7 @@ class LayerwiseModel:
     def finish(self, position: int) -> Any:
         """The model's output for a batch, by its number, from this layer on."""
         below = {layer: self._entered(position) for layer in self._layers[: self.layer]}
-        with _answering(below):
+        with answering(below):
             return self.model(**self._inputs(self.model, position))
 
     def run_layer(self, position: int) -> Any:
@@ -54,7 +54,7 @@ class LayerwiseModel:
         handle = current.register_forward_hook(lambda _module, _args, out: returned.append(out))
         base = self.model.base_model
         try:
-            with _answering(answers):
+            with answering(answers):
                 base(**self._inputs(base, position))
         finally:
             handle.remove()
@@ -72,18 +72,6 @@ class LayerwiseModel:
 
     def _inputs(self, module: nn.Module, position: int) -> dict[str, Any]:
         return model_inputs(module, self.batches[position], self.model.device)
-
-
-@contextmanager
-def _answering(answers: dict[nn.Module, Callable[[], Any]]) -> Iterator[None]:
-    """These layers answer with what is known instead of computing."""
-    for layer, answer in answers.items():
-        layer.forward = lambda *_args, _answer=answer, **_kwargs: _answer()
-    try:
-        yield
-    finally:
-        for layer in answers:
-            del layer.forward
 
 
 def dense_sums(dense: LayerwiseModel, blocks: Iterable[Block]) -> dict[str, list[Tensor]]:
