@@ -83,14 +83,18 @@ def test_with_one_block_cut_there_is_nothing_to_make_up_for(pruned_once):
 
 
 def test_padding_and_batches_change_nothing(pruned_once, texts, word_tokenizer):
+    """In what the models do: the weight of a channel that hardly varies is ill-determined."""
     model, calibration, folded = pruned_once
     other = build_calibration_set(texts, tokenizer=word_tokenizer, batch_size=5)
-    for one, two in zip(
-        restream(model, folded, calibration.batches, ridge=0.1),
-        restream(model, folded, other.batches, ridge=0.1),
-        strict=True,
-    ):
-        torch.testing.assert_close(one.weight, two.weight, rtol=1e-3, atol=1e-4)
+    one, two = (
+        pruned_copy(model, restream(model, folded, batches, ridge=0.1))
+        for batches in (calibration.batches, other.batches)
+    )
+    for batch in calibration.batches:
+        kept = batch["attention_mask"].bool()
+        torch.testing.assert_close(
+            last_stream(one, batch)[kept], last_stream(two, batch)[kept], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
