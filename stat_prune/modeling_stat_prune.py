@@ -28,6 +28,8 @@ from transformers.models.auto import modeling_auto
 
 FORMAT = 1
 
+_CACHE_LINE = 64  # bytes: where torch's own memory begins
+
 
 def auto_classes(config_class: type[transformers.PreTrainedConfig] | None) -> dict[str, str]:
     """Name of the model class that each auto class makes of a config class.
@@ -79,6 +81,17 @@ def resize_linear_layers(model: transformers.PreTrainedModel) -> None:
             setattr(module, name, value)
 
 
+def align_weights(model: torch.nn.Module) -> None:
+    """Move weights that lie across the bounds of cache lines, in place; their values stay.
+
+    Weights that are mapped from a safetensors file lie where the file has them. A product of a
+    matrix and a vector, as for a single token, then rounds differently than before saving.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
+            parameter.data = parameter.data.clone()
+
+
 def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
     """Make the subclass of ``transformers.<name>`` that reads recorded layer sizes."""
     stock = None if name.startswith("_") else getattr(transformers, name, None)
@@ -92,6 +105,12 @@ def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
         if getattr(config, "stat_prune", None):
             resize_linear_layers(self)
 
+    @classmethod  # type: ignore[misc]
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded = super(globals()[name], cls).from_pretrained(*args, **kwargs)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
     # With `_auto_class` set, save_pretrained copies this file beside the weights and enters the
     # class in the config's `auto_map`.
     namespace = {
@@ -99,6 +118,7 @@ def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
         "__qualname__": name,
         "__doc__": stock.__doc__,
         "__init__": __init__,
+        "from_pretrained": from_pretrained,
         "_auto_class": auto_class_of(name, stock.config_class),
     }
     # Kept as a global, the class is found again by pickle and by the next request for it.
