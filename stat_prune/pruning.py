@@ -83,9 +83,9 @@ def prune(
         What the default method measures at the output: ``(dense_output, pruned_output, batch)`` to
         a tensor of distances. Default: `stat_prune.budget.sensitivity.output_distance`.
     passes : int, optional
-        1: the correction is solved from the dense network's activations only, in about half the
-        time. 2: it is solved again from the pruned network's own, and the solution that does best
-        on calibration sequences held out is taken. Default: what the method says, 2 for
+        1: the correction is solved from the dense network's activations. 2: it is solved again
+        from the pruned network's own, and the solution that does best on calibration sequences
+        held out is taken; for about twice the time. Default: what the method says, 1 for
         ``"stat"``.
     output_dir : path, optional
         Save there as well; that it can be made is checked before any work.
