@@ -66,6 +66,7 @@ def collect_moments(
     batches: Iterable[Batch],
     *,
     transform: Callable[[Tensor], Tensor] | None = None,
+    precision: str = "float64",
 ) -> dict[str, Moments]:
     """Stream the consumers' inputs into moments, in one pass; padding is left out.
 
@@ -77,6 +78,8 @@ def collect_moments(
         Model inputs, with ``attention_mask`` where there is padding.
     transform : callable, optional
         Applied to the rows of each sequence, of shape (n, m), before they are counted (a sketch).
+    precision : {"float64", "float32"}
+        Of the products, as for `Moments`.
 
     Returns
     -------
@@ -90,7 +93,10 @@ def collect_moments(
     """
     base = model.base_model
     device = next(base.parameters()).device
-    moments = {block.name: Moments(block.num_channels, device=device) for block in blocks}
+    moments = {
+        block.name: Moments(block.num_channels, precision=precision, device=device)
+        for block in blocks
+    }
     mask: Tensor | None = None
     batch: Batch = {}
     position = 0

@@ -28,7 +28,12 @@ from stat_prune.targets import Target
 def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
     """One pass over the calibration set: second moments of every consumer's input."""
     with run.stage("collect"):
-        moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
+        moments = collect_moments(
+            run.model,
+            run.blocks,
+            run.tracked(run.calibration.batches),
+            precision=run.settings.precision,
+        )
     return statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=recipe.absorb_mean)
 
 
