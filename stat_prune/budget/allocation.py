@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -48,7 +49,8 @@ def menu_for(candidates: Candidates, weight: float, cost: CostFunction, round_to
     units = candidates.num_units
     allowed = torch.ones(len(units), dtype=torch.bool)
     if candidates.block.kind == "neurons":
-        allowed = (units % round_to == 0) | (units == candidates.block.num_units)
+        multiple = math.lcm(round_to, candidates.block.multiple)
+        allowed = (units % multiple == 0) | (units == candidates.block.num_units)
     indices = allowed.nonzero().squeeze(1)
     costs = candidate_costs(candidates, cost)[indices]
     ascending = costs.argsort(stable=True)

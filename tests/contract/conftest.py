@@ -21,7 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for `family` once a family, one for `decoder` once a decoder."""
     for name, families in (("family", FAMILIES), ("decoder", DECODERS)):
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, families, ids=lambda family: family.name)
+            metafunc.parametrize(name, families, ids=lambda family: family.label)
 
 
 @pytest.fixture(scope="session")
