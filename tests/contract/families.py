@@ -104,6 +104,9 @@ BLOOM = COMMON | TOKENS | {"hidden_size": 32, "n_head": 4, "n_layer": 2}
 EXPERTS = LLAMA_LIKE | {"num_experts_per_tok": 2}
 QWEN_EXPERTS = EXPERTS | {"num_experts": 4, "moe_intermediate_size": 64}
 
+#: Where heads stay, there have to be neurons enough that half of the whole can leave.
+FIXED_HEADS = {"intermediate_size": 256}
+
 FAMILIES = [
     Family("Bert", BERT_LIKE, ENCODER_HEADS, "encoder.layer"),
     Family("Roberta", BERT_LIKE, ENCODER_HEADS, "encoder.layer"),
@@ -149,7 +152,12 @@ FAMILIES = [
         "layers",
         classes={"ForCausalLM": "Gemma3ForCausalLM"},
     ),
-    Family("Olmo2", LLAMA_LIKE, ("Model", "ForCausalLM", "ForSequenceClassification"), "layers"),
+    Family(
+        "Olmo2",
+        LLAMA_LIKE | FIXED_HEADS,
+        ("Model", "ForCausalLM", "ForSequenceClassification"),
+        "layers",
+    ),
     Family(
         "Falcon",
         FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
@@ -160,7 +168,9 @@ FAMILIES = [
     Family("Falcon", FALCON, DECODER_HEADS, "h", "multi-query"),
     Family(
         "Falcon",
-        FALCON | {"multi_query": False, "alibi": True, "parallel_attn": False, "bias": True},
+        FALCON
+        | {"multi_query": False, "alibi": True, "parallel_attn": False, "bias": True}
+        | {"ffn_hidden_size": 256},
         DECODER_HEADS,
         "h",
         "ALiBi",

@@ -56,7 +56,7 @@ def test_reported_parameters_and_bytes_are_those_of_the_model(family: Family, pr
         assert size.bytes == 2 * number
 
 
-@pytest.mark.parametrize("fraction", [0.8, 0.5, 0.3])
+@pytest.mark.parametrize("fraction", [0.8, 0.5, 0.4])
 def test_the_target_is_met_and_nearly_used_up(family: Family, prune, fraction):
     model = family.build()
     for target, measure in ((MACs, "block_macs"), (Parameters, "block_parameters")):
@@ -70,9 +70,13 @@ def test_kept_units_are_those_of_the_model_and_of_the_plan(family: Family, prune
     result = prune(family.build(), MACs(0.5))
     blocks = {block.name: block for block in find_blocks(result.model)}
     for row in result.report.blocks:
-        assert row.kept == blocks[row.name].num_units == len(result.plan[row.name])
+        assert row.kept == blocks[row.name].num_units
         assert row.kept_groups == blocks[row.name].num_groups
-        assert result.plan[row.name] == sorted(set(result.plan[row.name]))
+        if blocks[row.name].fixed:
+            assert row.name not in result.plan and row.kept == row.total
+        else:
+            kept = result.plan[row.name]
+            assert len(kept) == row.kept and kept == sorted(set(kept))
 
 
 def test_the_report_survives_json(family: Family, prune):
@@ -95,7 +99,7 @@ def test_a_target_for_heads_leaves_neurons_alone(family: Family, prune):
 
 
 def test_ignored_layers_stay_whole_and_neurons_come_in_multiples(family: Family, prune):
-    result = prune(family.build(), MACs(0.7), ignore=[0], round_to=8)
+    result = prune(family.build(), MACs(0.75), ignore=[0], round_to=8)
     for row in result.report.blocks:
         assert row.layer == 1 or row.kept == row.total
         assert row.kind == "heads" or row.kept % 8 == 0
