@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import stat_prune
+from stat_prune.methods import PEERS
 from stat_prune.result import PruningResult
 
 Prune = Callable[..., PruningResult]
@@ -30,6 +31,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, families in (("family", FAMILIES), ("decoder", DECODERS)):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, families, ids=lambda family: family.label)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the methods that refuse mixtures of experts (a test of their own says so)."""
+    items[:] = [item for item in items if not refused(getattr(item, "callspec", None))]
+
+
+def refused(callspec: Any) -> bool:
+    parameters = callspec.params if callspec else {}
+    family = parameters.get("family")
+    return family is not None and family.has_experts and parameters.get("method") in PEERS
 
 
 @pytest.fixture(scope="session")

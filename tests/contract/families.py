@@ -61,6 +61,10 @@ class Family:
     def is_decoder(self) -> bool:
         return "ForCausalLM" in self.heads
 
+    @property
+    def has_experts(self) -> bool:
+        return "num_experts_per_tok" in self.config
+
     def class_name(self, head: str) -> str:
         """Name of the model class with a head."""
         return self.classes.get(head, self.name + head)

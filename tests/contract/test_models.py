@@ -68,7 +68,9 @@ def test_statistics_are_float64(family: Family, texts, word_tokenizer, dtype):
 def test_a_family_knows_the_longest_sequence_that_its_models_take(family: Family):
     model = family.build()
     longest = architecture_of(model).max_positions(model.config)
-    assert longest is not None
+    if longest is None:  # as with ALiBi
+        output(model, {"input_ids": torch.full((1, 200), 5)})
+        return
     ids = torch.full((1, longest + 1), 5)
 
     output(model, {"input_ids": ids[:, 1:]})
