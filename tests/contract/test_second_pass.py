@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import Family
+from families import FAMILIES, Family
 
+from stat_prune import MACs
 from stat_prune.architectures import find_blocks, transformer_layers
 from stat_prune.budget.sensitivity import distance, output_distance
 from stat_prune.calibration import build_calibration_set
 from stat_prune.collectors import collect_moments, model_inputs
 from stat_prune.correction import fold
+from stat_prune.errors import SettingsError
 from stat_prune.restreaming import best_pass, can_move, pruned_copy, restream
 from stat_prune.statistics import statistics_of
 
@@ -120,3 +122,10 @@ def test_the_model_is_left_as_it_was(pruned_once):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any("forward" in vars(module) for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("label", ["Gemma2", "Olmo2"])
+def test_a_second_pass_is_refused_where_it_could_change_nothing(prune, label):
+    (family,) = (one for one in FAMILIES if one.label == label)
+    with pytest.raises(SettingsError, match="Use passes=1"):
+        prune(family.build(), MACs(0.6), passes=2)
