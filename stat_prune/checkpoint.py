@@ -206,6 +206,7 @@ def load(
         raise LoadError(
             f"The weights in {str(directory)!r} are damaged: {error}. Save the model again."
         ) from error
+    modeling_stat_prune.align_weights(model)
     return model if device is None else model.to(device)
 
 
