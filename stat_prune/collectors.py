@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
-from stat_prune.calibration import token_mask
 from stat_prune.errors import NonFiniteActivationsError
 from stat_prune.experts import routed_rows
 from stat_prune.linalg import Moments

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
+from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
 from stat_prune.budget.sensitivity import Objective, distance
-from stat_prune.calibration import CalibrationSet, token_mask
+from stat_prune.calibration import CalibrationSet
 from stat_prune.collectors import Batch, answering, by_token, evaluating, model_inputs
 from stat_prune.correction import FoldedConsumer
 from stat_prune.linalg import CrossMoments

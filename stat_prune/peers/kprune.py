@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from stat_prune.architectures import transformer_layers
+from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
 from stat_prune.budget.costs import CostFunction, cost_function
-from stat_prune.calibration import token_mask
 from stat_prune.collectors import collect_moments, evaluating
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.linalg import least_squares_from_moments
