@@ -51,6 +51,11 @@ class CalibrationSet:
         return self.num_tokens / self.num_samples
 
     @property
+    def main_mask(self) -> str:
+        """The entry of each batch that marks the tokens of what the model reads first."""
+        return masks_in(self.batches[0])[0]
+
+    @property
     def mean_lengths(self) -> dict[str, float]:
         """Tokens or positions a sequence, without padding, by the name of their mask."""
         return {

@@ -79,7 +79,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
     """
     check_single_fraction(target, "kprune")
     check_encoder(run, "kprune")
-    cost = cost_function(target, run.seq_length(target))
+    cost = cost_function(target, run.lengths(target))
     budget = budget_of(run.blocks, run.untouched, target.fractions()["all"], cost)
     batches = run.calibration.batches
     with evaluating(run.model):
