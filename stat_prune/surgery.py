@@ -15,6 +15,7 @@ from stat_prune.architectures import find_blocks, stacks_of
 from stat_prune.blocks import Block
 from stat_prune.correction import FoldedConsumer
 from stat_prune.modeling_stat_prune import FORMATS, empty_layer, set_attributes
+from stat_prune.position_bias import separate_position_biases
 from stat_prune.projections import projection
 
 
@@ -36,6 +37,7 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     parameters: dict[str, list[int]] = {}
     attributes: dict[str, dict[str, int]] = {}
     added_biases = list(record.get("added_biases", []))
+    before, kept = find_blocks(model), {}
     for members in _together(folded):
         if not any(_changes(base, one) for one in members):
             continue
@@ -48,12 +50,16 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
         (one,) = members
         if one.bias is not None and not block.consumer_bias:
             added_biases.append(block.consumer)
+        if len(one.units) < block.num_units:
+            kept[block.name] = one.units
         linear |= _shrink(base, one)
         attributes |= _follow(base, block, len(one.units), len(block.groups(one.units)))
     if not linear and not parameters:
         return
-    # No config says that some layers of a family have a bias which its stock layers lack.
-    stock = None if added_biases else uniform_config(model)
+    position_bias = record.get("position_bias", {}) | separate_position_biases(base, before, kept)
+    # No config says that some layers of a family have a bias which its stock layers lack, or which
+    # heads share a position bias.
+    stock = None if added_biases or position_bias else uniform_config(model)
     if stock is None:
         model.config.stat_prune = {
             "format": FORMATS[-1],
@@ -61,6 +67,8 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
             "parameters": {**record.get("parameters", {}), **parameters},
             "attributes": {**record.get("attributes", {}), **attributes},
         }
+        if position_bias:
+            model.config.stat_prune["position_bias"] = position_bias
         if added_biases:
             model.config.stat_prune["added_biases"] = added_biases
         return

@@ -89,7 +89,7 @@ def test_the_result_has_the_class_name_and_the_config_class_of_the_model(family:
 
 
 def test_the_result_can_be_trained(family: Family, prune, inputs):
-    model = prune(family.build("ForSequenceClassification"), MACs(0.6)).model
+    model = prune(family.build(family.classifier), MACs(0.6)).model
     model(**inputs, labels=torch.tensor([0, 1] * 4)).loss.backward()
     missing = [
         name

@@ -21,7 +21,7 @@ from stat_prune.surgery import apply
 def test_a_probe_is_the_distance_of_the_model_with_that_block_cut(
     family: Family, texts, word_tokenizer
 ):
-    model = family.build("ForSequenceClassification")
+    model = family.build(family.classifier)
     blocks = [block for block in find_blocks(model) if not block.fixed]
     batches = build_calibration_set(texts, tokenizer=word_tokenizer, batch_size=80).batches
     moments = collect_moments(model, blocks, batches)
