@@ -46,6 +46,8 @@ class Family:
         Likewise of the config.
     signals : mapping of str to tuple of int
         Inputs that are no text, and the shape of one example.
+    relative_positions : bool
+        Whether sequences may be longer than the config says.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Family:
     classes: Mapping[str, str] = field(default_factory=dict)
     config_class: str = ""
     signals: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    relative_positions: bool = False
 
     @property
     def label(self) -> str:
@@ -255,11 +258,23 @@ FAMILIES += [
         ENCODER_HEADS,
         "encoder.albert_layer_groups",
     ),
-    Family("DebertaV2", DEBERTA, ENCODER_HEADS, "encoder.layer", "shared keys"),
     Family(
-        "DebertaV2", DEBERTA | {"share_att_key": False}, ENCODER_HEADS, "encoder.layer", "own keys"
+        "DebertaV2",
+        DEBERTA,
+        ENCODER_HEADS,
+        "encoder.layer",
+        "shared keys",
+        relative_positions=True,
     ),
-    Family("ModernBert", MODERNBERT, ENCODER_HEADS, "layers"),
+    Family(
+        "DebertaV2",
+        DEBERTA | {"share_att_key": False},
+        ENCODER_HEADS,
+        "encoder.layer",
+        "own keys",
+        relative_positions=True,
+    ),
+    Family("ModernBert", MODERNBERT, ENCODER_HEADS, "layers", relative_positions=True),
     Family("Bart", BART, BART_HEADS, ("encoder.layers", "decoder.layers")),
     Family("T5", T5, T5_HEADS, ("encoder.block", "decoder.block")),
     Family(
@@ -313,17 +328,19 @@ def reads(model: PreTrainedModel) -> set[str]:
 
 
 def completed(model: PreTrainedModel, tokens: Mapping[str, Tensor], seed: int = 0) -> Inputs:
-    """A batch of what a model reads: tokens, or images and sounds, and a decoder's inputs."""
+    """A batch of what a model reads of tokens, with images, sounds and a decoder's inputs."""
     names, batch = reads(model), {}
-    size = len(tokens["input_ids"])
+    ids = tokens["input_ids"]
+    size = len(ids)
     if "input_ids" in names:
         batch |= tokens
     for name in names & SIGNALS.keys():
-        batch[name] = signals(SIGNALS[name], size, seed)
+        batch[name] = signals(SIGNALS[name], size, seed).to(model.dtype)
     if "decoder_input_ids" in names:
         start = torch.full((size, 1), model.config.decoder_start_token_id)
-        batch["decoder_input_ids"] = torch.cat([start, tokens["input_ids"][:, :-1]], 1)
-        batch["decoder_attention_mask"] = tokens["attention_mask"]
+        batch["decoder_input_ids"] = torch.cat([start, ids[:, :-1]], 1)
+        mask = tokens.get("attention_mask", torch.ones_like(ids))
+        batch["decoder_attention_mask"] = mask
     return batch
 
 
@@ -347,6 +364,4 @@ def signals(shape: Sequence[int], size: int, seed: int) -> Tensor:
 @torch.no_grad()
 def output(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """The first output on a batch; what a model reads beside tokens is added."""
-    names = inspect.signature(model.forward).parameters
-    batch = {name: value for name, value in completed(model, inputs).items() if name in names}
-    return model(**batch)[0]
+    return model(**completed(model, inputs))[0]
