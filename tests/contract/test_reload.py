@@ -30,7 +30,7 @@ def assert_same_weights(loaded: PreTrainedModel, model: PreTrainedModel) -> None
 
 def auto_class(model: PreTrainedModel) -> str | None:
     """The auto class that makes models of this class; None where no one does."""
-    made = auto_classes(type(model.config)).values()
+    made = {one.__name__ for one in auto_classes(type(model.config)).values()}
     name = type(model).__name__
     return auto_class_of(name, type(model.config)) if name in made else None
 
@@ -44,7 +44,8 @@ def test_every_head_class_loads_to_the_bit_in_both_ways(
     if (auto := auto_class(result.model)) is not None:
         remote = getattr(transformers, auto).from_pretrained
         ways.append(lambda folder: remote(folder, trust_remote_code=True))
-    one_token = {name: values[:1, :1] for name, values in inputs.items()}
+    # The last, as some heads look for the end of a sequence.
+    one_token = {name: values[:1, -1:] for name, values in inputs.items()}
     for load in ways:
         loaded = load(tmp_path / "out")
         assert type(loaded).__name__ == family.class_name(head)
