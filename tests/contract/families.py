@@ -159,7 +159,7 @@ VISION = {"num_attention_heads": 4, "num_hidden_layers": 2, "hidden_size": 32, "
 VISION |= {"patch_size": 4, "initializer_range": 0.25}
 VIT = VISION | {"intermediate_size": 48}
 DINOV2 = VISION | {"mlp_ratio": 2, "layerscale_value": 0.7}
-WHISPER = BART | {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 64}
+WHISPER = BART | {"num_mel_bins": 8, "max_source_positions": 32, "max_target_positions": 64}
 WHISPER |= {"begin_suppress_tokens": None, "classifier_proj_size": 16}
 CLIP_TEXT = BERT_LIKE | TOKENS
 CLIP_VISION = VIT | {"projection_dim": 16}
@@ -248,7 +248,7 @@ FAMILIES = [
     Family("Qwen3Moe", QWEN_EXPERTS | {"mlp_only_layers": [0]}, DECODER_HEADS, "layers"),
 ]
 Inputs = dict[str, Tensor]
-SIGNALS = {**IMAGES, "input_features": (8, 20)}
+SIGNALS = {**IMAGES, "input_features": (8, 64)}
 
 FAMILIES += [
     Family("MPNet", BERT_LIKE | {"pad_token_id": 1}, ENCODER_HEADS, "encoder.layer"),
@@ -299,7 +299,7 @@ FAMILIES += [
         WHISPER,
         ("Model", "ForConditionalGeneration", "ForAudioClassification"),
         ("encoder.layers", "decoder.layers"),
-        signals={"input_features": (8, 20)},
+        signals={"input_features": (8, 64)},
     ),
     Family(
         "CLIP",

@@ -95,7 +95,7 @@ def test_labels_are_what_the_decoder_reads_behind_its_start():
         ("ViT", {"input_ids": [2, 5, 3]}, "ViTModel reads 'pixel_values'"),
         ("Bert", {"pixel_values": signals((3, 16, 16), 1, 0)}, "BertModel reads 'input_ids'"),
         ("CLIP", {"pixel_values": signals((3, 16, 16), 1, 0)}, "CLIPModel reads 'input_ids'"),
-        ("Whisper", {"input_features": signals((8, 20), 1, 0)}, "has nothing to read"),
+        ("Whisper", {"input_features": signals((8, 64), 1, 0)}, "has nothing to read"),
     ],
 )
 def test_examples_that_lack_what_a_model_reads_are_a_data_error(label, example, message, prune):
