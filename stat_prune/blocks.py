@@ -13,6 +13,15 @@ Kind = Literal["heads", "neurons"]
 KINDS: tuple[Kind, ...] = ("heads", "neurons")
 
 
+#: Tokens a sequence: one number, or one by the name of each mask where a model reads several.
+SeqLength = float | Mapping[str, float]
+
+
+def length_of(seq_length: SeqLength, mask: str) -> float:
+    """Tokens a sequence where the entry `mask` of a batch says which are real."""
+    return seq_length[mask] if isinstance(seq_length, Mapping) else seq_length
+
+
 @dataclass(frozen=True)
 class Producer:
     """A linear layer that makes channels of a block, and where in its output they are.
@@ -28,12 +37,15 @@ class Producer:
         Whether the parts repeat key/value head by key/value head, rather than standing one after
         another.
     bias : bool
+    of_positions : bool
+        Whether it reads relative positions instead of tokens.
     """
 
     path: str
     parts: tuple[Literal["unit", "group"], ...]
     interleaved: bool = False
     bias: bool = False
+    of_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,17 @@ class Block:
         What its number of units is kept to multiples of, whatever the user asks for.
     fixed : str
         Why no unit can leave; ``""`` where units can.
+    mask, key_mask : str
+        Entries of a batch that say where the tokens are that the block computes with, and those
+        that it attends to: others in cross-attention.
+    calls : int
+        How often a forward pass computes the block: more than once where layers share weights.
+    position_macs : tuple of float
+        Multiply-accumulates that relative positions add for each unit: once a sequence, and once a
+        token.
+    position_bias : {"own", "all heads"}, optional
+        Where a bias that depends on position and head is added to the scores: whether the attention
+        layer could have its own, or is given one for all heads of the dense model.
     """
 
     name: str
@@ -102,6 +125,11 @@ class Block:
     stream_after: str | None = None
     multiple: int = 1
     fixed: str = ""
+    mask: str = "attention_mask"
+    key_mask: str = "attention_mask"
+    calls: int = 1
+    position_macs: tuple[float, float] = (0.0, 0.0)
+    position_bias: Literal["own", "all heads"] | None = None
 
     @property
     def set_name(self) -> str:
@@ -174,29 +202,36 @@ class Block:
         joined = torch.cat(kept)
         return joined.sort().values if producer.interleaved else joined
 
-    def _count(self, part: str) -> tuple[int, int]:
-        """How many parts of the producers are of a kind, and how many of those have a bias."""
-        counts = [(producer.parts.count(part), producer.bias) for producer in self.producers]
-        return sum(count for count, _ in counts), sum(count for count, bias in counts if bias)
+    def _count(self, part: str) -> tuple[int, int, int]:
+        """Parts of a kind that the producers have: all, those with a bias, those of tokens."""
+        counts = [(producer.parts.count(part), producer) for producer in self.producers]
+        return (
+            sum(count for count, _ in counts),
+            sum(count for count, producer in counts if producer.bias),
+            sum(count for count, producer in counts if not producer.of_positions),
+        )
 
-    def macs(self, num_units: int, num_groups: int, seq_length: float) -> float:
+    def macs(self, num_units: int, num_groups: int, seq_length: SeqLength) -> float:
         """Multiply-accumulates for one sequence of `seq_length` tokens.
 
         Kwon et al. 2022 (arXiv:2204.09656), appendix; with shared keys and values the two
-        projections are counted once a key/value head, and an expert for the tokens routed to it
-        where all experts get equally many.
+        projections are counted once a key/value head and for the tokens attended to, and an expert
+        for the tokens routed to it where all experts get equally many.
         """
-        size, s = self.unit_size, seq_length
-        per_unit = s * size * (self._count("unit")[0] * self.input_size + self.output_size)
+        size, s = self.unit_size, length_of(seq_length, self.mask)
+        per_unit = s * size * (self._count("unit")[2] * self.input_size + self.output_size)
+        per_group = 0.0
         if self.kind == "heads":
-            per_unit += 2 * s * s * size
-        per_group = s * size * self._count("group")[0] * self.input_size
-        return self.usage * (num_units * per_unit + num_groups * per_group)
+            keys = length_of(seq_length, self.key_mask)
+            once, per_token = self.position_macs
+            per_unit += 2 * s * keys * size + once + s * per_token
+            per_group = keys * size * self._count("group")[2] * self.input_size
+        return self.calls * self.usage * (num_units * per_unit + num_groups * per_group)
 
     def parameters(self, num_units: int, num_groups: int) -> int:
         """Weights and biases of the block's linear layers."""
-        own, own_biases = self._count("unit")
-        shared, shared_biases = self._count("group")
+        own, own_biases, _ = self._count("unit")
+        shared, shared_biases, _ = self._count("group")
         per_unit = own * self.input_size + own_biases + self.output_size
         per_group = shared * self.input_size + shared_biases
         return (

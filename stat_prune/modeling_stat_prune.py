@@ -7,14 +7,16 @@ them under ``stat_prune``::
     {"format": 2,
      "linear": {"encoder.layer.0.intermediate.dense": [out_features, in_features, has_bias], ...},
      "parameters": {"layers.0.mlp.experts.down_proj": [experts, out_features, in_features], ...},
-     "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...}}
+     "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...},
+     "position_bias": {"encoder.layer.0.attention.attn": {"heads": [0, 1, 3]}, ...}}
 
 with paths below the base model, so that one record serves the base class and every head class. An
 attribute ``config.x`` is what the module at that path reads as ``self.config.x``. Format 1 had
 neither those nor parameters.
 Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.BertForMaskedLM` with
 the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
-else changes: no forward method is replaced.
+else changes: no forward method is replaced. Where layers share a bias of the attention scores for
+every head (MPNet, T5), a hook gives each the part of its own heads.
 
 This file is copied into each saved folder, so that
 ``AutoModel.from_pretrained(folder, trust_remote_code=True)`` needs nothing but transformers.
@@ -135,6 +137,52 @@ def resize_layers(model: transformers.PreTrainedModel) -> None:
         model._init_weights(owner)
     for path, attributes in record["attributes"].items():
         set_attributes(base.get_submodule(path), attributes)
+    for path, values in record.get("position_bias", {}).items():
+        own_position_bias(base.get_submodule(path), **values)
+        model._init_weights(base.get_submodule(path))
+
+
+def position_embedding(like: torch.Tensor, buckets: int, num_heads: int) -> torch.nn.Embedding:
+    """An uninitialised embedding of relative positions, of the dtype and device of a tensor."""
+    empty = like.new_empty(buckets, num_heads)
+    return torch.nn.Embedding(buckets, num_heads, _weight=empty)
+
+
+def own_position_bias(
+    attention: Any,
+    heads: list[int] | None = None,
+    buckets: int | None = None,
+    num_heads: int | None = None,
+) -> None:
+    """Let an attention layer add the position bias of its own heads to its scores.
+
+    With `heads`, those of the bias that it is given. Else it passes over what it is given and
+    computes the bias by itself: from an embedding of `buckets` positions for `num_heads` heads,
+    which it gets where it has none of that shape, or as zero without one.
+    """
+    if buckets is not None and num_heads is not None:
+        embedding = getattr(attention, "relative_attention_bias", None)
+        if embedding is None or tuple(embedding.weight.shape) != (buckets, num_heads):
+            attention.relative_attention_bias = position_embedding(
+                attention.q.weight, buckets, num_heads
+            )
+        attention.has_relative_attention_bias = True
+    if not hasattr(attention, "position_bias_heads"):
+        attention.register_forward_pre_hook(_with_own_bias, with_kwargs=True)
+    attention.position_bias_heads = heads
+
+
+def _with_own_bias(
+    attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an attention layer with the part of the position bias that is its own."""
+    place = 2  # of the position bias where it is no keyword
+    given = kwargs["position_bias"] if "position_bias" in kwargs else args[place]
+    heads = attention.position_bias_heads
+    own = None if heads is None or given is None else given[:, heads]
+    if "position_bias" in kwargs:
+        return args, {**kwargs, "position_bias": own}
+    return (*args[:place], own, *args[place + 1 :]), kwargs
 
 
 def align_weights(model: torch.nn.Module) -> None:

@@ -174,7 +174,7 @@ def prune_family(
                 run.blocks,
                 run.untouched,
                 target,
-                seq_length=run.seq_length(target),
+                seq_length=run.lengths(target),
                 round_to=chosen.round_to,
                 timed=run.timed(target),
             )

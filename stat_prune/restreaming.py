@@ -7,21 +7,26 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import transformer_layers
+from stat_prune.architectures import stacks_of, transformer_layers
+from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
 from stat_prune.budget.sensitivity import Objective, distance
-from stat_prune.calibration import CalibrationSet, token_mask
+from stat_prune.calibration import CalibrationSet
 from stat_prune.collectors import Batch, answering, by_token, evaluating, model_inputs
 from stat_prune.correction import FoldedConsumer
 from stat_prune.linalg import CrossMoments
 from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.projections import projection
 from stat_prune.surgery import apply
+
+#: What the last layer so far of each stack has returned, by the number of the stack.
+States: TypeAlias = dict[int, Any]
 
 #: Ridges towards the one-pass solution, relative to each channel's squared norm: the second is
 #: tried where the first is better than one pass.
@@ -137,9 +142,9 @@ def restream(
     for index, one in enumerate(folded):
         by_layer.setdefault(one.block.layer, []).append(index)
     with evaluating(model), evaluating(pruned):
-        dense_states: list[Any] = [None] * len(batches)
-        states: list[Any] = [None] * len(batches)
-        for layer in range(len(transformer_layers(model))):
+        dense_states: list[States] = [{} for _ in batches]
+        states: list[States] = [{} for _ in batches]
+        for layer, stack in enumerate(_stack_numbers(model)):
             indices = by_layer.get(layer, [])
             blocks = [folded[i].block for i in indices if can_move(folded[i].block)]
             wanted = [
@@ -151,27 +156,32 @@ def restream(
                 if can_move(one.block) and len(one.units) < one.block.num_units:
                     result[index] = _moved(pruned, one, batches, states, wanted, ridge)
                 advance(one.block.name)
-            dense_states = [stream.output for stream in wanted]
-            states = [
-                _Stream(pruned, layer, [], batch, state).output
-                for batch, state in zip(batches, states, strict=True)
-            ]
+            for state, stream in zip(dense_states, wanted, strict=True):
+                state[stack] = stream.output
+            for state, batch in zip(states, batches, strict=True):
+                state[stack] = _Stream(pruned, layer, [], batch, state).output
     return result
+
+
+def _stack_numbers(model: PreTrainedModel) -> list[int]:
+    """For each layer of a model, which of its stacks it belongs to."""
+    return [number for number, (_, layers) in enumerate(stacks_of(model)) for _ in layers]
 
 
 def can_move(block: Block) -> bool:
     """Whether least squares on the residual stream can solve for a consumer.
 
-    Not where a norm or a gate stands between the two, nor for experts, whose tokens differ.
+    Not where a norm or a gate stands between the two, nor for experts, whose tokens differ, nor
+    where layers share weights and so have a stream for each of them.
     """
-    return block.adds_to_stream and not block.expert_of
+    return block.adds_to_stream and not block.expert_of and block.calls == 1
 
 
 def _moved(
     pruned: PreTrainedModel,
     folded: FoldedConsumer,
     batches: Sequence[Batch],
-    states: Sequence[Any],
+    states: Sequence[States],
     wanted: Sequence[_Stream],
     ridge: float,
 ) -> FoldedConsumer:
@@ -181,7 +191,7 @@ def _moved(
     moments = CrossMoments(consumer.weight.shape[1], len(consumer.weight))
     for batch, state, dense in zip(batches, states, wanted, strict=True):
         found = _Stream(pruned, block.layer, [block], batch, state, whole=False)
-        mask = token_mask(batch).to(consumer.weight.device)
+        mask = token_mask(batch, block.mask).to(consumer.weight.device)
         inputs = by_token(found.inputs[block.name], mask)[mask].double()
         after, wanted_after = (by_token(s.after[block.name], mask)[mask] for s in (found, dense))
         moments.update(inputs, wanted_after.double() - after.double())
@@ -220,7 +230,7 @@ class _Stream:
         layer: int,
         blocks: Sequence[Block],
         batch: Batch,
-        state: Any,
+        states: States,
         *,
         whole: bool = True,
     ) -> None:
@@ -241,8 +251,14 @@ class _Stream:
                         .register_forward_pre_hook(self._noting(self.after, block, last=not whole))
                         .remove
                     )
-            # The layers before answer with the state, which so enters this one.
-            stack.enter_context(answering({one: lambda: state for one in list(layers)[:layer]}))
+            # The layers before answer with what the last of their stack has returned, which so
+            # enters this one.
+            numbers = _stack_numbers(model)[:layer]
+            answers = {
+                one: partial(states.get, number)
+                for one, number in zip(layers, numbers, strict=False)
+            }
+            stack.enter_context(answering(answers))
             stack.callback(layers[layer].register_forward_hook(self._finish).remove)
             try:
                 base(**model_inputs(base, batch, next(base.parameters()).device))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,8 +21,10 @@ from stat_prune.budget.timing import TimedModel, time_model
 from stat_prune.calibration import CalibrationSet, build_calibration_set
 from stat_prune.clock import Stopwatch
 from stat_prune.collectors import Batch
+from stat_prune.completion import Completion
 from stat_prune.errors import CalibrationWarning, ModelError, TargetError
 from stat_prune.ignoring import without_ignored
+from stat_prune.input_rows import TOKENS_OF
 from stat_prune.methods import PEERS
 from stat_prune.settings import Settings
 from stat_prune.targets import Latency, Target
@@ -71,10 +73,28 @@ class Run:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    @property
+    def masks(self) -> list[str]:
+        """What says which tokens are real, for each of the stacks of layers that read their own."""
+        return list(dict.fromkeys(block.mask for block in [*self.blocks, *self.untouched]))
+
     def seq_length(self, target: Target) -> float:
-        """Tokens a sequence at which MACs are counted."""
-        length = getattr(target, "seq_length", None) or self.calibration.mean_length
-        return round(length) if isinstance(target, Latency) else length
+        """Tokens a sequence at which MACs are counted; those that are read first."""
+        return self.lengths(target)[self.calibration.main_mask]
+
+    def lengths(self, target: Target) -> dict[str, float]:
+        """Tokens or positions a sequence at which MACs are counted, by the name of their mask.
+
+        A target's length is that of every text; images and sounds have their own.
+        """
+        asked = getattr(target, "seq_length", None)
+        lengths = {
+            mask: asked if asked and mask in TOKENS_OF else length
+            for mask, length in self.calibration.mean_lengths.items()
+        }
+        if isinstance(target, Latency):
+            return {mask: round(length) for mask, length in lengths.items()}
+        return lengths
 
     def timed(self, target: Target) -> TimedModel | None:
         """The dense model timed on the batch that a `Latency` names; None for other targets.
@@ -91,6 +111,7 @@ class Run:
                 f"method={self.settings.method!r} cannot aim at a time, got {target!r}. Use "
                 "method='stat', or a fraction of MACs or parameters."
             )
+        self._check_can_be_timed(target)
         length = int(self.seq_length(target))
         limit = architecture_of(self.model).max_positions(self.model.config)
         if limit is not None and length > limit:
@@ -107,6 +128,15 @@ class Run:
                     round_to=self.settings.round_to,
                 )
         return self.timed_models[key]
+
+    def _check_can_be_timed(self, target: Target) -> None:
+        """Latency tables are of layers of two blocks that read texts, each computed once."""
+        blocks = [*self.blocks, *self.untouched]
+        if self.masks != ["attention_mask"] or any(block.calls > 1 for block in blocks):
+            raise TargetError(
+                f"{target!r} is for models with one stack of layers that read text and have "
+                f"weights of their own; {type(self.model).__name__} is none. Use MACs."
+            )
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a stage and show it."""
@@ -172,6 +202,7 @@ def starting(
             vocab_size=_vocabulary_size(model),
             max_positions=architecture_of(model).max_positions(model.config),
             pad_token_id=getattr(model.config, "pad_token_id", None),
+            complete=Completion(model),
         )
     _warn_if_few_tokens(calibration, blocks)
     module: nn.Module = model
@@ -221,10 +252,13 @@ def _has_adapters(model: PreTrainedModel) -> bool:
     return peft is not None and any(isinstance(m, peft.BaseTunerLayer) for m in model.modules())
 
 
-def _vocabulary_size(model: PreTrainedModel) -> int:
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return len(weight)
+def _vocabulary_size(model: PreTrainedModel) -> int | None:
+    """Number of token embeddings; None for a model that reads no text."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return len(embeddings.weight) if isinstance(embeddings, nn.Embedding) else None
 
 
 def _warn_if_few_tokens(calibration: CalibrationSet, blocks: Sequence[Block]) -> None:

@@ -120,7 +120,7 @@ def plan(
             candidates,
             weights or [1.0] * len(candidates),
             target,
-            seq_length=run.seq_length(target),
+            seq_length=run.lengths(target),
             untouched=run.untouched,
             round_to=settings.round_to,
             uniform=settings.uniform,
@@ -180,12 +180,12 @@ def finish(
     run: Run, target: Target, plans: Sequence[BlockPlan], second_pass: SecondPass | None = None
 ) -> PruningResult:
     """Cut a copy of the model, and account for it."""
-    before = measure(run.model, run.seq_length(target))
+    before = measure(run.model, run.lengths(target))
     with run.stage("cut"):
         pruned = run.model if run.settings.inplace else copy.deepcopy(run.model)
         apply(pruned, [plan.folded for plan in plans])
         as_pruned_class(pruned)
-    after, speed = measure(pruned, run.seq_length(target)), measure_speed(run, target, pruned)
+    after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)
     return PruningResult(
         model=pruned,
         report=account(run, target, plans, before, after, speed, second_pass),

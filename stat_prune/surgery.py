@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import architecture_of, find_blocks
+from stat_prune.architectures import find_blocks, stacks_of
 from stat_prune.blocks import Block
 from stat_prune.correction import FoldedConsumer
 from stat_prune.modeling_stat_prune import FORMATS, empty_layer, set_attributes
+from stat_prune.position_bias import separate_position_biases
 from stat_prune.projections import projection
 
 
@@ -36,6 +37,7 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     parameters: dict[str, list[int]] = {}
     attributes: dict[str, dict[str, int]] = {}
     added_biases = list(record.get("added_biases", []))
+    before, kept = find_blocks(model), {}
     for members in _together(folded):
         if not any(_changes(base, one) for one in members):
             continue
@@ -48,12 +50,16 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
         (one,) = members
         if one.bias is not None and not block.consumer_bias:
             added_biases.append(block.consumer)
+        if len(one.units) < block.num_units:
+            kept[block.name] = one.units
         linear |= _shrink(base, one)
         attributes |= _follow(base, block, len(one.units), len(block.groups(one.units)))
     if not linear and not parameters:
         return
-    # No config says that some layers of a family have a bias which its stock layers lack.
-    stock = None if added_biases else uniform_config(model)
+    position_bias = record.get("position_bias", {}) | separate_position_biases(base, before, kept)
+    # No config says that some layers of a family have a bias which its stock layers lack, or which
+    # heads share a position bias.
+    stock = None if added_biases or position_bias else uniform_config(model)
     if stock is None:
         model.config.stat_prune = {
             "format": FORMATS[-1],
@@ -61,11 +67,14 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
             "parameters": {**record.get("parameters", {}), **parameters},
             "attributes": {**record.get("attributes", {}), **attributes},
         }
+        if position_bias:
+            model.config.stat_prune["position_bias"] = position_bias
         if added_biases:
             model.config.stat_prune["added_biases"] = added_biases
         return
     for name, value in stock.items():
-        setattr(model.config, name, value)
+        owner, _, field = name.rpartition(".")
+        setattr(getattr(model.config, owner) if owner else model.config, field, value)
     if hasattr(model.config, "stat_prune"):
         del model.config.stat_prune
 
@@ -102,7 +111,6 @@ def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:
 
     It cannot where layers differ, and where the number of heads is bound to the hidden size.
     """
-    architecture = architecture_of(model)
     sizes: dict[str, set[tuple[int, int, int]]] = {}
     blocks = find_blocks(model)
     for block in blocks:
@@ -110,18 +118,20 @@ def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:
         sizes.setdefault(block.part, set()).add(size)
     if any(len(found) > 1 for found in sizes.values()):
         return None
+    input_sizes = {block.part: block.input_size for block in blocks}
     fields: dict[str, int] = {}
-    for attention in architecture.attentions:
-        for size in sizes.get(attention.name, ()):
-            if attention.config_heads is not None:
-                fields |= dict(zip(attention.config_heads, size, strict=True))
-            elif size[0] * size[2] != blocks[0].input_size:
-                return None
-    for feed_forward in architecture.feed_forwards:
-        for size in sizes.get(feed_forward.name, ()):
-            if feed_forward.config_neurons is None:
-                return None
-            fields[feed_forward.config_neurons] = size[0]
+    for stack, _ in stacks_of(model):
+        for attention in stack.attentions:
+            for size in sizes.get(attention.name, ()):
+                if attention.config_heads is not None:
+                    fields |= dict(zip(attention.config_heads, size, strict=True))
+                elif size[0] * size[2] != input_sizes[attention.name]:
+                    return None
+        for feed_forward in stack.feed_forwards:
+            for size in sizes.get(feed_forward.name, ()):
+                if feed_forward.config_neurons is None:
+                    return None
+                fields[feed_forward.config_neurons] = size[0]
     return fields
 
 

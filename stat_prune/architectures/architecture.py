@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from stat_prune.errors import UnsupportedArchitectureError
+from stat_prune.errors import ModelError, UnsupportedArchitectureError
 
 #: What a module may remember of a pruned block.
 Count = Literal["heads", "groups", "channels", "heads_per_group", "neurons"]
@@ -50,6 +51,17 @@ class Attention:
         Last part of the block's name; unique in a layer.
     optional : bool
         Whether some layers lack it.
+    cross : bool
+        Whether it attends to what the first stack of layers returns.
+    position_producers : tuple of str
+        Linear layers, where they exist, that make channels of the heads from relative positions.
+    position_macs : callable, optional
+        ``(config)`` to the multiply-accumulates that relative positions add for each channel of
+        the heads: once a sequence, and once a token.
+    position_bias : {"own", "all heads"}, optional
+        Where a bias that depends on position and head is added to the scores: ``"own"``, the
+        module can have its own, as the first layer's has, and passes on what it used; ``"all
+        heads"``, it is given one for all heads of the dense model.
     """
 
     module: str
@@ -66,6 +78,10 @@ class Attention:
     fixed: str = ""
     name: str = "heads"
     optional: bool = False
+    cross: bool = False
+    position_producers: tuple[str, ...] = ()
+    position_macs: Callable[[Any], tuple[float, float]] | None = None
+    position_bias: Literal["own", "all heads"] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +120,24 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class Signal:
+    """An input that is no text, and the positions that a stack of layers makes of it.
+
+    Attributes
+    ----------
+    name : str
+        Argument of the model's ``forward``: ``"pixel_values"`` or ``"input_features"``.
+    positions : callable
+        ``(config, shape)`` to the number of positions, for the shape of one example.
+    """
+
+    name: str
+    positions: Callable[[Any, torch.Size], int]
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """Where the blocks of a model family are.
+    """Where the blocks of a model family are: a stack of layers, and further stacks.
 
     Attributes
     ----------
@@ -124,7 +156,18 @@ class Architecture:
         it stand for no token.
     variant : callable, optional
         From this description and a model's config to the description of that model, where models
-        of the family differ.
+        of the family differ. It raises a `ModelError` where that one cannot be pruned.
+    mask : str
+        The entry of a batch that says which tokens of the stack are real: ``"attention_mask"``, or
+        ``"decoder_attention_mask"`` behind an encoder. Any other name for a signal.
+    signal : Signal, optional
+        What the stack reads, where it is no text.
+    other_stacks : tuple of Architecture
+        Descriptions of further stacks, in the order in which they run: a decoder behind the
+        encoder, the second of two towers. Those that a model lacks are passed over.
+    calls : callable, optional
+        ``(config, index)`` to how often a forward pass runs the layer of that index, where layers
+        share weights.
     """
 
     model_types: tuple[str, ...]
@@ -134,12 +177,18 @@ class Architecture:
     causal: bool = False
     positions_after_padding: bool = False
     variant: Callable[[Architecture, Any], Architecture] | None = None
+    mask: str = "attention_mask"
+    signal: Signal | None = None
+    other_stacks: tuple[Architecture, ...] = ()
+    calls: Callable[[Any, int], int] | None = None
 
     def max_positions(self, config: PreTrainedConfig) -> int | None:
         """Tokens of the longest sequence that a model of this config takes; None if it is open."""
-        limit = getattr(config, "max_position_embeddings", None)
+        text = getattr(config, "text_config", config)
+        names = ("max_position_embeddings", "max_target_positions")
+        limit = next((getattr(text, name) for name in names if hasattr(text, name)), None)
         if limit is not None and self.positions_after_padding:
-            limit -= config.pad_token_id + 1
+            limit -= text.pad_token_id + 1
         return limit
 
     def with_attention(self, **fields: Any) -> Architecture:
@@ -192,8 +241,33 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     return architecture.variant(architecture, config) if architecture.variant else architecture
 
 
-def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of a model's layers, in the order in which they run."""
-    layers = model.base_model.get_submodule(architecture_of(model).layers)
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+def stacks_of(model: PreTrainedModel) -> list[tuple[Architecture, nn.ModuleList]]:
+    """The stacks of layers that a model has, with their descriptions, in the order they run.
+
+    Raises
+    ------
+    UnsupportedArchitectureError
+        If the family is unknown.
+    ModelError
+        If the model has none of the stacks that its family is described with.
+    """
+    architecture, base = architecture_of(model), model.base_model
+    stacks = []
+    for stack in (architecture, *architecture.other_stacks):
+        try:
+            layers = base.get_submodule(stack.layers)
+        except AttributeError:
+            continue
+        assert isinstance(layers, nn.ModuleList)
+        stacks.append((stack, layers))
+    if not stacks:
+        raise ModelError(
+            f"{type(model).__name__} has no layers at {architecture.layers!r} below its base model "
+            f"{type(base).__name__}, where its family has them. Pass the whole model."
+        )
+    return stacks
+
+
+def transformer_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """A model's layers, in the order in which they run."""
+    return [layer for _, layers in stacks_of(model) for layer in layers]

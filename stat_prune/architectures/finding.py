@@ -10,12 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from stat_prune.architectures.architecture import (
-    Attention,
-    FeedForward,
-    architecture_of,
-    transformer_layers,
-)
+from stat_prune.architectures.architecture import Attention, FeedForward, stacks_of
 from stat_prune.blocks import Block, Producer
 from stat_prune.errors import ModelError, UnsupportedArchitectureError
 from stat_prune.projections import Projection, projection
@@ -35,24 +30,32 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
     ModelError
         If a layer that should be an ordinary linear one with its weights in memory is not.
     """
-    architecture = architecture_of(model)
     blocks: list[Block] = []
-    for index, layer in enumerate(transformer_layers(model)):
-        finder = _Finder(model.config, layer, f"{architecture.layers}.{index}", index)
-        for attention in architecture.attentions:
-            blocks += finder.heads(attention)
-        for feed_forward in architecture.feed_forwards:
-            blocks += finder.neurons(feed_forward)
+    stacks = stacks_of(model)
+    number = 0
+    for stack, layers in stacks:
+        for index, layer in enumerate(layers):
+            calls = 1 if stack.calls is None else stack.calls(model.config, index)
+            common = {"layer": number, "mask": stack.mask, "calls": calls}
+            finder = _Finder(model.config, layer, f"{stack.layers}.{index}", common)
+            for attention in stack.attentions:
+                key_mask = stacks[0][0].mask if attention.cross else stack.mask
+                blocks += finder.heads(attention, key_mask)
+            for feed_forward in stack.feed_forwards:
+                blocks += finder.neurons(feed_forward)
+            number += 1
     return blocks
 
 
 class _Finder:
-    """The blocks of one layer."""
+    """The blocks of one layer; what they have in common is `common`."""
 
-    def __init__(self, config: PreTrainedConfig, layer: nn.Module, path: str, index: int) -> None:
-        self.config, self.layer, self.path, self.index = config, layer, path, index
+    def __init__(
+        self, config: PreTrainedConfig, layer: nn.Module, path: str, common: dict[str, Any]
+    ) -> None:
+        self.config, self.layer, self.path, self.common = config, layer, path, common
 
-    def heads(self, attention: Attention) -> Iterator[Block]:
+    def heads(self, attention: Attention, key_mask: str) -> Iterator[Block]:
         if not self._has(attention.output, attention.optional):
             return
         paths = (attention.query, attention.key, attention.value)
@@ -61,12 +64,15 @@ class _Finder:
         module = self.layer.get_submodule(attention.module)
         head_size = int(getattr(module, attention.head_size))
         num_heads = output.weight.shape[1] // head_size
+        once, per_token = (attention.position_macs or _no_macs)(self.config)
         yield Block(
             name=f"{self.path}.{attention.name}",
             kind="heads",
-            layer=self.index,
             consumer=f"{self.path}.{attention.output}",
-            producers=self._producers(paths, ("unit", "group", "group"), attention.interleaved),
+            producers=(
+                *self._of_positions(attention),
+                *self._producers(paths, ("unit", "group", "group"), attention.interleaved),
+            ),
             num_units=num_heads,
             unit_size=head_size,
             # Of the rows that are no query, half are keys and half are values.
@@ -79,6 +85,10 @@ class _Finder:
             adds_to_stream=attention.adds_to_stream,
             stream_after=self._stream_after(attention),
             fixed=attention.fixed,
+            key_mask=key_mask,
+            position_macs=(once * head_size, per_token * head_size),
+            position_bias=attention.position_bias,
+            **self.common,
         )
 
     def neurons(self, feed_forward: FeedForward) -> Iterator[Block]:
@@ -111,7 +121,6 @@ class _Finder:
         return Block(
             name=f"{name}.{feed_forward.name}",
             kind="neurons",
-            layer=self.index,
             consumer=f"{self.path}.{consumer}",
             producers=self._producers(inputs, ["unit" for _ in inputs], False),
             num_units=num_neurons,
@@ -124,6 +133,7 @@ class _Finder:
             part=feed_forward.name,
             adds_to_stream=feed_forward.adds_to_stream,
             stream_after=self._stream_after(feed_forward),
+            **self.common,
             **fields,
         )
 
@@ -140,6 +150,12 @@ class _Finder:
             )
             for path in dict.fromkeys(paths)
         )
+
+    def _of_positions(self, attention: Attention) -> Iterator[Producer]:
+        for path in attention.position_producers:
+            if self._has(path, optional=True):
+                bias = self._linear(path).bias is not None
+                yield Producer(f"{self.path}.{path}", ("unit",), bias=bias, of_positions=True)
 
     def _stream_after(self, part: Attention | FeedForward) -> str | None:
         return None if part.stream_after is None else f"{self.path}.{part.stream_after}"
@@ -174,6 +190,10 @@ class _Finder:
             ) from error
         _check(found, where)
         return found
+
+
+def _no_macs(_config: PreTrainedConfig) -> tuple[float, float]:
+    return 0.0, 0.0
 
 
 def _parameter(layer: nn.Module, path: str) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from stat_prune.blocks import Block
+from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.allocation import (
     Menu,
     allocate,
@@ -31,7 +31,7 @@ def choose(
     weights: Sequence[float],
     target: Target,
     *,
-    seq_length: float,
+    seq_length: SeqLength,
     untouched: Sequence[Block] = (),
     round_to: int = 1,
     uniform: bool = False,
@@ -46,8 +46,8 @@ def choose(
     weights : sequence of float
         Effect on the output for each unit of a block's relative squared error.
     target : Target
-    seq_length : float
-        Tokens a sequence, for MACs.
+    seq_length : float or mapping of str to float
+        Tokens a sequence, for MACs; by mask where a model reads several.
     untouched : sequence of Block
         Blocks that are kept whole but belong to what the fraction is of.
     round_to : int
@@ -147,7 +147,7 @@ def check_reachable(
     untouched: Sequence[Block],
     target: Target,
     *,
-    seq_length: float,
+    seq_length: SeqLength,
     round_to: int,
     timed: TimedModel | None = None,
 ) -> None:

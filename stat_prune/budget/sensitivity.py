@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
-from stat_prune.calibration import token_mask
+from stat_prune.batching import masks_in, num_sequences, token_mask
 from stat_prune.collectors import Batch, answering, evaluating, model_inputs
 from stat_prune.correction import FoldedConsumer
 from stat_prune.projections import Projection, projection
@@ -30,7 +30,7 @@ def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Obje
     device = next(model.parameters()).device
     with evaluating(model):
         output = model(**model_inputs(model, batch, device))
-        return objective(output, output, batch).numel() / len(batch["input_ids"])
+        return objective(output, output, batch).numel() / num_sequences(batch)
 
 
 def distance(
@@ -121,16 +121,18 @@ def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
       Kullback-Leibler divergence from the dense distribution, in nats; at every token that is
       not padding where there is one distribution a token.
     - Regression (one output): squared difference.
-    - No head: squared error of the final hidden state of every token that is not padding,
-      relative to the dense state's squared norm.
+    - No head: squared error of the final hidden state of every token that is not padding (of the
+      decoder, where there is one; of every patch of an image), relative to the dense state's
+      squared norm.
+    - Two towers: the same of both embeddings, added up.
 
     Returns
     -------
     Tensor of shape (positions,), floating point
     """
-    mask = token_mask(batch)
     if "start_logits" in dense:
-        hidden = ~mask.to(dense["start_logits"].device)
+        mask = _mask_of(dense["start_logits"], batch)
+        hidden = torch.zeros_like(dense["start_logits"]).bool() if mask is None else ~mask
         start, end = (
             _divergence(
                 dense[name].masked_fill(hidden, -1e9), pruned[name].masked_fill(hidden, -1e9)
@@ -139,15 +141,36 @@ def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
         )
         return start + end
     if "logits" not in dense:
-        before, after = dense[0].float(), pruned[0].float()
-        error = (after - before).square().sum(-1) / before.square().sum(-1).clamp_min(1e-30)
-        return error[mask.to(error.device)]
+        if "image_embeds" in dense and "text_embeds" in dense:
+            names = ("image_embeds", "text_embeds")
+            return sum((_relative(dense[name], pruned[name]) for name in names), torch.zeros(()))
+        return _of_tokens(_relative(dense[0], pruned[0]), batch)
     before, after = dense["logits"], pruned["logits"]
     if before.shape[-1] == 1:
         distance = (after.float() - before.float()).square().squeeze(-1)
     else:
         distance = _divergence(before, after)
-    return distance[mask.to(distance.device)] if distance.shape == mask.shape else distance
+    return _of_tokens(distance, batch)
+
+
+def _relative(dense: Tensor, pruned: Tensor) -> Tensor:
+    """Squared error of vectors along the last dimension, relative to their squared norm."""
+    before, after = dense.float(), pruned.float()
+    return (after - before).square().sum(-1) / before.square().sum(-1).clamp_min(1e-30)
+
+
+def _of_tokens(distance: Tensor, batch: Batch) -> Tensor:
+    """Values of real tokens; all, where there is one value a sequence."""
+    mask = _mask_of(distance, batch)
+    return distance if mask is None else distance[mask]
+
+
+def _mask_of(values: Tensor, batch: Batch) -> Tensor | None:
+    """What says which of some outputs are of real tokens; the decoder's before the encoder's."""
+    for name in reversed(masks_in(batch)):
+        if batch[name].shape == values.shape:
+            return token_mask(batch, name).to(values.device)
+    return None
 
 
 def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:

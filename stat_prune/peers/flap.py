@@ -109,7 +109,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
             f"method='flap' takes a fraction to keep, got {target!r}. Use method='stat' for "
             "tolerances."
         )
-    cost = cost_function(target, run.seq_length(target))
+    cost = cost_function(target, run.lengths(target))
     with run.stage("collect"):
         moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
     with run.stage("score and compensate"):

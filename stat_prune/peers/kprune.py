@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from stat_prune.architectures import transformer_layers
+from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
 from stat_prune.budget.costs import CostFunction, cost_function
-from stat_prune.calibration import token_mask
 from stat_prune.collectors import collect_moments, evaluating
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.linalg import least_squares_from_moments
@@ -79,7 +79,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
     """
     check_single_fraction(target, "kprune")
     check_encoder(run, "kprune")
-    cost = cost_function(target, run.seq_length(target))
+    cost = cost_function(target, run.lengths(target))
     budget = budget_of(run.blocks, run.untouched, target.fractions()["all"], cost)
     batches = run.calibration.batches
     with evaluating(run.model):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
+from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
-from stat_prune.calibration import token_mask
 from stat_prune.collectors import Batch, answering, model_inputs
 from stat_prune.linalg import CrossMoments
 from stat_prune.projections import projection

@@ -66,7 +66,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
         For a `Tolerance` or a fraction by kind, which the recipe does not have.
     """
     check_single_fraction(target, "stat-paper")
-    cost = cost_function(target, run.seq_length(target))
+    cost = cost_function(target, run.lengths(target))
     with run.stage("collect"):
         dense = _statistics(run, run.model, run.blocks)
     with run.stage("decompose"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import FAMILIES, Family
+from families import FAMILIES, Family, output
 from test_models import assert_untouched
 from torch import nn
 from transformers import PreTrainedModel
@@ -44,6 +44,8 @@ BAD_DATA: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_data_that_cannot_be_used_is_a_data_error(family: Family, prune, case):
+    if family.signals and "token id" in case:
+        pytest.skip("token ids alone are not what it reads: tests/contract/test_encoder_decoders")
     dataset, settings, message = BAD_DATA[case]
     model = family.build()
     before = copy.deepcopy(model)
@@ -121,6 +123,8 @@ def infinite_embedding(model: PreTrainedModel) -> None:
 def test_activations_that_are_not_finite_name_the_block_and_the_batch(
     family: Family, prune, spoil: Callable[[PreTrainedModel], None], method
 ):
+    if family.signals and spoil is infinite_embedding:
+        pytest.skip("it has no embeddings of tokens, or they come after the first layers")
     model = family.build()
     spoil(model)
     hooks = [len(module._forward_pre_hooks) for module in model.modules()]
@@ -133,11 +137,13 @@ def test_activations_that_are_not_finite_name_the_block_and_the_batch(
 def test_fewer_tokens_than_channels_warn_with_both_numbers_and_give_a_usable_model(
     family: Family, prune, inputs
 ):
+    if family.signals:
+        pytest.skip("two texts are not what it reads")
     model = family.build()
     widest = max(block.num_channels for block in find_blocks(model))
     with pytest.warns(CalibrationWarning, match=f"10 tokens.*{widest} channels"):
         result = prune(model, MACs(0.5), dataset=["the cat sat", "a dog ran"])
-    assert torch.isfinite(result.model(**inputs)[0]).all()
+    assert torch.isfinite(output(result.model, inputs)).all()
 
 
 class Int8Linear(nn.Linear):

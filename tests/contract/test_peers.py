@@ -50,7 +50,7 @@ def test_peers_reload_to_the_bit(case: tuple[Family, str], prune, inputs, tmp_pa
 @EVERY_PEER
 def test_peers_that_keep_everything_change_nothing(case: tuple[Family, str], prune, inputs):
     family, method = case
-    model = family.build("ForSequenceClassification")
+    model = family.build(family.classifier)
     result = prune(model, Parameters(1.0), method=method)
     difference = (output(result.model, inputs) - output(model, inputs)).abs().max()
     assert difference <= 1e-5

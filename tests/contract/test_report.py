@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 import pytest
 import torch
-from families import Family
+from families import Family, output, reads
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -20,14 +21,14 @@ SEQ_LENGTH = 16
 ROUTERS = ("gate", "shared_expert_gate")
 
 
-def counted_macs(model: PreTrainedModel, layers: str) -> float:
+def counted_macs(model: PreTrainedModel, stacks: Sequence[str]) -> float:
     """Multiply-accumulates that torch counts in the transformer layers, for one sequence."""
-    inputs = torch.arange(2, 2 + SEQ_LENGTH)[None]
-    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
-        model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+    ids = torch.arange(2, 2 + SEQ_LENGTH)[None]
+    with FlopCounterMode(display=False, depth=None) as counter:
+        output(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     counts = counter.get_flop_counts()
     flops = {name: sum(by_operation.values()) for name, by_operation in counts.items()}
-    layer_names = [f"{type(model).__name__}.{layers}.{index}" for index in range(2)]
+    layer_names = [f"{type(model).__name__}.{path}.{i}" for path in stacks for i in range(2)]
     # What chooses among experts is no block, and in models this small it is more than 0.5 %.
     routers = sum(flops.get(f"{name}.mlp.{gate}", 0) for name in layer_names for gate in ROUTERS)
     return (sum(flops[name] for name in layer_names) - routers) / 2
@@ -39,8 +40,9 @@ def test_reported_macs_are_those_that_torch_counts(family: Family, prune, target
     result = prune(
         family.build(attn_implementation="eager", experts_implementation="eager"), target
     )
-    counted = counted_macs(result.model, family.layers)
-    assert result.report.seq_length == SEQ_LENGTH
+    counted = counted_macs(result.model, family.stacks)
+    if "input_ids" in reads(result.model):
+        assert result.report.seq_length == SEQ_LENGTH
     assert result.report.after.block_macs == pytest.approx(counted, rel=0.005)
 
 
@@ -63,7 +65,7 @@ def test_the_target_is_met_and_nearly_used_up(family: Family, prune, fraction):
         report = prune(model, target(fraction)).report
         kept = getattr(report.after, measure) / getattr(report.before, measure)
         # A head of these tiny models is 6 % of the whole, a neuron 0.4 %, 8 of each expert 9 %.
-        assert fraction - 0.09 <= kept <= fraction
+        assert fraction - 0.09 <= kept <= fraction * (1 + 1e-9)
 
 
 def test_kept_units_are_those_of_the_model_and_of_the_plan(family: Family, prune):
@@ -101,6 +103,6 @@ def test_a_target_for_heads_leaves_neurons_alone(family: Family, prune):
 def test_ignored_layers_stay_whole_and_neurons_come_in_multiples(family: Family, prune):
     result = prune(family.build(), MACs(0.75), ignore=[0], round_to=8)
     for row in result.report.blocks:
-        assert row.layer == 1 or row.kept == row.total
+        assert row.layer > 0 or row.kept == row.total
         assert row.kind == "heads" or row.kept % 8 == 0
     assert any(row.kept < row.total for row in result.report.blocks)

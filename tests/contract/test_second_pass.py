@@ -8,9 +8,11 @@ from families import FAMILIES, Family
 
 from stat_prune import MACs
 from stat_prune.architectures import find_blocks, transformer_layers
+from stat_prune.batching import token_mask
 from stat_prune.budget.sensitivity import distance, output_distance
 from stat_prune.calibration import build_calibration_set
 from stat_prune.collectors import collect_moments, model_inputs
+from stat_prune.completion import Completion
 from stat_prune.correction import fold
 from stat_prune.errors import SettingsError
 from stat_prune.restreaming import best_pass, can_move, pruned_copy, restream
@@ -20,7 +22,9 @@ from stat_prune.statistics import statistics_of
 @pytest.fixture
 def pruned_once(family: Family, texts, word_tokenizer):
     model = family.build()
-    calibration = build_calibration_set(texts, tokenizer=word_tokenizer, batch_size=16)
+    calibration = build_calibration_set(
+        texts, tokenizer=word_tokenizer, batch_size=16, complete=Completion(model)
+    )
     blocks = [block for block in find_blocks(model) if not block.fixed]
     if not any(map(can_move, blocks)):
         pytest.skip(f"the stream of {family.name} gets no consumer's output as it is")
@@ -44,11 +48,16 @@ def last_stream(model, batch):
     return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
 
 
+def last_mask(model, batch):
+    """Where the tokens are real that the last layer reads."""
+    return token_mask(batch, find_blocks(model)[-1].mask)
+
+
 def stream_error(model, pruned, batches):
     """Squared difference of the streams behind the last layers, over real tokens."""
     return sum(
         float(
-            (last_stream(model, batch) - last_stream(pruned, batch))[batch["attention_mask"].bool()]
+            (last_stream(model, batch) - last_stream(pruned, batch))[last_mask(model, batch)]
             .double()
             .square()
             .sum()
@@ -92,13 +101,15 @@ def test_with_one_block_cut_there_is_nothing_to_make_up_for(pruned_once):
 def test_padding_and_batches_change_nothing(pruned_once, texts, word_tokenizer):
     """In what the models do: the weight of a channel that hardly varies is ill-determined."""
     model, calibration, folded = pruned_once
-    other = build_calibration_set(texts, tokenizer=word_tokenizer, batch_size=5)
+    other = build_calibration_set(
+        texts, tokenizer=word_tokenizer, batch_size=5, complete=Completion(model)
+    )
     one, two = (
         pruned_copy(model, restream(model, folded, batches, ridge=0.1))
         for batches in (calibration.batches, other.batches)
     )
     for batch in calibration.batches:
-        kept = batch["attention_mask"].bool()
+        kept = last_mask(model, batch)
         torch.testing.assert_close(
             last_stream(one, batch)[kept], last_stream(two, batch)[kept], rtol=1e-4, atol=1e-4
         )

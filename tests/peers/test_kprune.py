@@ -10,7 +10,7 @@ import torch
 from encoders import build, ready, rows
 
 from stat_prune import MACs
-from stat_prune.calibration import token_mask
+from stat_prune.batching import token_mask
 from stat_prune.peers import kprune
 from stat_prune.peers.layerwise import LayerwiseModel, dense_sums, put
 

@@ -11,7 +11,7 @@ from encoders import CONFIGS, build, logits, ready
 from torch import nn
 
 from stat_prune.architectures import transformer_layers
-from stat_prune.calibration import token_mask
+from stat_prune.batching import token_mask
 from stat_prune.peers.layerwise import (
     LayerwiseModel,
     dense_sums,
