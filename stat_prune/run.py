@@ -209,10 +209,11 @@ def _vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def _warn_if_few_tokens(calibration: CalibrationSet, blocks: Sequence[Block]) -> None:
-    widest = max(blocks, key=lambda block: block.num_channels)
-    if calibration.num_tokens < widest.num_channels:
+    widest = max(blocks, key=lambda block: block.num_channels / block.usage)
+    if calibration.num_tokens * widest.usage < widest.num_channels:
+        reached = "" if widest.usage == 1 else f", {widest.usage:.3g} of which reach {widest.name}"
         warnings.warn(
-            f"The calibration set has {calibration.num_tokens} tokens, fewer than the "
+            f"The calibration set has {calibration.num_tokens} tokens{reached}, fewer than the "
             f"{widest.num_channels} channels of {widest.name}: the correction fits these tokens "
             "exactly and others less well. Use more examples.",
             CalibrationWarning,

@@ -18,10 +18,18 @@ Prune = Callable[..., PruningResult]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for `family` once a family, one for `decoder` once a decoder."""
+    """Run a test that asks for `family` once a family, one for `decoder` once a decoder.
+
+    One that asks for `head` too runs once for each head class of the family.
+    """
+    if "head" in metafunc.fixturenames:
+        pairs = [(family, head) for family in FAMILIES for head in family.heads]
+        ids = [f"{family.label}-{head}" for family, head in pairs]
+        metafunc.parametrize(("family", "head"), pairs, ids=ids)
+        return
     for name, families in (("family", FAMILIES), ("decoder", DECODERS)):
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, families, ids=lambda family: family.name)
+            metafunc.parametrize(name, families, ids=lambda family: family.label)
 
 
 @pytest.fixture(scope="session")
