@@ -20,6 +20,7 @@ from stat_prune.budget.timing import TimedModel, time_model
 from stat_prune.calibration import CalibrationSet, build_calibration_set
 from stat_prune.clock import Stopwatch
 from stat_prune.collectors import Batch
+from stat_prune.distributed import check_same, num_processes, rank
 from stat_prune.errors import CalibrationWarning, ModelError, TargetError
 from stat_prune.ignoring import without_ignored
 from stat_prune.methods import PEERS
@@ -89,6 +90,11 @@ class Run:
             raise TargetError(
                 f"method={self.settings.method!r} cannot aim at a time, got {target!r}. Use "
                 "method='stat', or a fraction of MACs or parameters."
+            )
+        if num_processes() > 1:
+            raise TargetError(
+                f"{num_processes()} processes that compute at once cannot time a model, and the "
+                f"target is {target!r}. Run a single process, or aim at MACs or parameters."
             )
         length = int(self.seq_length(target))
         limit = architecture_of(self.model).max_positions(self.model.config)
@@ -172,13 +178,14 @@ def starting(
             max_positions=architecture_of(model).max_positions(model.config),
             pad_token_id=getattr(model.config, "pad_token_id", None),
         )
+    check_same("The calibration set", calibration.fingerprint)
     _warn_if_few_tokens(calibration, blocks)
     module: nn.Module = model
     home = next(module.parameters()).device
     try:
         if settings.device is not None:
             module.to(settings.device)
-        with tqdm(disable=not settings.progress, unit="step") as bar:
+        with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
             yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
     finally:
         module.to(home)
