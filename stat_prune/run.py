@@ -22,6 +22,7 @@ from stat_prune.calibration import CalibrationSet, build_calibration_set
 from stat_prune.clock import Stopwatch
 from stat_prune.collectors import Batch
 from stat_prune.completion import Completion
+from stat_prune.distributed import check_same, num_processes, rank
 from stat_prune.errors import CalibrationWarning, ModelError, TargetError
 from stat_prune.ignoring import without_ignored
 from stat_prune.input_rows import TOKENS_OF
@@ -131,6 +132,11 @@ class Run:
 
     def _check_can_be_timed(self, target: Target) -> None:
         """Latency tables are of layers of two blocks that read texts, each computed once."""
+        if num_processes() > 1:
+            raise TargetError(
+                f"{num_processes()} processes that compute at once cannot time a model, and the "
+                f"target is {target!r}. Run a single process, or aim at MACs or parameters."
+            )
         blocks = [*self.blocks, *self.untouched]
         if self.masks != ["attention_mask"] or any(block.calls > 1 for block in blocks):
             raise TargetError(
@@ -204,13 +210,14 @@ def starting(
             pad_token_id=getattr(model.config, "pad_token_id", None),
             complete=Completion(model),
         )
+    check_same("The calibration set", calibration.fingerprint)
     _warn_if_few_tokens(calibration, blocks)
     module: nn.Module = model
     home = next(module.parameters()).device
     try:
         if settings.device is not None:
             module.to(settings.device)
-        with tqdm(disable=not settings.progress, unit="step") as bar:
+        with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
             yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
     finally:
         module.to(home)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from stat_prune.accounting import account, measure, measure_speed
@@ -13,6 +14,7 @@ from stat_prune.budget.sensitivity import output_distance, positions_per_sequenc
 from stat_prune.checkpoint import as_pruned_class
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import FoldedConsumer, fold
+from stat_prune.distributed import agreed, is_mine, merged, summed, together
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
 from stat_prune.plan import BlockPlan
@@ -27,25 +29,34 @@ from stat_prune.targets import Target
 
 def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
     """One pass over the calibration set: second moments of every consumer's input."""
+    mine = [batch for number, batch in enumerate(run.calibration.batches) if is_mine(number)]
     with run.stage("collect"):
-        moments = collect_moments(
-            run.model,
-            run.blocks,
-            run.tracked(run.calibration.batches),
-            precision=run.settings.precision,
+        moments = together(
+            lambda: collect_moments(
+                run.model, run.blocks, run.tracked(mine), precision=run.settings.precision
+            )
         )
+        moments = summed(moments)
     return statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=recipe.absorb_mean)
 
 
 def decompose(run: Run, recipe: Method, statistics: Sequence[BlockStatistics]) -> list[Candidates]:
     """Rank each block's units; one decomposition prices every size."""
-    generator = torch.Generator().manual_seed(run.settings.seed)
     criterion = CRITERIA[recipe.criterion]
+
+    def of_block(number: int) -> Candidates:
+        # A stream of its own for each block, whichever process draws from it.
+        seed = np.random.SeedSequence([run.settings.seed, number]).generate_state(1)[0]
+        return candidates_for(
+            statistics[number],
+            criterion,
+            corrected=recipe.corrected,
+            generator=torch.Generator().manual_seed(int(seed)),
+        )
+
+    mine = [number for number in range(len(statistics)) if is_mine(number)]
     with run.stage("decompose"):
-        return [
-            candidates_for(one, criterion, corrected=recipe.corrected, generator=generator)
-            for one in run.tracked(statistics)
-        ]
+        return merged(together(lambda: {number: of_block(number) for number in run.tracked(mine)}))
 
 
 def sensitivities(
@@ -62,22 +73,25 @@ def sensitivities(
     if recipe.allocation != "probed":
         return None
     with run.stage("probe"):
-        with gathered_numerical_warnings("folding the probes"):
-            probes = [
-                _fold(recipe, one, sizes, sizes.to_probe())
-                for one, sizes in zip(statistics, candidates, strict=True)
-            ]
+        probes = _folded(
+            recipe, statistics, candidates, [one.to_probe() for one in candidates], "the probes"
+        )
         objective = run.settings.objective or output_distance
         typical = run.calibration.batches[len(run.calibration.batches) // 2]
         batches = run.probe_batches(positions_per_sequence(run.model, typical, objective))
-        run.expect(len(batches) * len(probes))
-        distances = probe(
-            run.model,
-            probes,
-            batches,
-            objective=objective,
-            advance=run.advance,
+        # By layer: experts of a set are probed together.
+        mine = [number for number, one in enumerate(probes) if is_mine(one.block.layer)]
+        run.expect(len(batches) * len(mine))
+        found = together(
+            lambda: probe(
+                run.model,
+                [probes[number] for number in mine],
+                batches,
+                objective=objective,
+                advance=run.advance,
+            )
         )
+        distances = merged(dict(zip(mine, found, strict=True)))
     return _weights(distances, probes, statistics)
 
 
@@ -116,22 +130,21 @@ def plan(
     """Spread the budget, and fold the correction into each consumer."""
     settings, timed = run.settings, run.timed(target)
     with run.stage("allocate, time and fold" if timed else "allocate and fold"):
-        choice = choose(
-            candidates,
-            weights or [1.0] * len(candidates),
-            target,
-            seq_length=run.lengths(target),
-            untouched=run.untouched,
-            round_to=settings.round_to,
-            uniform=settings.uniform,
-            even=recipe.allocation == "even",
-            timed=timed,
+        # Rounding may differ between processors; the choice may not.
+        choice = agreed(
+            lambda: choose(
+                candidates,
+                weights or [1.0] * len(candidates),
+                target,
+                seq_length=run.lengths(target),
+                untouched=run.untouched,
+                round_to=settings.round_to,
+                uniform=settings.uniform,
+                even=recipe.allocation == "even",
+                timed=timed,
+            )
         )
-        with gathered_numerical_warnings("folding the correction"):
-            folded = [
-                _fold(recipe, one, sizes, index)
-                for one, sizes, index in zip(statistics, candidates, choice, strict=True)
-            ]
+        folded = _folded(recipe, statistics, candidates, choice, "the correction")
     second = None
     passes = settings.passes or recipe.passes
     if passes > 1 and recipe.corrected and run.calibration.num_samples >= HELD_OUT:
@@ -147,6 +160,26 @@ def plan(
     return plans, second
 
 
+def _folded(
+    recipe: Method,
+    statistics: Sequence[BlockStatistics],
+    candidates: Sequence[Candidates],
+    choice: Sequence[int],
+    what: str,
+) -> list[FoldedConsumer]:
+    """Fold one candidate of each block."""
+    mine = [number for number in range(len(choice)) if is_mine(number)]
+
+    def fold_mine() -> dict[int, FoldedConsumer]:
+        with gathered_numerical_warnings(f"folding {what}"):
+            return {
+                number: _fold(recipe, statistics[number], candidates[number], choice[number])
+                for number in mine
+            }
+
+    return merged(together(fold_mine))
+
+
 def _second_pass(
     run: Run, folded: list[FoldedConsumer]
 ) -> tuple[list[FoldedConsumer], SecondPass | None]:
@@ -155,13 +188,15 @@ def _second_pass(
         return folded, None
     with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
         run.expect(len(RIDGES) * len(folded))
-        best, second = best_pass(
-            run.model,
-            folded,
-            run.calibration,
-            run.settings.objective or output_distance,
-            seed=run.settings.seed,
-            advance=run.advance,
+        best, second = agreed(
+            lambda: best_pass(
+                run.model,
+                folded,
+                run.calibration,
+                run.settings.objective or output_distance,
+                seed=run.settings.seed,
+                advance=run.advance,
+            )
         )
         tried = len(second.distances) - 1
         run.expect((tried - len(RIDGES)) * len(folded))

@@ -85,6 +85,8 @@ def probe(
     list of float
         Mean distance of the output, by probe; the same for all experts of a set.
     """
+    if not probes:
+        return []
     objective = objective or output_distance
     layers = transformer_layers(model)
     device = next(model.parameters()).device
