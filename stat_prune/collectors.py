@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.blocks import Block, linear
+from stat_prune.blocks import Block
 from stat_prune.calibration import token_mask
 from stat_prune.errors import NonFiniteActivationsError
+from stat_prune.experts import routed_rows
 from stat_prune.linalg import Moments
+from stat_prune.projections import projection
 
 Batch = Mapping[str, Tensor]
 
@@ -112,16 +114,20 @@ def collect_moments(
 
     def hook_for(block: Block) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if transform is None:
+            if block.expert_of:
+                count(block, routed_rows(base, block, args, mask))
+            elif transform is None:
                 count(block, _token_rows(args[0], mask))
-                return
-            for sequence, kept in zip(args[0], token_mask(batch).to(device), strict=True):
-                count(block, transform(sequence[kept]))
+            else:
+                kept = token_mask(batch).to(device)
+                for sequence, tokens in zip(by_token(args[0], kept), kept, strict=True):
+                    count(block, transform(sequence[tokens]))
 
         return hook
 
     handles = [
-        linear(base, block.consumer).register_forward_pre_hook(hook_for(block)) for block in blocks
+        projection(base, block.consumer).module.register_forward_pre_hook(hook_for(block))
+        for block in blocks
     ]
     try:
         with evaluating(model):
@@ -139,7 +145,11 @@ def _mask_if_padded(batch: Batch, device: torch.device) -> Tensor | None:
     return None if bool(mask.all()) else mask
 
 
+def by_token(activations: Tensor, mask: Tensor) -> Tensor:
+    """By sequence and token, of shape (batch, sequence, m); some layers join the two."""
+    return activations.reshape(*mask.shape, activations.shape[-1])
+
+
 def _token_rows(activations: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return activations.reshape(-1, activations.shape[-1])
-    return activations[mask]
+    rows = activations.reshape(-1, activations.shape[-1])
+    return rows if mask is None else rows[mask.reshape(-1)]

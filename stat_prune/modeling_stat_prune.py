@@ -1,14 +1,17 @@
-"""Stock transformers models whose linear layers have the sizes recorded in their config.
+"""Stock transformers models whose layers have the sizes recorded in their config.
 
 `transformers` derives the shape of every layer from a few numbers in the config, the same for
 all layers. A model pruned by stat-prune has layers of different sizes; its ``config.json`` lists
 them under ``stat_prune``::
 
-    {"format": 1,
+    {"format": 2,
      "linear": {"encoder.layer.0.intermediate.dense": [out_features, in_features, has_bias], ...},
+     "parameters": {"layers.0.mlp.experts.down_proj": [experts, out_features, in_features], ...},
      "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...}}
 
-with paths below the base model, so that one record serves the base class and every head class.
+with paths below the base model, so that one record serves the base class and every head class. An
+attribute ``config.x`` is what the module at that path reads as ``self.config.x``. Format 1 had
+neither those nor parameters.
 Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.BertForMaskedLM` with
 the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
 else changes: no forward method is replaced.
@@ -25,8 +28,10 @@ from typing import Any
 import torch
 import transformers
 from transformers.models.auto import modeling_auto
+from transformers.pytorch_utils import Conv1D
 
-FORMAT = 1
+#: What this file reads; it is written in the last.
+FORMATS = (1, 2)
 
 _CACHE_LINE = 64  # bytes: where torch's own memory begins
 
@@ -56,29 +61,72 @@ def auto_class_of(name: str, config_class: type[transformers.PreTrainedConfig] |
     return min(made_by, key=len, default="AutoModel")
 
 
-def resize_linear_layers(model: transformers.PreTrainedModel) -> None:
-    """Give the linear layers of a stock `model` the sizes in ``model.config.stat_prune``, in place.
+class LayerConfig:
+    """The model's config as one layer sees it: some sizes are its own, all else is the model's."""
 
-    The new layers are freshly initialised; `from_pretrained` then fills them.
+    def __init__(self, config: Any, sizes: dict[str, int]) -> None:
+        self.__dict__.update(stat_prune_of=config, **sizes)
+
+    def __getattr__(self, name: str) -> Any:
+        # A copy is empty at first, and is asked for special methods.
+        if name == "stat_prune_of" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.stat_prune_of, name)
+
+
+def set_attributes(module: Any, values: dict[str, int]) -> None:
+    """Let a module remember other counts; ``config.x`` goes into a config of its own."""
+    sizes = {}
+    for name, value in values.items():
+        prefix, _, field = name.rpartition(".")
+        if prefix:
+            sizes[field] = value
+        else:
+            setattr(module, name, value)
+    if sizes:
+        config = module.config
+        module.config = LayerConfig(getattr(config, "stat_prune_of", config), sizes)
+
+
+def empty_layer(
+    stock: torch.nn.Module, out_features: int, in_features: int, has_bias: bool
+) -> torch.nn.Module:
+    """An uninitialised linear layer of the class, dtype and device of another."""
+    weight: Any = stock.weight
+    layer: torch.nn.Module
+    if isinstance(stock, Conv1D):
+        with torch.device("meta"):
+            layer = Conv1D(out_features, in_features)
+    else:
+        make: Any = type(stock)
+        layer = make(in_features, out_features, bias=has_bias, device="meta")
+    return layer.to(weight.dtype).to_empty(device=weight.device)
+
+
+def resize_layers(model: transformers.PreTrainedModel) -> None:
+    """Give the layers of a stock `model` the sizes in ``model.config.stat_prune``, in place.
+
+    What is new is freshly initialised; `from_pretrained` then fills it.
     """
     record = model.config.stat_prune
-    if record["format"] != FORMAT:
+    if record["format"] not in FORMATS:
         raise ValueError(
             f"This folder has format {record['format']} of stat-prune's record of layer sizes; "
-            f"this file reads format {FORMAT}. Load it with the newest stat-prune."
+            f"this file reads formats {FORMATS}. Load it with the newest stat-prune."
         )
     base = model.base_model
     for path, (out_features, in_features, has_bias) in record["linear"].items():
-        stock = base.get_submodule(path).weight
-        linear = torch.nn.Linear(
-            in_features, out_features, has_bias, device=stock.device, dtype=stock.dtype
-        )
-        model._init_weights(linear)
-        base.set_submodule(path, linear)
+        layer = empty_layer(base.get_submodule(path), out_features, in_features, has_bias)
+        model._init_weights(layer)
+        base.set_submodule(path, layer)
+    for path, shape in record.get("parameters", {}).items():
+        parent, _, name = path.rpartition(".")
+        owner = base.get_submodule(parent)
+        empty = getattr(owner, name).new_empty(shape)
+        setattr(owner, name, torch.nn.Parameter(empty))
+        model._init_weights(owner)
     for path, attributes in record["attributes"].items():
-        module = base.get_submodule(path)
-        for name, value in attributes.items():
-            setattr(module, name, value)
+        set_attributes(base.get_submodule(path), attributes)
 
 
 def align_weights(model: torch.nn.Module) -> None:
@@ -103,7 +151,7 @@ def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
     ) -> None:
         stock.__init__(self, config, *args, **kwargs)
         if getattr(config, "stat_prune", None):
-            resize_linear_layers(self)
+            resize_layers(self)
 
     @classmethod  # type: ignore[misc]
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from stat_prune.checkpoint import check_output_directory
 from stat_prune.errors import SettingsError
 from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
+from stat_prune.peers.requirements import check_no_experts
 from stat_prune.result import PruningResult
 from stat_prune.run import starting
 from stat_prune.settings import Settings
@@ -176,6 +177,7 @@ def prune_family(
                 timed=run.timed(target),
             )
         if chosen.method in PLANNERS:
+            check_no_experts(run, str(chosen.method))
             planner = PLANNERS[chosen.method]
             return [finish(run, target, planner(run, target)) for target in targets]
         recipe = method_named(chosen.method)

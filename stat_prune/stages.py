@@ -16,7 +16,7 @@ from stat_prune.correction import FoldedConsumer, fold
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
 from stat_prune.plan import BlockPlan
-from stat_prune.restreaming import HELD_OUT, RIDGES, SecondPass, best_pass
+from stat_prune.restreaming import HELD_OUT, RIDGES, SecondPass, best_pass, can_move
 from stat_prune.result import PruningResult
 from stat_prune.run import Run
 from stat_prune.selection import CRITERIA, Candidates, candidates_for
@@ -78,10 +78,31 @@ def sensitivities(
             objective=objective,
             advance=run.advance,
         )
-    return [
-        distance / max(folded.output_error**2, 1e-30)
-        for distance, folded in zip(distances, probes, strict=True)
-    ]
+    return _weights(distances, probes, statistics)
+
+
+def _weights(
+    distances: Sequence[float],
+    probes: Sequence[FoldedConsumer],
+    statistics: Sequence[BlockStatistics],
+) -> list[float]:
+    """Distance for each unit of relative squared error.
+
+    Experts of a set were probed together, so their distance is spread over their errors by the
+    energy of what each adds to the residual stream.
+    """
+    lost: dict[str, float] = {}
+    energy: dict[str, float] = {}
+    for folded, one in zip(probes, statistics, strict=True):
+        name = one.block.set_name
+        lost[name] = lost.get(name, 0.0) + folded.output_error**2 * one.output_energy
+        energy[name] = energy.get(name, 0.0) + one.output_energy
+    weights = []
+    for distance, one in zip(distances, statistics, strict=True):
+        whole = max(energy[one.block.set_name], 1e-300)
+        error = max(lost[one.block.set_name] / whole, 1e-30)
+        weights.append(distance / error * one.output_energy / whole)
+    return weights
 
 
 def plan(
@@ -129,8 +150,8 @@ def plan(
 def _second_pass(
     run: Run, folded: list[FoldedConsumer]
 ) -> tuple[list[FoldedConsumer], SecondPass | None]:
-    """Solve the correction again on the pruned network, where anything is pruned."""
-    if all(len(one.units) == one.block.num_units for one in folded):
+    """Solve the correction again on the pruned network, where that can change anything."""
+    if all(len(one.units) == one.block.num_units or not can_move(one.block) for one in folded):
         return folded, None
     with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
         run.expect(len(RIDGES) * len(folded))

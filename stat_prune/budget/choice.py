@@ -13,6 +13,7 @@ from stat_prune.budget.allocation import (
     allocate,
     allocate_evenly,
     allocate_same_sizes,
+    joint_menu,
     menu_for,
     raise_unreachable,
 )
@@ -67,9 +68,10 @@ def choose(
     TargetError
         If the target cannot be reached.
     """
-    if uniform and untouched:
+    ignored = [block.name for block in untouched if not block.fixed]
+    if uniform and ignored:
         raise TargetError(
-            f"uniform=True gives every layer the same sizes, but {untouched[0].name} is ignored. "
+            f"uniform=True gives every layer the same sizes, but {ignored[0]} is ignored. "
             "Leave out one of the two."
         )
     blocks = [*(one.block for one in candidates), *untouched]
@@ -107,23 +109,35 @@ def _spread(
     blocks = [one.block for one in candidates]
     for members, fraction in budgets:
         indices = [i for i, block in enumerate(blocks) if block in members]
-        part = [candidates[i] for i in indices]
+        # Experts of a set are chosen as one, as they are of one size.
+        sets: dict[str, list[int]] = {}
+        for i in indices:
+            sets.setdefault(blocks[i].set_name, []).append(i)
+        parts = [blocks[together[0]].part for together in sets.values()]
         if cost is None:
-            choice = [_within_tolerance(one, fraction, round_to) for one in part]
+            choice = [
+                max(_within_tolerance(candidates[i], fraction, round_to) for i in together)
+                for together in sets.values()
+            ]
             if uniform:
-                choice = _largest_of_kind(part, choice)
+                choice = _largest_of_part(parts, choice)
         else:
             menus = [
-                menu_for(c, weights[i], cost, round_to) for c, i in zip(part, indices, strict=True)
+                joint_menu(
+                    [menu_for(candidates[i], weights[i], cost, round_to) for i in together],
+                    blocks[together[0]].part,
+                )
+                for together in sets.values()
             ]
             fixed = [_whole(full_cost(b, cost)) for b in untouched if b in members]
             if uniform:
-                choice = allocate_same_sizes(menus, [one.block.kind for one in part], fraction)
+                choice = allocate_same_sizes(menus, parts, fraction, fixed)
             else:
                 choice = (allocate_evenly if even else allocate)([*menus, *fixed], fraction)
         # The menus of untouched blocks come last and have no candidate.
-        for i, index in zip(indices, choice, strict=False):
-            chosen[i] = index
+        for together, index in zip(sets.values(), choice, strict=False):
+            for i in together:
+                chosen[i] = index
     return chosen
 
 
@@ -156,7 +170,8 @@ def check_reachable(
         )
         total = sum(full_cost(block, cost) for block in members)
         if least > fraction * total * (1 + 1e-9):
-            raise_unreachable(fraction, least, total)
+            reasons = dict.fromkeys(block.fixed for block in members if block.fixed)
+            raise_unreachable(fraction, least, total, " ".join(reasons))
 
 
 def _check_time(target: Target, timed: TimedModel) -> None:
@@ -194,9 +209,9 @@ def _within_tolerance(candidates: Candidates, tolerance: float, round_to: int) -
     return int(menu.indices[(errors <= tolerance).nonzero()[0, 0]])
 
 
-def _largest_of_kind(candidates: Sequence[Candidates], choice: Sequence[int]) -> list[int]:
-    """The largest index chosen within each kind, so that every block keeps to its tolerance."""
+def _largest_of_part(parts: Sequence[str], choice: Sequence[int]) -> list[int]:
+    """The largest index chosen within each part, so that every block keeps to its tolerance."""
     largest: dict[str, int] = {}
-    for one, index in zip(candidates, choice, strict=True):
-        largest[one.block.kind] = max(index, largest.get(one.block.kind, 0))
-    return [largest[one.block.kind] for one in candidates]
+    for part, index in zip(parts, choice, strict=True):
+        largest[part] = max(index, largest.get(part, 0))
+    return [largest[part] for part in parts]

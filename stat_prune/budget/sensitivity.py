@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
-from stat_prune.blocks import linear
 from stat_prune.calibration import token_mask
 from stat_prune.collectors import Batch, answering, evaluating, model_inputs
 from stat_prune.correction import FoldedConsumer
+from stat_prune.projections import Projection, projection
 
 #: Squared distance of a pruned model's output from the dense one's: ``(dense, pruned, batch)``
 #: to a tensor of one value a position that counts.
@@ -61,6 +61,8 @@ def probe(
 ) -> list[float]:
     """Effect on the output of each block's pruning alone, the rest of the model dense.
 
+    A set of experts counts as one block: those of them that have a probe are pruned together.
+
     A probe changes only a consumer: dropped channels get weight zero and the kept ones the
     corrected weight, which gives exactly the output of the pruned block. Layers before the block
     are not computed again.
@@ -81,29 +83,35 @@ def probe(
     Returns
     -------
     list of float
-        Mean distance of the output, by probe.
+        Mean distance of the output, by probe; the same for all experts of a set.
     """
     objective = objective or output_distance
     layers = transformer_layers(model)
     device = next(model.parameters()).device
-    sums, count = [0.0] * len(probes), 0
+    together: dict[str, list[FoldedConsumer]] = {}
+    for folded in probes:
+        together.setdefault(folded.block.set_name, []).append(folded)
+    sums, count = dict.fromkeys(together, 0.0), 0
     with evaluating(model):
         for batch in batches:
             inputs = model_inputs(model, batch, device)
             with _recorded(layers) as layer_outputs:
                 dense = model(**inputs)
-            for index, folded in enumerate(probes):
-                consumer = linear(model.base_model, folded.block.consumer)
+            for name, members in together.items():
                 known = {
                     layer: partial(layer_outputs.get, layer)
-                    for layer in list(layers)[: folded.block.layer]
+                    for layer in list(layers)[: members[0].block.layer]
                 }
-                with answering(known), _replaced(consumer, folded):
+                with answering(known), ExitStack() as stack:
+                    for folded in members:
+                        consumer = projection(model.base_model, folded.block.consumer)
+                        stack.enter_context(_replaced(consumer, folded))
                     distances = objective(dense, model(**inputs), batch)
-                sums[index] += float(distances.double().sum())
-                advance(folded.block.name)
+                sums[name] += float(distances.double().sum())
+                for folded in members:
+                    advance(folded.block.name)
             count += distances.numel()
-    return [total / max(count, 1) for total in sums]
+    return [sums[one.block.set_name] / max(count, 1) for one in probes]
 
 
 def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
@@ -179,15 +187,15 @@ def _recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
 
 
 @contextmanager
-def _replaced(consumer: nn.Linear, folded: FoldedConsumer) -> Iterator[None]:
+def _replaced(consumer: Projection, folded: FoldedConsumer) -> Iterator[None]:
     """The consumer computes with the probe's weight and bias."""
-    weight, bias = consumer.weight.data, None if consumer.bias is None else consumer.bias.data
-    consumer.weight.data = folded.scattered_weight().to(weight.dtype)
-    if bias is not None and folded.bias is not None:
-        consumer.bias.data = (bias.double() + folded.bias).to(bias.dtype)
+    dense = [(consumer.weight, consumer.weight.clone())]
+    consumer.weight.copy_(folded.scattered_weight())
+    if consumer.bias is not None and folded.bias is not None:
+        dense.append((consumer.bias, consumer.bias.clone()))
+        consumer.bias.copy_(consumer.bias.double() + folded.bias)
     try:
         yield
     finally:
-        consumer.weight.data = weight
-        if bias is not None:
-            consumer.bias.data = bias
+        for tensor, before in dense:
+            tensor.copy_(before)

@@ -22,6 +22,20 @@ def check_single_fraction(target: Target, method: str) -> None:
         )
 
 
+def check_no_experts(run: Run, method: str) -> None:
+    """Refuse mixtures of experts, whose experts are of one size.
+
+    Raises
+    ------
+    ModelError
+    """
+    if any(block.expert_of for block in run.blocks):
+        raise ModelError(
+            f"method={method!r} gives every block a size of its own, but the experts of a layer in "
+            f"{type(run.model).__name__} share one. Use method='stat'."
+        )
+
+
 def check_encoder(run: Run, method: str) -> None:
     """Refuse decoders, and attention layers that share keys and values between heads.
 

@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 from families import Family, output
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune import MACs, Parameters, Tolerance
 from stat_prune.architectures import find_blocks
-from stat_prune.blocks import Block, linear
+from stat_prune.projections import Projection, projection
 
 
 @pytest.mark.parametrize("method", ["stat", "stat-paper", "magnitude"])
@@ -28,35 +28,43 @@ def make_dependent(model: PreTrainedModel) -> None:
     """Make the second half of each block's units linear combinations of the first, in place."""
     torch.manual_seed(1)
     for block in find_blocks(model):
-        producers = [
-            linear(model.base_model, path) for path in (*block.producers, *block.shared_producers)
+        parts = [
+            (made, rows)
+            for producer in block.producers
+            for made in [projection(model.base_model, producer.path)]
+            for rows in block.part_rows(producer)
         ]
-        for producer in producers:
-            repeat_half(producer)
+        for made, rows in parts:
+            repeat_half(made, rows)
         # The last of query, key and value is the value: the second half of the heads attends as the
         # first does, to a mixture of what the first reads. The last of gate and up is up, in which
         # the network is linear.
+        made, rows = parts[-1]
         if block.kind == "heads":
-            mix_second_half(producers[-1], block)
-        elif len(producers) == 2:
-            with torch.no_grad():
-                producers[-1].weight[len(producers[-1].weight) // 2 :] *= -2
+            mixing = torch.eye(block.unit_size) + 0.3 * torch.randn(
+                block.unit_size, block.unit_size
+            )
+            mix_second_half(made, rows, mixing)
+        elif len(parts) == 2:
+            mix_second_half(made, rows, torch.tensor([[-2.0]]))
+
+
+def tensors(made: Projection) -> list[Tensor]:
+    return [made.weight] if made.bias is None else [made.weight, made.bias]
 
 
 @torch.no_grad()
-def repeat_half(layer: nn.Linear) -> None:
-    for parameter in layer.parameters():
-        half = len(parameter) // 2
-        parameter[half:] = parameter[:half]
+def repeat_half(made: Projection, rows: Tensor) -> None:
+    half = len(rows) // 2
+    for tensor in tensors(made):
+        tensor[rows[half:]] = tensor[rows[: len(rows) - half]]
 
 
 @torch.no_grad()
-def mix_second_half(value: nn.Linear, block: Block) -> None:
-    mixing = torch.eye(block.unit_size) + 0.3 * torch.randn(block.unit_size, block.unit_size)
-    for parameter in value.parameters():
-        heads = parameter.view(block.num_groups, block.unit_size, -1)
-        half = block.num_groups // 2
-        heads[half:] = mixing @ heads[half:]
+def mix_second_half(made: Projection, rows: Tensor, mixing: Tensor) -> None:
+    half = rows[len(rows) // 2 :]
+    for tensor in tensors(made):
+        tensor[half] = torch.einsum("ij,hj...->hi...", mixing, tensor[half])
 
 
 @pytest.mark.parametrize("target", [Parameters({"heads": 0.55, "neurons": 0.55}), Tolerance(1e-4)])
