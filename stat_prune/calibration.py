@@ -244,7 +244,7 @@ def _from_rows(rows: Sequence[TokenRow], batch_size: int, pad_token_id: int) -> 
     ordered = sorted(rows, key=lambda row: (-len(row["input_ids"]), digests[id(row)]))
     return CalibrationSet(
         batches=[
-            _pad(ordered[start : start + batch_size], pad_token_id)
+            pad_rows(ordered[start : start + batch_size], pad_token_id)
             for start in range(0, len(ordered), batch_size)
         ],
         num_samples=len(ordered),
@@ -263,7 +263,14 @@ def _digest(row: TokenRow) -> str:
     return digest.hexdigest()
 
 
-def _pad(rows: Sequence[TokenRow], pad_token_id: int) -> dict[str, Tensor]:
+def pad_rows(rows: Sequence[TokenRow], pad_token_id: int) -> dict[str, Tensor]:
+    """One batch of rows, padded on the right; labels, which are numbers, side by side.
+
+    Parameters
+    ----------
+    rows : sequence of dict of str to Tensor of shape (sequence,), int64
+    pad_token_id : int
+    """
     # Rows of mixed origin (texts beside token ids) may not all have token types.
     columns = {
         name: [row[name] for row in rows] for name in rows[0] if all(name in row for row in rows)

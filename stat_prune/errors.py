@@ -31,6 +31,10 @@ class NonFiniteActivationsError(StatPruneError, ArithmeticError):
     """NaN or Inf in the input of a consumer; the message names the block and the batch."""
 
 
+class NonFiniteLossError(StatPruneError, ArithmeticError):
+    """NaN or Inf in a term of a training loss; the message names the term and the step."""
+
+
 class SaveError(StatPruneError, OSError):
     """Saving failed (directory exists, disk full, no permission); nothing was replaced."""
 
