@@ -92,7 +92,7 @@ def uses_labels(model: PreTrainedModel, examples: CalibrationSet, labels: bool |
 
 
 def _check_classes(model: PreTrainedModel, examples: CalibrationSet) -> None:
-    count = model.config.num_labels
+    count = model.config.num_labels or 1
     if count == 1:
         return
     labels = torch.cat([batch["labels"] for batch in examples.batches])

@@ -95,8 +95,10 @@ def logit_distance(student: Any, teacher: Any, batch: Batch, temperature: float)
         return None
     if student[present[0]].shape[-1] == 1:
         temperature = 1.0
-    softer = [{name: out[name] / temperature for name in present} for out in (teacher, student)]
-    return temperature**2 * output_distance(*softer, batch).mean().float()
+    expected, found = (
+        {name: output[name] / temperature for name in present} for output in (teacher, student)
+    )
+    return temperature**2 * output_distance(expected, found, batch).mean().float()
 
 
 def hidden_distance(student: Any, teacher: Any, batch: Batch, layer_map: LayerMap) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from stat_prune.vib.data import TrainingSet, training_set, uses_labels
 from stat_prune.vib.distillation import check_teacher, layer_map_of
 from stat_prune.vib.folder import RunFolder
 from stat_prune.vib.folding import fold_masks
-from stat_prune.vib.masks import make_masks, masking
+from stat_prune.vib.masks import VIBMask, make_masks, masking
 from stat_prune.vib.objective import MaskedObjective, Objective
 from stat_prune.vib.selection import kept_units, select
 from stat_prune.vib.trainer import Stage, num_steps, train
@@ -152,7 +153,7 @@ def _fractions(target: Target, gradual: Sequence[float], output_dir: Any) -> lis
         raise TargetError(f"vib_finetune takes MACs or Parameters, got {target!r}.")
     check_single_fraction(target, "vib")
     fractions = [*gradual, target.fractions()["all"]]
-    if any(not 0 < after < before <= 1 for before, after in zip(fractions, fractions[1:])):
+    if any(not 0 < after < before <= 1 for before, after in pairwise(fractions)):
         raise TargetError(
             f"`gradual` must descend towards the target within (0, 1], got {list(gradual)!r} "
             f"before {fractions[-1]:g}."
@@ -301,7 +302,7 @@ class _Finetuning:
         self,
         student: PreTrainedModel,
         blocks: Sequence[Block],
-        masks: nn.ModuleList,
+        masks: Sequence[VIBMask],
         fraction: float,
         place: RunFolder | None,
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.blocks import Block
@@ -18,12 +18,13 @@ from stat_prune.projections import projection
 from stat_prune.run import Run
 from stat_prune.statistics import statistics_of
 from stat_prune.vib.config import VIBConfig
+from stat_prune.vib.masks import VIBMask
 
 
 def fold_masks(
     model: PreTrainedModel,
     blocks: Sequence[Block],
-    masks: nn.ModuleList | None,
+    masks: Sequence[VIBMask] | None,
     units: Sequence[Tensor],
     config: VIBConfig,
     run: Run,
@@ -36,7 +37,7 @@ def fold_masks(
         Its consumers take the means of the masks, unless the correction is that of the model
         without them.
     blocks : sequence of Block
-    masks : ModuleList of VIBMask, or None
+    masks : sequence of VIBMask, or None
     units : sequence of Tensor of shape (k,), int64
         Units that stay, by block.
     config : VIBConfig
@@ -59,7 +60,9 @@ def fold_masks(
 
 
 @torch.no_grad()
-def _multiply_means(model: PreTrainedModel, blocks: Sequence[Block], masks: nn.ModuleList) -> None:
+def _multiply_means(
+    model: PreTrainedModel, blocks: Sequence[Block], masks: Sequence[VIBMask]
+) -> None:
     for block, mask in zip(blocks, masks, strict=True):
         weight = projection(model.base_model, block.consumer).weight
         means = mask.mean.repeat_interleave(mask.width)

@@ -88,18 +88,18 @@ class VIBMask(nn.Module):
         return activations * channels.reshape(-1, *[1] * (activations.ndim - 2), channels.shape[1])
 
 
-def make_masks(blocks: Sequence[Block], config: VIBConfig, *, seed: int) -> nn.ModuleList:
+def make_masks(blocks: Sequence[Block], config: VIBConfig, *, seed: int) -> list[VIBMask]:
     """One `VIBMask` a block, in order."""
     generator = torch.Generator().manual_seed(seed)
-    return nn.ModuleList(
+    return [
         VIBMask(block.num_groups, block.units_per_group * block.unit_size, config, generator)
         for block in blocks
-    )
+    ]
 
 
 @contextmanager
 def masking(
-    model: PreTrainedModel, blocks: Sequence[Block], masks: nn.ModuleList, lagrangian: nn.Module
+    model: PreTrainedModel, blocks: Sequence[Block], masks: Sequence[VIBMask], lagrangian: nn.Module
 ) -> Iterator[None]:
     """Every consumer reads its input through the masks of its block.
 
@@ -109,14 +109,16 @@ def masking(
         Has masks and multipliers as a submodule until this is left, so that a checkpoint of it has
         them.
     blocks : sequence of Block
-    masks : ModuleList of VIBMask
+    masks : sequence of VIBMask
     lagrangian : Lagrangian
     """
 
     def hook_for(mask: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
         return lambda _module, args: (mask(args[0]),)
 
-    trained = nn.ModuleDict({"masks": masks, "lagrangian": lagrangian}).train(model.training)
+    trained = nn.ModuleDict({"masks": nn.ModuleList(masks), "lagrangian": lagrangian}).train(
+        model.training
+    )
     model.add_module(MASKS, trained.to(next(model.parameters()).device))
     handles = [
         projection(model.base_model, block.consumer).module.register_forward_pre_hook(hook_for(one))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.collectors import Batch
@@ -19,6 +20,7 @@ from stat_prune.vib.distillation import (
     run_on,
     teacher_output,
 )
+from stat_prune.vib.masks import VIBMask
 
 
 @dataclass
@@ -73,7 +75,7 @@ class MaskedObjective:
     Attributes
     ----------
     objective : Objective
-    masks : ModuleList of VIBMask
+    masks : sequence of VIBMask
     costs : MaskCosts
     lagrangian : Lagrangian
     start, target : float
@@ -82,7 +84,7 @@ class MaskedObjective:
     """
 
     objective: Objective
-    masks: nn.ModuleList
+    masks: Sequence[VIBMask]
     costs: MaskCosts
     lagrangian: Lagrangian
     start: float
@@ -96,7 +98,8 @@ class MaskedObjective:
         if not config.train_weights:
             # Frozen weights cannot learn to do without what dropout takes.
             model.eval()
-            self.masks.train()
+            for mask in self.masks:
+                mask.train()
         terms = self.objective.terms(model, batch, step)
         information = torch.stack([mask.kl() for mask in self.masks]).sum()
         count = sum(len(mask.mean) for mask in self.masks)

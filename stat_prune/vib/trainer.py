@@ -195,10 +195,13 @@ class VIBTrainer(Trainer):
             return max(0.0, 1 - step / num_training_steps)
 
         rates: list[Callable[[int], float]] = [falls, falls, _stays, _stays]
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rates)
+        chosen = optimizer or self.optimizer
+        assert chosen is not None
+        self.lr_scheduler = LambdaLR(chosen, rates)
         return self.lr_scheduler
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        assert self.model is not None
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not bool(parameter.isfinite().all()):
                 self._stop(f"{name} has NaN or Inf")
