@@ -2,9 +2,10 @@
 
     STAT_PRUNE_DATA=... python benchmarks/vib.py --task mrpc --kept 0.5 --steps 60
 
-Every (task, method, kept fraction, steps, seed) is one record on disk; a run that is broken off goes
-on where it was. Word embeddings are frozen, as they were when the checkpoints were made. Steps count
-batches of `--batch-size`; methods with two rounds of training spend half in each.
+Every (task, method, kept fraction, steps, seed) is one record on disk; a run that is broken off
+goes on where it was. Word embeddings are frozen and the learning rate is 1e-4, as when the
+checkpoints were made. Steps count batches of `--batch-size`; methods with two rounds of training
+spend half in each, and masks alone a fifth.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Cell:
             start,
             self.data,
             target=target,
-            mode=replace(config, batch_size=self.batch_size),
+            mode=replace(config, batch_size=self.batch_size, learning_rate=1e-4),
             teacher=dense,
             tokenizer=self.tokenizer,
             seed=self.seed,

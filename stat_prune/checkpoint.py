@@ -29,7 +29,7 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
     PreTrainedModel
         The same object.
     """
-    stock = _stock_class(model)
+    stock = stock_class(model)
     if stock is None:
         return model
     if getattr(model.config, "stat_prune", None):
@@ -44,7 +44,7 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _stock_class(model: PreTrainedModel) -> type[PreTrainedModel] | None:
+def stock_class(model: PreTrainedModel) -> type[PreTrainedModel] | None:
     """The class of transformers that `model` is an instance of, seen through our own subclass."""
     cls = type(model)
     # A folder's copy of the modeling file is a module of its own, under another package.
@@ -113,7 +113,7 @@ def save_checkpoint(
         fails, for instance on a full disk. What was at `directory` is then untouched.
     """
     check_output_directory(directory, overwrite)
-    if getattr(model.config, "stat_prune", None) and _stock_class(model) is None:
+    if getattr(model.config, "stat_prune", None) and stock_class(model) is None:
         raise SaveError(
             f"{type(model).__name__} is not a class of transformers, so the saved folder could not "
             "rebuild it. Save its state_dict(), or prune the transformers model inside it."

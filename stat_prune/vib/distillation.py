@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
-from stat_prune.budget.sensitivity import output_distance
+from stat_prune.budget.sensitivity import output_distance, recorded
 from stat_prune.calibration import token_mask
 from stat_prune.collectors import Batch, model_inputs
 from stat_prune.errors import SettingsError
@@ -101,7 +101,13 @@ def logit_distance(student: Any, teacher: Any, batch: Batch, temperature: float)
     return temperature**2 * output_distance(expected, found, batch).mean().float()
 
 
-def hidden_distance(student: Any, teacher: Any, batch: Batch, layer_map: LayerMap) -> Tensor:
+def hidden_distance(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    batch: Batch,
+    layer_map: LayerMap,
+    dimensions: Tensor | None = None,
+) -> Tensor:
     """Squared distance of hidden states relative to the teacher's squared norm, mean over layers.
 
     CoFi (Xia et al. 2022) takes the mean squared error; relative to the norm, one weight serves
@@ -109,36 +115,40 @@ def hidden_distance(student: Any, teacher: Any, batch: Batch, layer_map: LayerMa
 
     Parameters
     ----------
-    student, teacher : ModelOutput
-        With ``hidden_states``.
+    student, teacher : sequence of Tensor of shape (batch, sequence, hidden size)
+        What the layers return.
     batch : mapping of str to Tensor
     layer_map : tuple of pairs of int
+    dimensions : Tensor of shape (hidden size of the teacher,), optional
+        How much each hidden dimension counts. A student that has fewer has those that count.
     """
     errors = []
     for mine, other in layer_map:
-        # The first of the hidden states are the embeddings.
-        expected = teacher.hidden_states[other + 1].float()
-        found = student.hidden_states[mine + 1].float()
-        mask = token_mask(batch).to(expected.device)
-        expected, found = expected[mask], found[mask]
-        errors.append((found - expected).square().sum() / expected.square().sum())
+        found, expected = student[mine].float(), teacher[other].float()
+        weights = torch.ones(1, device=found.device) if dimensions is None else dimensions
+        if found.shape[-1] < expected.shape[-1]:
+            expected, weights = expected[..., weights > 0], weights[weights > 0]
+        real = token_mask(batch).to(found.device)
+        error = ((found - expected).square() * weights)[real].sum()
+        errors.append(error / (expected.square() * weights)[real].sum())
     return torch.stack(errors).mean()
 
 
-def teacher_output(teacher: PreTrainedModel, batch: Batch, *, hidden_states: bool) -> Any:
-    """What the teacher makes of a batch, without gradients; it is in evaluation mode."""
-    with torch.no_grad():
-        return run_on(teacher, batch, hidden_states=hidden_states)
-
-
 def run_on(
-    model: PreTrainedModel,
-    batch: Batch,
-    *,
-    hidden_states: bool,
-    extra: Mapping[str, Tensor] | None = None,
-) -> Any:
-    """The model's output for a batch, on its own device."""
+    model: PreTrainedModel, batch: Batch, extra: Mapping[str, Tensor] | None = None
+) -> tuple[Any, list[Tensor]]:
+    """The model's output for a batch, and what each of its layers returned.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    batch : mapping of str to Tensor
+    extra : mapping of str to Tensor, optional
+        Further inputs: labels.
+    """
     device = next(model.parameters()).device
-    inputs = model_inputs(model, batch, device) | dict(extra or {})
-    return model(**inputs, output_hidden_states=hidden_states, return_dict=True)
+    layers = transformer_layers(model)
+    with recorded(layers) as returned:
+        output = model(**model_inputs(model, batch, device), **(extra or {}))
+    first = [returned[layer] for layer in layers]
+    return output, [one if isinstance(one, Tensor) else one[0] for one in first]

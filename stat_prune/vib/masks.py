@@ -75,15 +75,20 @@ class VIBMask(nn.Module):
         """``sigmoid(-slope * log alpha)``: a smooth stand-in for ``log alpha < 0``."""
         return torch.sigmoid(-slope * self.log_alpha())
 
+    def values(self, draws: int) -> Tensor:
+        """The masks: so many draws in training, else one row of means; (draws, size) or (1, size).
+
+        Means of units that are not kept are 0.
+        """
+        if not self.training:
+            return (self.mean * self.kept)[None]
+        noise = torch.randn(draws, len(self.mean), device=self.mean.device)
+        return self.mean + noise * (self.log_variance / 2).exp()
+
     def forward(self, activations: Tensor) -> Tensor:
         """Mask a consumer's input of shape (batch, sequence, m) or (tokens, m)."""
-        if self.training:
-            # Where a layer joins batch and sequence, all examples share a draw.
-            draws = len(activations) if activations.ndim > 2 else 1
-            noise = torch.randn(draws, len(self.mean), device=self.mean.device)
-            values = self.mean + noise * (self.log_variance / 2).exp()
-        else:
-            values = (self.mean * self.kept)[None]
+        # Where a layer joins batch and sequence, all examples share a draw.
+        values = self.values(len(activations) if activations.ndim > 2 else 1)
         channels = values.repeat_interleave(self.width, dim=1).to(activations.dtype)
         return activations * channels.reshape(-1, *[1] * (activations.ndim - 2), channels.shape[1])
 
@@ -99,7 +104,10 @@ def make_masks(blocks: Sequence[Block], config: VIBConfig, *, seed: int) -> list
 
 @contextmanager
 def masking(
-    model: PreTrainedModel, blocks: Sequence[Block], masks: Sequence[VIBMask], lagrangian: nn.Module
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    masks: Sequence[VIBMask],
+    *others: nn.Module,
 ) -> Iterator[None]:
     """Every consumer reads its input through the masks of its block.
 
@@ -110,15 +118,14 @@ def masking(
         them.
     blocks : sequence of Block
     masks : sequence of VIBMask
-    lagrangian : Lagrangian
+    *others : Module
+        What is trained with them: multipliers, a mask of hidden dimensions.
     """
 
     def hook_for(mask: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
         return lambda _module, args: (mask(args[0]),)
 
-    trained = nn.ModuleDict({"masks": nn.ModuleList(masks), "lagrangian": lagrangian}).train(
-        model.training
-    )
+    trained = nn.ModuleList([*masks, *others]).train(model.training)
     model.add_module(MASKS, trained.to(next(model.parameters()).device))
     handles = [
         projection(model.base_model, block.consumer).module.register_forward_pre_hook(hook_for(one))

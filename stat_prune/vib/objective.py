@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,8 +18,8 @@ from stat_prune.vib.distillation import (
     hidden_distance,
     logit_distance,
     run_on,
-    teacher_output,
 )
+from stat_prune.vib.hidden import HiddenMask
 from stat_prune.vib.masks import VIBMask
 
 
@@ -35,12 +35,15 @@ class Objective:
     labelled : bool
         Whether the task loss counts.
     layer_map : tuple of pairs of int
+    dimensions : Tensor of shape (hidden size,), optional
+        How much each hidden dimension of the teacher counts.
     """
 
     teacher: PreTrainedModel
     config: VIBConfig
     labelled: bool
     layer_map: LayerMap
+    dimensions: Tensor | None = None
 
     def terms(self, model: PreTrainedModel, batch: Batch, step: int) -> dict[str, Tensor]:
         """Terms of the loss at a step, weighted, by name."""
@@ -48,24 +51,42 @@ class Objective:
         extra = {}
         if self.labelled and config.task_weight:
             extra["labels"] = task_labels(model, batch)
-        compares = config.hidden_weight > 0
-        output = run_on(model, batch, hidden_states=compares, extra=extra)
+        output, states = run_on(model, batch, extra)
         terms = {}
         if extra:
             terms["task"] = config.task_weight * output["loss"]
-        if config.logit_weight or compares:
-            expected = teacher_output(self.teacher, batch, hidden_states=compares)
+        if config.logit_weight or config.hidden_weight:
+            with torch.no_grad():
+                expected, expected_states = run_on(self.teacher, batch)
             logits = logit_distance(output, expected, batch, config.temperature)
             if config.logit_weight and logits is not None:
                 terms["logits"] = config.logit_weight * logits
-            if compares:
-                distance = hidden_distance(output, expected, batch, self.layer_map)
+            if config.hidden_weight:
+                distance = hidden_distance(
+                    states, expected_states, batch, self.layer_map, self.dimensions
+                )
                 terms["hidden"] = config.hidden_weight * distance
         return terms
 
     def progress(self) -> dict[str, float]:
         """What the progress bar shows beside the loss."""
         return {}
+
+
+@dataclass
+class HiddenConstraint:
+    """The mask of the hidden dimensions, held at a fraction of its own.
+
+    Attributes
+    ----------
+    mask : HiddenMask
+    target : float
+    lagrangian : Lagrangian
+    """
+
+    mask: HiddenMask
+    target: float
+    lagrangian: Lagrangian = field(default_factory=Lagrangian)
 
 
 @dataclass
@@ -76,40 +97,54 @@ class MaskedObjective:
     ----------
     objective : Objective
     masks : sequence of VIBMask
-    costs : MaskCosts
+    costs : callable
+        What the masks pay for, given the number of hidden dimensions.
     lagrangian : Lagrangian
     start, target : float
         Kept fractions, before and after the warm-up.
     warmup_steps : int
+    hidden : HiddenConstraint, optional
     """
 
     objective: Objective
     masks: Sequence[VIBMask]
-    costs: MaskCosts
+    costs: Callable[[Tensor | None], MaskCosts]
     lagrangian: Lagrangian
     start: float
     target: float
     warmup_steps: int
+    hidden: HiddenConstraint | None = None
     _shown: dict[str, float] = field(default_factory=dict)
 
     def terms(self, model: PreTrainedModel, batch: Batch, step: int) -> dict[str, Tensor]:
         """Terms of the loss at a step, weighted, by name."""
-        config = self.objective.config
+        config, hidden = self.objective.config, self.hidden
+        masks = [*self.masks, hidden.mask] if hidden else self.masks
         if not config.train_weights:
             # Frozen weights cannot learn to do without what dropout takes.
             model.eval()
-            for mask in self.masks:
+            for mask in masks:
                 mask.train()
+        width = None
+        if hidden:
+            weights = hidden.mask.keep_probability(config.cost_slope)
+            width, self.objective.dimensions = weights.sum(), weights.detach()
         terms = self.objective.terms(model, batch, step)
-        information = torch.stack([mask.kl() for mask in self.masks]).sum()
-        count = sum(len(mask.mean) for mask in self.masks)
-        expected = self.costs.expected(self.masks, config.cost_slope)
-        target = warmed_up(self.start, self.target, step, self.warmup_steps)
+        information = torch.stack([mask.kl() for mask in masks]).sum()
+        terms["kl"] = config.kl_weight * information / sum(len(mask.mean) for mask in masks)
+        expected = self.costs(width).expected(self.masks, config.cost_slope)
+        target = self._target(self.start, self.target, step)
+        terms["constraint"] = self.lagrangian(expected, target)
         self._shown = {"cost": float(expected.detach()), "target": target}
-        return terms | {
-            "kl": config.kl_weight * information / count,
-            "constraint": self.lagrangian(expected, target),
-        }
+        if hidden and width is not None:
+            fraction = width / len(hidden.mask.mean)
+            held = hidden.lagrangian(fraction, self._target(1.0, hidden.target, step))
+            terms["hidden constraint"] = held
+            self._shown["hidden"] = float(fraction.detach())
+        return terms
+
+    def _target(self, start: float, target: float, step: int) -> float:
+        return warmed_up(start, target, step, self.warmup_steps)
 
     def progress(self) -> dict[str, float]:
         """Expected cost and the target of the last step."""

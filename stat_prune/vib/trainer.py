@@ -26,6 +26,7 @@ from stat_prune.collectors import Batch
 from stat_prune.errors import NonFiniteLossError
 from stat_prune.run import Run
 from stat_prune.vib.config import VIBConfig
+from stat_prune.vib.cost import Lagrangian
 from stat_prune.vib.data import TrainingSet
 from stat_prune.vib.masks import MASKS
 
@@ -174,8 +175,14 @@ class VIBTrainer(Trainer):
         model, config = model or self.model, self.config
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         weights = [(n, p) for n, p in named if not n.startswith(MASKS)]
-        multipliers = [p for n, p in named if n.startswith(f"{MASKS}.lagrangian")]
-        masks = [p for n, p in named if n.startswith(f"{MASKS}.masks")]
+        multipliers = [
+            p
+            for module in model.modules()
+            if isinstance(module, Lagrangian)
+            for p in module.parameters()
+        ]
+        ascended = {id(p) for p in multipliers}
+        masks = [p for n, p in named if n.startswith(MASKS) and id(p) not in ascended]
         groups = [
             _group([p for _, p in weights if p.ndim > 1], config.learning_rate)
             | {"weight_decay": config.weight_decay},

@@ -41,35 +41,39 @@ def test_padding_has_no_part_in_what_is_compared():
     padded = {name: value[1:] for name, value in BATCH.items()}
     found = [
         hidden_distance(
-            *(run_on(one, batch, hidden_states=True) for one in (student, teacher)),
+            *(run_on(one, batch)[1] for one in (student, teacher)),
             batch,
             ((0, 0), (1, 1)),
         )
         for batch in (short, padded)
     ]
-    assert float(found[0]) > 0.01
+    assert found[0].detach() > 0.01
     assert torch.allclose(found[0], found[1], atol=1e-5)
 
 
 def test_hidden_states_are_compared_relative_to_the_teachers_norm():
     student, teacher = tiny_bert(), tiny_bert(num_hidden_layers=4)
-    ours, theirs = (run_on(one, BATCH, hidden_states=True) for one in (student, teacher))
+    ours, theirs = (
+        one(**BATCH, output_hidden_states=True).hidden_states for one in (student, teacher)
+    )
     layers = layer_map_of(student, teacher, None)
     assert layers == ((0, 1), (1, 3))
     real = BATCH["attention_mask"].bool()
     parts = []
     for mine, other in layers:
-        a, b = ours.hidden_states[mine + 1][real], theirs.hidden_states[other + 1][real]
+        a, b = ours[mine + 1][real], theirs[other + 1][real]
         parts.append(float((a - b).norm() ** 2 / b.norm() ** 2))
-    found = hidden_distance(ours, theirs, BATCH, layers)
+    found = hidden_distance(ours[1:], theirs[1:], BATCH, layers)
+    own = hidden_distance(*(run_on(m, BATCH)[1] for m in (student, teacher)), BATCH, layers)
+    assert torch.equal(own, found)
     assert float(found.detach()) == pytest.approx(sum(parts) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("make", [tiny_bert, tiny_llama])
 def test_a_model_is_at_no_distance_from_itself(make):
     model = make()
-    output = run_on(model, BATCH, hidden_states=True)
-    assert float(hidden_distance(output, output, BATCH, ((0, 0), (1, 1)))) == 0
+    output, states = run_on(model, BATCH)
+    assert float(hidden_distance(states, states, BATCH, ((0, 0), (1, 1)))) == 0
     logits = logit_distance(output, output, BATCH, 2.0)
     assert logits is None if make is tiny_bert else float(logits) == pytest.approx(0, abs=1e-6)
 
@@ -92,3 +96,14 @@ def test_layers_and_sizes_that_do_not_fit_are_refused():
         layer_map_of(model, model, ((0, 2),))
     with pytest.raises(StatPruneError, match="16 dimensions"):
         layer_map_of(model, tiny_bert(hidden_size=16), None)
+
+
+def test_only_the_dimensions_that_count_are_compared():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 1, 2, 4, 6, generator=generator)
+    counts = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 0.0])
+    kept, real = counts > 0, BATCH["attention_mask"].bool()
+    error = ((ours - theirs)[0][real] ** 2 @ counts).sum() / (theirs[0][real] ** 2 @ counts).sum()
+    found = hidden_distance(ours, theirs, BATCH, ((0, 0),), counts)
+    assert torch.allclose(found, error)
+    assert torch.allclose(hidden_distance(ours[..., kept], theirs, BATCH, ((0, 0),), counts), error)

@@ -105,10 +105,11 @@ def test_the_same_seed_gives_the_same_model(inputs):
 
 
 def test_the_random_numbers_of_the_caller_go_on_as_they_would():
+    model = classifier()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    finetune(classifier(), MACs(0.6))
+    finetune(model, MACs(0.6))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -126,8 +127,8 @@ def test_masks_mode_trains_no_weight():
 
 def test_with_labels_the_task_is_learned_and_without_them_the_teacher():
     data = sequences(64, labels=True)
-    mode = replace(short(), hidden_weight=0.0, logit_weight=0.0, finetune_steps=40, mask_steps=2)
-    mode = replace(mode, learning_rate=1e-2)
+    mode = replace(short(), hidden_weight=0.0, logit_weight=0.0, finetune_steps=150, mask_steps=2)
+    mode = replace(mode, learning_rate=2e-3)
     learned = finetune(classifier(), MACs(0.8), data, mode=mode).model.eval()
     with torch.no_grad():
         found = [
@@ -143,8 +144,8 @@ def test_training_after_the_cut_brings_the_model_back_to_its_teacher(inputs):
     model = wide()
     expected = output(model, inputs)
     errors = []
-    for steps in (0, 40):
-        mode = replace(short(finetune_steps=steps), learning_rate=3e-3)
+    for steps in (0, 80):
+        mode = replace(short(finetune_steps=steps), learning_rate=2e-3)
         cut = finetune(model, MACs(0.5), mode=mode).model
         errors.append(float((output(cut, inputs) - expected).norm()))
     assert errors[1] < errors[0] / 2
@@ -201,7 +202,7 @@ def test_a_pruned_model_is_trained_on_towards_the_dense_one(inputs):
     dense = wide()
     pruned = stat_prune.prune(dense, sequences(), target=MACs(0.5), progress=False).model
     expected = output(dense, inputs)
-    mode = replace(short(finetune_steps=40), learning_rate=3e-3)
+    mode = replace(short(finetune_steps=80), learning_rate=1e-3)
     result = finetune(pruned, MACs(1.0), mode=mode, teacher=dense)
     assert result.report.after.parameters == pruned.num_parameters()
     before, after = (output(one, inputs) - expected for one in (pruned, result.model))
