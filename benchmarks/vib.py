@@ -5,7 +5,7 @@
 Every (task, method, kept fraction, steps, seed) is one record on disk; a run that is broken off
 goes on where it was. Word embeddings are frozen and the learning rate is 1e-4, as when the
 checkpoints were made. Steps count batches of `--batch-size`; methods with two rounds of training
-spend half in each, and masks alone a fifth.
+spend half in each, and masks alone a fifth. PFLOP and seconds are those of the second stage.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from transformers import PreTrainedModel
 
 import stat_prune
 from stat_prune.accounting import measure as measure_size
-from stat_prune.result import PruningResult
+from stat_prune.report import REPORT_FILE
 from stat_prune.targets import MACs
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
-from tasks import TASKS, Task
+from tasks import TASKS
 
 Record = dict[str, Any]
+#: A model and how it was made.
+Result = tuple[PreTrainedModel, dict[str, Any]]
 
 
 class Cell:
@@ -38,7 +40,9 @@ class Cell:
 
     Parameters
     ----------
-    task : Task
+    name : str
+    folder : Path
+        For models that several methods start from.
     kept : float
         Fraction of the dense model's MACs.
     steps : int
@@ -50,120 +54,118 @@ class Cell:
     """
 
     def __init__(
-        self, task: Task, kept: float, steps: int, batch_size: int, limit: int | None, seed: int
+        self,
+        name: str,
+        folder: Path,
+        *,
+        kept: float,
+        steps: int,
+        batch_size: int,
+        limit: int | None,
+        seed: int,
     ) -> None:
-        self.task, self.kept, self.steps, self.batch_size = task, kept, steps, batch_size
-        self.seed = seed
-        self.model, self.tokenizer = task.load()
+        self.name, self.folder, self.kept, self.seed = name, folder, kept, seed
+        self.steps, self.batch_size = steps, batch_size
+        self.task = TASKS[name]()
+        self.spent = {"flops": 0.0, "cpu_seconds": 0.0}
+        self.model, self.tokenizer = self.task.load()
         embeddings: Any = self.model.get_input_embeddings()
         embeddings.weight.requires_grad_(False)
-        self.data = task.calibration()
+        self.data = self.task.calibration()
         random.Random(seed).shuffle(self.data)
         self.data = self.data[:limit]
 
-    def pruned(self, kept: float | None = None) -> PruningResult:
-        """STAT, without labels or training."""
-        return stat_prune.prune(
-            self.model,
-            self.data,
-            target=self.task.target(kept or self.kept),
-            tokenizer=self.tokenizer,
-            num_calibration_samples=self.task.num_calibration_samples,
-            seed=self.seed,
-            progress=False,
-        )
+    def pruned(self, kept: float | None = None) -> Result:
+        """STAT, without labels or training; pruned once for all methods that start there."""
+        fraction = kept or self.kept
+        place = self.folder / f"stat-{self.name}-{fraction:g}-{len(self.data)}-{self.seed}"
+        if not place.is_dir():
+            result = stat_prune.prune(
+                self.model,
+                self.data,
+                target=self.task.target(fraction),
+                tokenizer=self.tokenizer,
+                num_calibration_samples=self.task.num_calibration_samples,
+                seed=self.seed,
+                progress=False,
+            )
+            result.save(place)
+        report = json.loads((place / REPORT_FILE).read_text())
+        return stat_prune.load(place), report["settings"]
 
     def finetuned(
         self, start: PreTrainedModel, kept: float, config: VIBConfig, **settings: Any
-    ) -> PruningResult:
-        """The second stage on a model."""
+    ) -> Result:
+        """The second stage on a model; what it takes is counted."""
         dense: Any = self.model
         trained = {name: p.requires_grad for name, p in dense.named_parameters()}
         for name, parameter in start.named_parameters():
             parameter.requires_grad_(trained[name])
-        target = self.task.target(kept)
-        return vib_finetune(
-            start,
-            self.data,
-            target=target,
-            mode=replace(config, batch_size=self.batch_size, learning_rate=1e-4),
-            teacher=dense,
-            tokenizer=self.tokenizer,
-            seed=self.seed,
-            **settings,
-        )
+        seconds = time.process_time()
+        with FlopCounterMode(display=False) as counter:
+            result = vib_finetune(
+                start,
+                self.data,
+                target=self.task.target(kept),
+                mode=replace(config, batch_size=self.batch_size, learning_rate=1e-4),
+                teacher=dense,
+                tokenizer=self.tokenizer,
+                seed=self.seed,
+                **settings,
+            )
+        self.spent = {
+            "flops": counter.get_total_flops(),
+            "cpu_seconds": time.process_time() - seconds,
+        }
+        return result.model, result.report.settings
 
 
-def full(cell: Cell) -> PruningResult:
-    config = replace(MODES["full"], mask_steps=cell.steps // 2, finetune_steps=cell.steps // 2)
-    return cell.finetuned(cell.model, cell.kept, config)
+def split(cell: Cell, mode: str, **fields: Any) -> VIBConfig:
+    """Half of the steps for the masks, half for the pruned model."""
+    half = cell.steps // 2
+    return replace(MODES[mode], mask_steps=half, finetune_steps=half, **fields)
 
 
-def fast(cell: Cell) -> PruningResult:
-    config = replace(MODES["fast"], mask_steps=cell.steps // 2, finetune_steps=cell.steps // 2)
-    return cell.finetuned(cell.model, cell.kept, config)
-
-
-def masks(cell: Cell, folding: str = "corrected") -> PruningResult:
-    steps = max(cell.steps // 5, 1)
-    config = replace(MODES["masks"], mask_steps=steps, folding=folding)  # type: ignore[arg-type]
+def masks_alone(cell: Cell, **fields: Any) -> Result:
+    """A fifth of the steps, and no labels."""
+    config = replace(MODES["masks"], mask_steps=max(cell.steps // 5, 1), **fields)
     return cell.finetuned(cell.model, cell.kept, config, labels=False)
 
 
-def masks_uncorrected(cell: Cell) -> PruningResult:
-    return masks(cell, "means")
+def from_stat(cell: Cell, **fields: Any) -> Result:
+    """All steps for the model that STAT pruned to the target."""
+    config = replace(MODES["full"], finetune_steps=cell.steps, **fields)
+    return cell.finetuned(cell.pruned()[0], 1.0, config)
 
 
-def full_corrected(cell: Cell) -> PruningResult:
-    config = replace(MODES["full"], mask_steps=cell.steps // 2, finetune_steps=cell.steps // 2)
-    return cell.finetuned(cell.model, cell.kept, replace(config, folding="corrected-means"))
-
-
-def stat(cell: Cell) -> PruningResult:
-    return cell.pruned()
-
-
-def stat_distilled(cell: Cell) -> PruningResult:
-    config = replace(MODES["full"], finetune_steps=cell.steps)
-    return cell.finetuned(cell.pruned().model, 1.0, config)
-
-
-def stat_finetuned(cell: Cell) -> PruningResult:
-    config = replace(MODES["full"], finetune_steps=cell.steps, logit_weight=0.0, hidden_weight=0.0)
-    return cell.finetuned(cell.pruned().model, 1.0, config)
-
-
-def stat_halfway(cell: Cell) -> PruningResult:
-    """STAT to half of what is to go, masks for the other half."""
+def from_halfway(cell: Cell) -> Result:
+    """STAT removes half of what is to go, masks the other half."""
     halfway = (1 + cell.kept) / 2
-    config = replace(MODES["full"], mask_steps=cell.steps // 2, finetune_steps=cell.steps // 2)
-    return cell.finetuned(cell.pruned(halfway).model, cell.kept / halfway, config)
+    start = cell.pruned(halfway)[0]
+    return cell.finetuned(start, cell.kept / halfway, split(cell, "full"))
 
 
-METHODS: dict[str, Callable[[Cell], PruningResult]] = {
-    "stat": stat,
-    "stat, then fine-tuning": stat_finetuned,
-    "stat, then distillation": stat_distilled,
-    "stat halfway, then vib": stat_halfway,
-    "vib, full": full,
-    "vib, full, corrected": full_corrected,
-    "vib, fast": fast,
-    "vib, masks": masks,
-    "vib, masks, uncorrected": masks_uncorrected,
+def vib(cell: Cell, mode: str, **fields: Any) -> Result:
+    """Masks, cut and training from the dense model."""
+    return cell.finetuned(cell.model, cell.kept, split(cell, mode, **fields))
+
+
+METHODS: dict[str, Callable[[Cell], Result]] = {
+    "stat": lambda cell: cell.pruned(),
+    "stat, then fine-tuning": lambda cell: from_stat(cell, logit_weight=0.0, hidden_weight=0.0),
+    "stat, then distillation": from_stat,
+    "stat halfway, then vib": from_halfway,
+    "vib, full": lambda cell: vib(cell, "full"),
+    "vib, full, corrected": lambda cell: vib(cell, "full", folding="corrected-means"),
+    "vib, fast": lambda cell: vib(cell, "fast"),
+    "vib, masks": masks_alone,
+    "vib, masks, uncorrected": lambda cell: masks_alone(cell, folding="means"),
 }
 
 
 def measure(name: str, method: str, cell: Cell) -> Record:
     """One model and its score."""
-    dense = cell.task.score(cell.model, cell.tokenizer)
-    start, seconds = time.perf_counter(), time.process_time()
-    with FlopCounterMode(display=False) as counter:
-        result = METHODS[method](cell)
-    spent = {
-        "flops": counter.get_total_flops(),
-        "cpu_seconds": time.process_time() - seconds,
-        "seconds": time.perf_counter() - start,
-    }
+    model, settings = METHODS[method](cell)
     return {
         "task": name,
         "method": method,
@@ -173,12 +175,11 @@ def measure(name: str, method: str, cell: Cell) -> Record:
         "examples": len(cell.data),
         "seed": cell.seed,
         "metric": cell.task.metric,
-        "dense": dense,
-        "score": cell.task.score(result.model, cell.tokenizer),
-        "kept_macs": kept_macs(cell, result.model),
-        **spent,
-        "settings": result.report.settings,
-        "versions": result.report.versions,
+        "dense": cell.task.score(cell.model, cell.tokenizer),
+        "score": cell.task.score(model, cell.tokenizer),
+        "kept_macs": kept_macs(cell, model),
+        **cell.spent,
+        "settings": settings,
     }
 
 
@@ -251,7 +252,15 @@ def main(
     for name, fraction, chosen in tqdm(cells, desc="vib"):
 
         def make(name: str = name, fraction: float = fraction) -> Cell:
-            return Cell(TASKS[name](), fraction, steps, batch_size, limit, seed)
+            return Cell(
+                name,
+                output,
+                kept=fraction,
+                steps=steps,
+                batch_size=batch_size,
+                limit=limit,
+                seed=seed,
+            )
 
         key = f"{fraction:g}-{steps}x{batch_size}-{limit or 'all'}-{seed}"
         records.append(record_of(output, name, chosen, make, key))

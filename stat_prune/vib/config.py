@@ -31,6 +31,9 @@ class VIBConfig:
     batch_size : int
     learning_rate, weight_decay : float
         Of AdamW, for the weights; the rate falls linearly to 0.
+    dropout : bool
+        Whether the model's dropout is on in training. A model that has lost most of its units
+        underfits rather than overfits, and cannot match a teacher with what dropout takes.
     mask_learning_rate, multiplier_learning_rate : float
         Constant.
     initial_mean, initial_log_variance, initial_spread : float
@@ -70,6 +73,7 @@ class VIBConfig:
     batch_size: int = 32
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
+    dropout: bool = False
     mask_learning_rate: float = 0.05
     multiplier_learning_rate: float = 0.1
     initial_mean: float = 1.0

@@ -120,11 +120,6 @@ class MaskedObjective:
         """Terms of the loss at a step, weighted, by name."""
         config, hidden = self.objective.config, self.hidden
         masks = [*self.masks, hidden.mask] if hidden else self.masks
-        if not config.train_weights:
-            # Frozen weights cannot learn to do without what dropout takes.
-            model.eval()
-            for mask in masks:
-                mask.train()
         width = None
         if hidden:
             weights = hidden.mask.keep_probability(config.cost_slope)

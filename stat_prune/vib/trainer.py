@@ -28,7 +28,7 @@ from stat_prune.run import Run
 from stat_prune.vib.config import VIBConfig
 from stat_prune.vib.cost import Lagrangian
 from stat_prune.vib.data import TrainingSet
-from stat_prune.vib.masks import MASKS
+from stat_prune.vib.masks import MASKS, VIBMask
 
 
 class Terms(Protocol):
@@ -161,6 +161,11 @@ class VIBTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The sum of the objective's terms."""
+        if not self.config.dropout:
+            model.eval()
+            for module in model.modules():
+                if isinstance(module, VIBMask):
+                    module.train()
         terms = self.objective.terms(model, inputs, self.state.global_step)
         values = torch.stack([term.float() for term in terms.values()])
         if not bool(values.isfinite().all()):

@@ -62,7 +62,7 @@ def test_hidden_states_are_compared_relative_to_the_teachers_norm():
     parts = []
     for mine, other in layers:
         a, b = ours[mine + 1][real], theirs[other + 1][real]
-        parts.append(float((a - b).norm() ** 2 / b.norm() ** 2))
+        parts.append(float(((a - b).norm() ** 2 / b.norm() ** 2).detach()))
     found = hidden_distance(ours[1:], theirs[1:], BATCH, layers)
     own = hidden_distance(*(run_on(m, BATCH)[1] for m in (student, teacher)), BATCH, layers)
     assert torch.equal(own, found)
