@@ -77,6 +77,8 @@ class Block:
     stream_after : str or None
         Path of the module whose input is the stream with that output added; None: the layer's
         output is.
+    multiple : int
+        What its number of units is kept to multiples of, whatever the user asks for.
     fixed : str
         Why no unit can leave; ``""`` where units can.
     """
@@ -98,6 +100,7 @@ class Block:
     usage: float = 1.0
     adds_to_stream: bool = True
     stream_after: str | None = None
+    multiple: int = 1
     fixed: str = ""
 
     @property

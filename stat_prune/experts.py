@@ -37,7 +37,7 @@ def routed_rows(
     """
     hidden_states, chosen, weights = args[:3]
     consumer = projection(base_model, block.consumer)
-    tokens, places = torch.where(chosen == consumer.expert)
+    tokens, places = torch.where(torch.eq(chosen, consumer.expert or 0))
     if mask is not None:
         real = mask.reshape(-1)[tokens]
         tokens, places = tokens[real], places[real]

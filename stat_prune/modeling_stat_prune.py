@@ -33,32 +33,40 @@ from transformers.pytorch_utils import Conv1D
 #: What this file reads; it is written in the last.
 FORMATS = (1, 2)
 
+_pruned_classes: dict[Any, Any] = {}
+
 _CACHE_LINE = 64  # bytes: where torch's own memory begins
 
 
-def auto_classes(config_class: type[transformers.PreTrainedConfig] | None) -> dict[str, str]:
-    """Name of the model class that each auto class makes of a config class.
+def auto_classes(config_class: Any) -> dict[str, Any]:
+    """The model class that each auto class makes of a config class, by the auto class's name.
 
-    For `BertConfig`: ``{"AutoModel": "BertModel", "AutoModelForMaskedLM": ...}``.
+    For `BertConfig`: ``{"AutoModel": BertModel, "AutoModelForMaskedLM": BertForMaskedLM, ...}``.
     """
-    names = {}
+    classes = {}
     for auto_name, auto_class in vars(modeling_auto).items():
         mapping = getattr(auto_class, "_model_mapping", None)
         if auto_name.startswith("AutoModel") and mapping is not None and config_class in mapping:
             model_class = mapping[config_class]
             if inspect.isclass(model_class):
-                names[auto_name] = model_class.__name__
-    return names
+                classes[auto_name] = model_class
+    return classes
 
 
-def auto_class_of(name: str, config_class: type[transformers.PreTrainedConfig] | None) -> str:
+def auto_class_of(name: str, config_class: Any) -> str:
     """Name of the auto class that makes the model class `name`.
 
     Where several do (AutoModelForPreTraining too makes DistilBertForMaskedLM), the shortest name is
     the one people use.
     """
-    made_by = [auto for auto, made in auto_classes(config_class).items() if made == name]
+    made_by = [auto for auto, made in auto_classes(config_class).items() if made.__name__ == name]
     return min(made_by, key=len, default="AutoModel")
+
+
+def stock_class(name: str, config_class: Any) -> Any:
+    """The model class of that name, of transformers or registered with an auto class; or None."""
+    known = {made.__name__: made for made in auto_classes(config_class).values()}
+    return getattr(transformers, name, known.get(name))
 
 
 class LayerConfig:
@@ -140,11 +148,14 @@ def align_weights(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
-def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
-    """Make the subclass of ``transformers.<name>`` that reads recorded layer sizes."""
-    stock = None if name.startswith("_") else getattr(transformers, name, None)
-    if not inspect.isclass(stock) or not issubclass(stock, transformers.PreTrainedModel):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
+    """The subclass of a model class, of the same name, that reads recorded layer sizes."""
+    if stock not in _pruned_classes:
+        _pruned_classes[stock] = _make_pruned_class(stock)
+    return _pruned_classes[stock]
+
+
+def _make_pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
 
     def __init__(
         self: Any, config: transformers.PreTrainedConfig, *args: Any, **kwargs: Any
@@ -155,20 +166,30 @@ def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
 
     @classmethod  # type: ignore[misc]
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        loaded = super(globals()[name], cls).from_pretrained(*args, **kwargs)
+        loaded = super(made, cls).from_pretrained(*args, **kwargs)
         align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
-    # With `_auto_class` set, save_pretrained copies this file beside the weights and enters the
-    # class in the config's `auto_map`.
+    known = getattr(transformers, stock.__name__, None) is stock
     namespace = {
         "__module__": __name__,
-        "__qualname__": name,
+        "__qualname__": stock.__name__,
         "__doc__": stock.__doc__,
         "__init__": __init__,
         "from_pretrained": from_pretrained,
-        "_auto_class": auto_class_of(name, stock.config_class),
+        # With `_auto_class` set, save_pretrained copies this file beside the weights and enters the
+        # class in the config's `auto_map`. It could not find a class that is not of transformers.
+        "_auto_class": auto_class_of(stock.__name__, stock.config_class) if known else None,
     }
-    # Kept as a global, the class is found again by pickle and by the next request for it.
-    globals()[name] = type(name, (stock,), namespace)
-    return globals()[name]
+    made: Any = type(stock.__name__, (stock,), namespace)
+    if known:
+        globals()[stock.__name__] = made  # where pickle looks for it
+    return made
+
+
+def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
+    """Make the subclass of ``transformers.<name>`` that reads recorded layer sizes."""
+    stock = None if name.startswith("_") else getattr(transformers, name, None)
+    if not inspect.isclass(stock) or not issubclass(stock, transformers.PreTrainedModel):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return pruned_class(stock)

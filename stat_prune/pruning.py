@@ -16,6 +16,7 @@ from stat_prune.errors import SettingsError
 from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
 from stat_prune.peers.requirements import check_no_experts
+from stat_prune.restreaming import can_move
 from stat_prune.result import PruningResult
 from stat_prune.run import starting
 from stat_prune.settings import Settings
@@ -52,7 +53,8 @@ def prune(
     Parameters
     ----------
     model : PreTrainedModel
-        BERT, RoBERTa, ELECTRA, DistilBERT, Llama, Mistral, Qwen2 or Qwen3, with any head.
+        Of a supported family, with any head; docs/architectures.md lists them, and shows how to
+        describe another (`register_architecture`).
     dataset : object
         Unlabelled examples in any common form: strings, a ``datasets.Dataset`` or its name, a
         ``DataLoader``, a file; see `stat_prune.calibration.build_calibration_set`.
@@ -181,6 +183,11 @@ def prune_family(
             planner = PLANNERS[chosen.method]
             return [finish(run, target, planner(run, target)) for target in targets]
         recipe = method_named(chosen.method)
+        if chosen.passes == 2 and not any(map(can_move, run.blocks)):
+            raise SettingsError(
+                "passes=2 has nothing to solve again: the residual stream of "
+                f"{type(model).__name__} gets no consumer's output as it is. Use passes=1."
+            )
         statistics = collect(run, recipe)
         candidates = decompose(run, recipe, statistics)
         weights = sensitivities(run, recipe, statistics, candidates)

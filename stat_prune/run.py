@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -188,7 +189,13 @@ def _check_model(model: PreTrainedModel) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
             f"`model` must be a transformers PreTrainedModel, got {type(model).__name__}. Wrapped "
-            "models (PEFT, DataParallel, torch.compile) hold it as an attribute: pass that one."
+            "models (DataParallel, torch.compile) hold it as an attribute: pass that one; of a "
+            "model of PEFT pass merge_and_unload()."
+        )
+    if _has_adapters(model):
+        raise ModelError(
+            f"{type(model).__name__} has PEFT adapters attached. Prune the model without them, or "
+            "merge them first (PeftModel.merge_and_unload), and train new ones on the result."
         )
     if getattr(model, "hf_quantizer", None) is not None:
         raise ModelError(
@@ -200,6 +207,18 @@ def _check_model(model: PreTrainedModel) -> None:
             f"The parameters of {type(model).__name__} are on several devices. Load it on one, "
             "without device_map."
         )
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ModelError(
+            f"{type(model).__name__} has hooks of accelerate (device_map, offloading): a copy "
+            "would compute with the original's weights. Load it without device_map, or call "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)."
+        )
+
+
+def _has_adapters(model: PreTrainedModel) -> bool:
+    """Whether layers of PEFT are in the model; they can only be where PEFT is imported."""
+    peft = sys.modules.get("peft.tuners.tuners_utils")
+    return peft is not None and any(isinstance(m, peft.BaseTunerLayer) for m in model.modules())
 
 
 def _vocabulary_size(model: PreTrainedModel) -> int:
@@ -209,10 +228,11 @@ def _vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def _warn_if_few_tokens(calibration: CalibrationSet, blocks: Sequence[Block]) -> None:
-    widest = max(blocks, key=lambda block: block.num_channels)
-    if calibration.num_tokens < widest.num_channels:
+    widest = max(blocks, key=lambda block: block.num_channels / block.usage)
+    if calibration.num_tokens * widest.usage < widest.num_channels:
+        reached = "" if widest.usage == 1 else f", {widest.usage:.3g} of which reach {widest.name}"
         warnings.warn(
-            f"The calibration set has {calibration.num_tokens} tokens, fewer than the "
+            f"The calibration set has {calibration.num_tokens} tokens{reached}, fewer than the "
             f"{widest.num_channels} channels of {widest.name}: the correction fits these tokens "
             "exactly and others less well. Use more examples.",
             CalibrationWarning,

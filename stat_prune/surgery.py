@@ -181,7 +181,7 @@ def _shrink_experts(
     """New tensors for a set of experts: their shapes by path, and the neurons each expert has.
 
     Experts that keep fewer than the others, or are not among `members`, are as they were: their
-    tensor takes the largest, and the rest of it is zero, which adds nothing.
+    tensor takes the largest, rounded up, and the rest of it is zero, which adds nothing.
     """
     block = members[0].block
     path, _, _ = block.consumer.rpartition(".")
@@ -192,7 +192,7 @@ def _shrink_experts(
     by_expert = {projection(base_model, one.block.consumer).expert: one for one in members}
     every = torch.arange(block.num_units)
     units = [by_expert[e].units.cpu() if e in by_expert else every for e in range(len(old))]
-    size = max(map(len, units))
+    size = -(-max(map(len, units)) // block.multiple) * block.multiple
     new = {path: old.new_zeros(len(old), block.output_size, size)}
     with torch.no_grad():
         for expert, kept in enumerate(units):

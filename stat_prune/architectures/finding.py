@@ -20,6 +20,10 @@ from stat_prune.blocks import Block, Producer
 from stat_prune.errors import ModelError, UnsupportedArchitectureError
 from stat_prune.projections import Projection, projection
 
+#: Rows of the tensors of grouped matrix products have to be multiples of 16 bytes, which is so many
+#: numbers of 16 bits.
+GROUPED_PRODUCT_MULTIPLE = 8
+
 
 def find_blocks(model: PreTrainedModel) -> list[Block]:
     """All blocks of a model, layer by layer, the heads before the neurons.
@@ -93,6 +97,7 @@ class _Finder:
                 f".{expert}",
                 expert_of=f"{self.path}.{owner}",
                 usage=usage,
+                multiple=GROUPED_PRODUCT_MULTIPLE,
             )
 
     def _neurons(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -48,7 +49,8 @@ def menu_for(candidates: Candidates, weight: float, cost: CostFunction, round_to
     units = candidates.num_units
     allowed = torch.ones(len(units), dtype=torch.bool)
     if candidates.block.kind == "neurons":
-        allowed = (units % round_to == 0) | (units == candidates.block.num_units)
+        multiple = math.lcm(round_to, candidates.block.multiple)
+        allowed = (units % multiple == 0) | (units == candidates.block.num_units)
     indices = allowed.nonzero().squeeze(1)
     costs = candidate_costs(candidates, cost)[indices]
     ascending = costs.argsort(stable=True)
@@ -106,12 +108,15 @@ def allocate(menus: Sequence[Menu], fraction: float) -> list[int]:
 def allocate_evenly(menus: Sequence[Menu], fraction: float) -> list[int]:
     """Keep the same fraction of every block, as nearly below it as its sizes allow.
 
-    What rounding down leaves over is spent on the moves that save the most.
+    Blocks without a choice count, and leave the others less. What rounding down leaves over is
+    spent on the moves that save the most.
     """
     budget = fraction * _total(menus)
+    fixed = _total([menu for menu in menus if len(menu.costs) == 1])
+    share = (budget - fixed) / max(_total(menus) - fixed, 1e-300)
     chosen = []
     for menu in menus:
-        within = (menu.costs <= fraction * menu.full_cost * (1 + 1e-12)).nonzero().squeeze(1)
+        within = (menu.costs <= share * menu.full_cost * (1 + 1e-12)).nonzero().squeeze(1)
         if len(within) == 0:
             chosen.append(int(menu.costs.argmin()))
             continue

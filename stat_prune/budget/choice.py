@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -188,8 +189,10 @@ def _check_time(target: Target, timed: TimedModel) -> None:
 
 
 def _least_cost(block: Block, cost: CostFunction, round_to: int) -> float:
-    units = 1 if block.kind == "heads" else min(round_to, block.num_units)
-    return cost(block, units, 1)
+    if block.kind == "heads":
+        return cost(block, 1, 1)
+    units = min(math.lcm(round_to, block.multiple), block.num_units)
+    return cost(block, units, units)
 
 
 def _whole(cost: float) -> Menu:

@@ -145,6 +145,8 @@ class _Ladder:
         self.pivots = pivots
         values = [one.diagonal[1:] for one in pivots]
         owners = [torch.full((len(v),), i) for i, v in enumerate(values)]
+        # All blocks of a kind may be ignored.
+        values, owners = [torch.zeros(0), *values], [torch.zeros(0, dtype=torch.int64), *owners]
         steps = [one.cost(2, cost) - one.cost(1, cost) for one in pivots]
         self.values, by_value = torch.cat(values).sort(descending=True, stable=True)
         self.owners = torch.cat(owners)[by_value]

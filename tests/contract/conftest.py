@@ -12,16 +12,36 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import stat_prune
+from stat_prune.methods import PEERS
 from stat_prune.result import PruningResult
 
 Prune = Callable[..., PruningResult]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for `family` once a family, one for `decoder` once a decoder."""
+    """Run a test that asks for `family` once a family, one for `decoder` once a decoder.
+
+    One that asks for `head` too runs once for each head class of the family.
+    """
+    if "head" in metafunc.fixturenames:
+        pairs = [(family, head) for family in FAMILIES for head in family.heads]
+        ids = [f"{family.label}-{head}" for family, head in pairs]
+        metafunc.parametrize(("family", "head"), pairs, ids=ids)
+        return
     for name, families in (("family", FAMILIES), ("decoder", DECODERS)):
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, families, ids=lambda family: family.name)
+            metafunc.parametrize(name, families, ids=lambda family: family.label)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the methods that refuse mixtures of experts (a test of their own says so)."""
+    items[:] = [item for item in items if not refused(getattr(item, "callspec", None))]
+
+
+def refused(callspec: Any) -> bool:
+    parameters = callspec.params if callspec else {}
+    family = parameters.get("family")
+    return family is not None and family.has_experts and parameters.get("method") in PEERS
 
 
 @pytest.fixture(scope="session")
