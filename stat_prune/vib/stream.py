@@ -40,7 +40,7 @@ def hidden_count(model: PreTrainedModel, fraction: float) -> int:
         If the fraction is none, or less than one multiple.
     """
     config: Any = model.config
-    if config.model_type not in FAMILIES:
+    if config.model_type not in FAMILIES or stock_class(model) is None:
         raise UnsupportedArchitectureError(
             f"The hidden dimension of {type(model).__name__} cannot be pruned: what reads the "
             f"residual stream has to read it through a norm, as in {', '.join(FAMILIES)}. Leave "

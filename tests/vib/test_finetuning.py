@@ -298,7 +298,7 @@ def test_a_config_that_makes_no_sense_is_refused(fields, reason):
     ],
 )
 def test_bad_input_gives_one_clear_error_before_any_work(settings, error, reason, monkeypatch):
-    monkeypatch.setattr("stat_prune.vib.finetuning.train", None)
+    monkeypatch.setattr("stat_prune.vib.steps.train", None)
     arguments: dict[str, Any] = {"target": MACs(0.6), "train_dataset": sequences()} | settings
     with pytest.raises(error, match=reason):
         vib_finetune(classifier(), progress=False, **arguments)

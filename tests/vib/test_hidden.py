@@ -23,7 +23,11 @@ from vib_runs import finetune, sequences, short
 
 import stat_prune
 from stat_prune import MACs, Parameters, StatPruneError
+from stat_prune.architectures import find_blocks
 from stat_prune.checkpoint import as_pruned_class
+from stat_prune.correction import FoldedConsumer
+from stat_prune.projections import projection
+from stat_prune.surgery import apply
 from stat_prune.vib import VIBConfig
 from stat_prune.vib.hidden import HiddenMask, hiding
 from stat_prune.vib.stream import cut_hidden, hidden_count, norms, other_parameters
@@ -176,3 +180,22 @@ def test_hidden_sizes_that_cannot_be_are_refused(tmp_path):
         hidden_count(other, 0.5)
     with pytest.raises(StatPruneError, match="hidden= or gradual="):
         finetune(model, MACs(0.5), hidden=0.5, gradual=[0.8], output_dir=tmp_path / "run")
+
+
+def test_a_model_that_lost_hidden_dimensions_can_lose_heads_too(inputs, tmp_path):
+    model = tiny_bert(BertForSequenceClassification)
+    mask = random_mask(32, 24)
+    cut_hidden(model, mask.kept.nonzero().squeeze(1), mask.mean)
+    # Three heads of eight are as wide as the stream, which the config would read as four of six.
+    folded = []
+    for block in find_blocks(model):
+        if block.kind == "heads":
+            units = torch.tensor([0, 1, 3])
+            weight = projection(model.base_model, block.consumer).weight.double()
+            kept = weight[:, block.channels(units)]
+            folded.append(FoldedConsumer(block, units, kept, None, 0.0))
+    apply(model, folded)
+    pruned = as_pruned_class(model)
+    pruned.save_pretrained(tmp_path / "out")
+    loaded = stat_prune.load(tmp_path / "out")
+    assert torch.equal(output(loaded, inputs), output(pruned, inputs))
