@@ -156,7 +156,7 @@ METHODS: dict[str, Callable[[Cell], Result]] = {
     "stat, then distillation": from_stat,
     "stat halfway, then vib": from_halfway,
     "vib, full": lambda cell: vib(cell, "full"),
-    "vib, full, corrected": lambda cell: vib(cell, "full", folding="corrected-means"),
+    "vib, full, uncorrected": lambda cell: vib(cell, "full", folding="means"),
     "vib, fast": lambda cell: vib(cell, "fast"),
     "vib, masks": masks_alone,
     "vib, masks, uncorrected": lambda cell: masks_alone(cell, folding="means"),

@@ -87,7 +87,7 @@ class VIBConfig:
     hidden_weight: float = 0.9
     temperature: float = 2.0
     layer_map: tuple[tuple[int, int], ...] | None = None
-    folding: Folding = "means"
+    folding: Folding = "corrected-means"
     correction_samples: int = 512
     save_steps: int = 100
 

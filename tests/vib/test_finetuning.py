@@ -69,7 +69,7 @@ def test_the_result_reloads_to_the_bit_and_the_model_is_untouched(build, inputs,
 def test_the_masked_model_in_mean_mode_is_the_cut_model(build, inputs):
     model = build()
     blocks = find_blocks(model)
-    config = VIBConfig(initial_spread=0.3)
+    config = VIBConfig(initial_spread=0.3, folding="means")
     masks = make_masks(blocks, config, seed=0)
     for mask in masks:
         mask.eval().kept[::2] = False
@@ -146,7 +146,7 @@ def test_training_after_the_cut_brings_the_model_back_to_its_teacher(inputs):
     expected = output(model, inputs)
     errors = []
     for steps in (0, 80):
-        mode = replace(short(finetune_steps=steps), learning_rate=2e-3)
+        mode = short(finetune_steps=steps, folding="means", learning_rate=2e-3)
         cut = finetune(model, MACs(0.5), mode=mode).model
         errors.append(float((output(cut, inputs) - expected).norm()))
     assert errors[1] < errors[0] / 2
