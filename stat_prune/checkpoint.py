@@ -30,7 +30,7 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
     PreTrainedModel
         The same object.
     """
-    stock = _stock_class(model)
+    stock = stock_class(model)
     if stock is None:
         return model
     in_transformers = getattr(transformers, stock.__name__, None) is stock
@@ -48,7 +48,7 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _stock_class(model: PreTrainedModel) -> type[PreTrainedModel] | None:
+def stock_class(model: PreTrainedModel) -> type[PreTrainedModel] | None:
     """The class that `model` is an instance of, seen through our own subclass; None if unknown."""
     cls = type(model)
     # A folder's copy of the modeling file is a module of its own, under another package.
@@ -118,7 +118,7 @@ def save_checkpoint(
         fails, for instance on a full disk. What was at `directory` is then untouched.
     """
     check_output_directory(directory, overwrite)
-    if getattr(model.config, "stat_prune", None) and _stock_class(model) is None:
+    if getattr(model.config, "stat_prune", None) and stock_class(model) is None:
         raise SaveError(
             f"{type(model).__name__} is not a class that transformers knows, so the saved folder "
             "could not rebuild it. Register it (AutoConfig.register, AutoModel.register), or prune "

@@ -35,6 +35,10 @@ class DistributedError(StatPruneError, RuntimeError):
     """Processes of one run have read different things, or one of them failed."""
 
 
+class NonFiniteLossError(StatPruneError, ArithmeticError):
+    """NaN or Inf in a term of a training loss; the message names the term and the step."""
+
+
 class SaveError(StatPruneError, OSError):
     """Saving failed (directory exists, disk full, no permission); nothing was replaced."""
 

@@ -33,6 +33,7 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     """
     base = model.base_model
     record = getattr(model.config, "stat_prune", None) or {}
+    remembered: dict[str, dict[str, Any]] = record.get("attributes", {})
     linear: dict[str, list[Any]] = {}
     parameters: dict[str, list[int]] = {}
     attributes: dict[str, dict[str, int]] = {}
@@ -65,7 +66,10 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
             "format": FORMATS[-1],
             "linear": {**record.get("linear", {}), **linear},
             "parameters": {**record.get("parameters", {}), **parameters},
-            "attributes": {**record.get("attributes", {}), **attributes},
+            "attributes": {
+                path: {**remembered.get(path, {}), **attributes.get(path, {})}
+                for path in {**remembered, **attributes}
+            },
         }
         if position_bias:
             model.config.stat_prune["position_bias"] = position_bias
@@ -125,7 +129,11 @@ def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:
             for size in sizes.get(attention.name, ()):
                 if attention.config_heads is not None:
                     fields |= dict(zip(attention.config_heads, size, strict=True))
-                elif size[0] * size[2] != input_sizes[attention.name]:
+                # Heads of a narrowed stream are larger than the config would make them.
+                elif (size[0], size[0] * size[2]) != (
+                    getattr(model.config, "num_attention_heads", size[0]),
+                    input_sizes[attention.name],
+                ):
                     return None
         for feed_forward in stack.feed_forwards:
             for size in sizes.get(feed_forward.name, ()):

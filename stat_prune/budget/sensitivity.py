@@ -97,7 +97,7 @@ def probe(
     with evaluating(model):
         for batch in batches:
             inputs = model_inputs(model, batch, device)
-            with _recorded(layers) as layer_outputs:
+            with recorded(layers) as layer_outputs:
                 dense = model(**inputs)
             for name, members in together.items():
                 known = {
@@ -196,7 +196,7 @@ def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:
 
 
 @contextmanager
-def _recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
+def recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
     """Every layer's output during one forward, by layer."""
     outputs: dict[nn.Module, Any] = {}
 

@@ -1,0 +1,187 @@
+"""How to train masks and weights: one object, with a JSON round trip."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from stat_prune.errors import SettingsError
+
+Mode = Literal["full", "fast", "masks"]
+#: What the columns of the consumers that stay become; see `VIBConfig.folding`.
+Folding = Literal["means", "corrected-means", "corrected"]
+
+
+@dataclass(frozen=True)
+class VIBConfig:
+    """Hyperparameters of `vib_finetune`.
+
+    Attributes
+    ----------
+    data_fraction : float
+        Of the training set that is used, drawn evenly over the lengths.
+    train_weights : bool
+        Whether the weights are trained, with the masks and after the cut. If not, only masks are,
+        and there is no training after the cut.
+    mask_epochs, finetune_epochs : float
+        Passes over the data with masks, and over the data with the pruned model.
+    mask_steps, finetune_steps : int, optional
+        Steps in their place; 0 finetune_steps leaves that stage out.
+    batch_size : int
+    learning_rate, weight_decay : float
+        Of AdamW, for the weights; the rate falls linearly to 0.
+    dropout : bool
+        Whether the model's dropout is on in training. A model that has lost most of its units
+        underfits rather than overfits, and cannot match a teacher with what dropout takes.
+    mask_learning_rate, multiplier_learning_rate : float
+        Constant.
+    initial_mean, initial_log_variance, initial_spread : float
+        Means and log variances of the masks start at normal draws about these, of this spread.
+    kl_weight : float
+        Of the mean over masks of ``KL``, in nats.
+    cost_slope : float
+        The expected cost counts a unit by ``sigmoid(-cost_slope * log alpha)``.
+    target_warmup : float
+        Part of the steps with masks over which the budget falls linearly from the whole to the
+        target.
+    task_weight, logit_weight, hidden_weight : float
+        Of the task loss, of the divergence of the logits and of the relative squared distance of
+        hidden states.
+    temperature : float
+        Divides the logits that are compared.
+    layer_map : tuple of pairs of int, optional
+        Layers of the student and of the teacher whose outputs are compared. Default: those at
+        equal depth.
+    folding : {"means", "corrected-means", "corrected"}
+        What the columns of the consumers that stay become: themselves times the means of their
+        masks; that, and the least-squares correction for what the mean masks leave of the others;
+        or, with weights that are not trained, the correction of the dense model without the means
+        (STAT).
+    correction_samples : int
+        Sequences of the training set from which that correction and the errors of the report come.
+    save_steps : int
+        Steps between checkpoints, where there is a folder for them.
+    """
+
+    data_fraction: float = 1.0
+    train_weights: bool = True
+    mask_epochs: float = 4.0
+    finetune_epochs: float = 4.0
+    mask_steps: int | None = None
+    finetune_steps: int | None = None
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    dropout: bool = False
+    mask_learning_rate: float = 0.05
+    multiplier_learning_rate: float = 0.1
+    initial_mean: float = 1.0
+    initial_log_variance: float = -9.0
+    initial_spread: float = 0.01
+    kl_weight: float = 0.1
+    cost_slope: float = 1.0
+    target_warmup: float = 0.25
+    task_weight: float = 1.0
+    logit_weight: float = 0.1
+    hidden_weight: float = 0.9
+    temperature: float = 2.0
+    layer_map: tuple[tuple[int, int], ...] | None = None
+    folding: Folding = "corrected-means"
+    correction_samples: int = 512
+    save_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.layer_map is not None:  # JSON has lists
+            object.__setattr__(self, "layer_map", tuple((a, b) for a, b in self.layer_map))
+        self._check_counts()
+        for name in ("data_fraction", "target_warmup"):
+            if not 0 < getattr(self, name) <= 1:
+                raise SettingsError(f"`{name}` must lie in (0, 1], got {getattr(self, name)!r}.")
+        for name in ("learning_rate", "mask_learning_rate", "temperature", "cost_slope"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
+        for name in ("task_weight", "logit_weight", "hidden_weight", "kl_weight"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"`{name}` must not be negative, got {getattr(self, name)!r}.")
+        if self.task_weight + self.logit_weight + self.hidden_weight == 0:
+            raise SettingsError("All weights of the loss are 0. Give the model something to learn.")
+        if self.folding not in get_args(Folding):
+            raise SettingsError(
+                f"`folding` must be one of {', '.join(get_args(Folding))}, got {self.folding!r}."
+            )
+        if self.folding == "corrected" and self.train_weights:
+            raise SettingsError(
+                "folding='corrected' is of a model whose weights were not trained with the masks. "
+                "Pass train_weights=False, or folding='corrected-means'."
+            )
+
+    def _check_counts(self) -> None:
+        for name in ("batch_size", "correction_samples", "save_steps"):
+            _check_integer(name, getattr(self, name), 1)
+        for name, least in (("mask_steps", 1), ("finetune_steps", 0)):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), least)
+        for name in ("mask_epochs", "finetune_epochs"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether the pruned model is trained."""
+        return self.train_weights and self.finetune_steps != 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return asdict(self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> VIBConfig:
+        """The config that `to_json` came from.
+
+        Raises
+        ------
+        SettingsError
+            If a field is unknown.
+        """
+        values = json.loads(text)
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise SettingsError(f"VIBConfig has no field {', '.join(sorted(unknown))}.")
+        return cls(**values)
+
+
+def _check_integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SettingsError(f"`{name}` must be an integer from {least} on, got {value!r}.")
+
+
+_FULL = VIBConfig()
+
+#: VTrans, Fast-VTrans and Faster-VTrans.
+MODES: dict[str, VIBConfig] = {
+    "full": _FULL,
+    "fast": replace(_FULL, data_fraction=0.03),
+    "masks": replace(_FULL, train_weights=False, mask_epochs=0.8, folding="corrected"),
+}
+
+
+def config_named(mode: str | VIBConfig) -> VIBConfig:
+    """The config of a mode; a `VIBConfig` is returned as it is.
+
+    Raises
+    ------
+    SettingsError
+        If the name is unknown.
+    """
+    if isinstance(mode, VIBConfig):
+        return mode
+    if mode not in MODES:
+        raise SettingsError(
+            f"Unknown mode {mode!r}. Known: {', '.join(MODES)}, or a stat_prune.vib.VIBConfig(...)."
+        )
+    return MODES[mode]

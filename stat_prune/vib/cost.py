@@ -1,0 +1,88 @@
+"""The expected cost of a masked model, and the Lagrangian that holds it at the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stat_prune.blocks import Block
+from stat_prune.budget.allocation import raise_unreachable
+from stat_prune.budget.costs import CostFunction, full_cost
+from stat_prune.vib.masks import VIBMask
+
+
+@dataclass(frozen=True)
+class MaskCosts:
+    """What masks pay for, in the unit of the target (MACs or parameters).
+
+    Attributes
+    ----------
+    per_mask : tuple of float
+        By block: a neuron, or a key/value head with its query heads.
+    fixed : float
+        What stays whatever the masks: blocks that are left alone, biases of consumers.
+    total : float
+        Of all blocks as they are; fractions are of this.
+    """
+
+    per_mask: tuple[float, ...]
+    fixed: float
+    total: float
+
+    @classmethod
+    def of(
+        cls, blocks: Sequence[Block], untouched: Sequence[Block], cost: CostFunction
+    ) -> MaskCosts:
+        """Costs are linear in the number of units that stay."""
+        empty = [cost(block, 0, 0) for block in blocks]
+        each = [cost(b, b.units_per_group, 1) - e for b, e in zip(blocks, empty, strict=True)]
+        fixed = sum(empty) + sum(full_cost(block, cost) for block in untouched)
+        whole = sum(c * b.num_groups for c, b in zip(each, blocks, strict=True))
+        return cls(tuple(each), fixed, fixed + whole)
+
+    def check_reachable(self, fraction: float) -> None:
+        """Refuse a target that one unit a block is beyond.
+
+        Raises
+        ------
+        TargetError
+        """
+        least = self.fixed + sum(self.per_mask)
+        if least > fraction * self.total * (1 + 1e-9):
+            raise_unreachable(fraction, least, self.total)
+
+    def fraction(self, counts: Iterable[float | Tensor]) -> float | Tensor:
+        """Fraction of the whole that so many masks of each block cost."""
+        paid = sum(each * count for each, count in zip(self.per_mask, counts, strict=True))
+        return (self.fixed + paid) / self.total
+
+    def expected(self, masks: Iterable[VIBMask], slope: float) -> Tensor:
+        """Differentiable: every unit counts by its probability to stay."""
+        expected = self.fraction(mask.keep_probability(slope).sum() for mask in masks)
+        return torch.as_tensor(expected)
+
+
+class Lagrangian(nn.Module):
+    """``linear (E - t) + quadratic (E - t)^2``, which the multipliers ascend (Wang et al. 2020).
+
+    Xia et al. 2022 (CoFi), appendix, and VTrans hold the cost with it. ``E`` is the expected
+    fraction, ``t`` the target; both multipliers start at 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Parameter(torch.zeros(()))
+        self.quadratic = nn.Parameter(torch.zeros(()))
+
+    def forward(self, expected: Tensor, target: float) -> Tensor:
+        """The penalty; its gradient in the multipliers is the violation and its square."""
+        violation = expected - target
+        return self.linear * violation + self.quadratic * violation.square()
+
+
+def warmed_up(start: float, target: float, step: int, warmup_steps: int) -> float:
+    """The target at a step: it falls linearly from `start` for `warmup_steps`."""
+    return start - (start - target) * min(1.0, step / max(warmup_steps, 1))

@@ -1,0 +1,115 @@
+"""Training examples: rows of tokens, their labels, and batches of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from stat_prune.batching import padded, token_mask
+from stat_prune.calibration import CalibrationSet
+from stat_prune.collectors import Batch
+from stat_prune.errors import DataError
+from stat_prune.input_rows import TokenRow
+
+#: What transformers' losses leave out.
+IGNORED = -100
+
+
+class TrainingSet(Dataset[TokenRow]):
+    """The rows of a calibration set one by one, for a DataLoader.
+
+    Parameters
+    ----------
+    examples : CalibrationSet
+        In batches of one.
+    """
+
+    def __init__(self, examples: CalibrationSet) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples.batches)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        return {name: value[0] for name, value in self.examples.batches[index].items()}
+
+    def collate(self, rows: list[TokenRow]) -> dict[str, Tensor]:
+        """A batch, padded on the right."""
+        return padded(rows, self.examples.pad_token_id)
+
+
+def training_set(examples: CalibrationSet, fraction: float, *, seed: int) -> TrainingSet:
+    """A fraction of the examples, drawn evenly over the lengths."""
+    count = math.ceil(fraction * examples.num_samples)
+    return TrainingSet(examples.subset(count, seed=seed, batch_size=1))
+
+
+def predicts_next_tokens(model: PreTrainedModel) -> bool:
+    """Whether texts are their own labels."""
+    return getattr(model, "loss_type", None) == "ForCausalLM"
+
+
+def uses_labels(model: PreTrainedModel, examples: CalibrationSet, labels: bool | None) -> bool:
+    """Whether there is a task loss.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    examples : CalibrationSet
+    labels : bool, optional
+        What the user wants; None for labels where there are some.
+
+    Raises
+    ------
+    DataError
+        If labels are wanted and examples have none, or a label is no class of the model.
+    """
+    if labels is False:
+        return False
+    if predicts_next_tokens(model):
+        return True
+    unlabelled = sum(len(b["input_ids"]) for b in examples.batches if "labels" not in b)
+    decides = getattr(model, "loss_type", None) == "ForSequenceClassification"
+    if labels and (unlabelled or not decides):
+        reason = (
+            f"{unlabelled} of {examples.num_samples} examples have no label"
+            if unlabelled
+            else f"{type(model).__name__} does not decide about whole sequences"
+        )
+        raise DataError(
+            f"labels=True asks for a task loss, but {reason}. Give each example one number in a "
+            "column 'label' and load the model with its sequence classification head, or pass "
+            "labels=False to learn from the teacher alone."
+        )
+    if unlabelled or not decides:
+        return False
+    _check_classes(model, examples)
+    return True
+
+
+def _check_classes(model: PreTrainedModel, examples: CalibrationSet) -> None:
+    count = model.config.num_labels or 1
+    if count == 1:
+        return
+    labels = torch.cat([batch["labels"] for batch in examples.batches])
+    wrong = (labels != labels.round()) | (labels < 0) | (labels >= count)
+    if bool(wrong.any()):
+        raise DataError(
+            f"The label {labels[wrong][0].item()!r} is none of the model's classes 0 to "
+            f"{count - 1}. Pass the labels that the model was trained with, or labels=False."
+        )
+
+
+def task_labels(model: PreTrainedModel, batch: Batch) -> Any:
+    """The labels as the model's own loss takes them, on its device."""
+    device = next(model.parameters()).device
+    if predicts_next_tokens(model):
+        labels = batch["input_ids"].masked_fill(~token_mask(batch), IGNORED)
+        return labels.to(device)
+    labels = batch["labels"].to(device)
+    return labels.to(model.dtype) if model.config.num_labels == 1 else labels.long()

@@ -1,0 +1,320 @@
+"""What `vib_finetune` promises, on tiny models."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_bert, tiny_llama
+from transformers import PreTrainedModel
+from vib_runs import classifier, finetune, sequences, short
+
+import stat_prune
+from stat_prune import MACs, Parameters, Speedup, StatPruneError
+from stat_prune.architectures import find_blocks
+from stat_prune.budget.sensitivity import distance, output_distance
+from stat_prune.errors import DataError, NonFiniteLossError, SettingsError, TargetError
+from stat_prune.surgery import apply
+from stat_prune.vib import MODES, VIBConfig, vib_finetune
+from stat_prune.vib.cost import Lagrangian
+from stat_prune.vib.folding import fold_masks
+from stat_prune.vib.masks import make_masks, masking
+from stat_prune.vib.selection import kept_units
+
+
+def wide() -> PreTrainedModel:
+    """Neurons enough that the target can be met within 1 %."""
+    return classifier(intermediate_size=300)
+
+
+def output(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**inputs)[0]
+
+
+@pytest.mark.parametrize("target", [MACs(0.5), Parameters(0.6)])
+@pytest.mark.parametrize("mode", ["full", "masks"])
+def test_the_cut_model_keeps_what_was_asked_within_one_percent(target, mode):
+    report = finetune(wide(), target, mode=short(mode)).report
+    before, after = (
+        (size.block_macs, size.block_parameters) for size in (report.before, report.after)
+    )
+    which = 0 if isinstance(target, MACs) else 1
+    assert after[which] / before[which] == pytest.approx(target.fraction, rel=0.01)
+    assert after[which] / before[which] <= target.fraction
+    assert 0 < report.settings["threshold_fraction"] <= 1
+
+
+@pytest.mark.parametrize("build", [classifier, tiny_bert, tiny_llama])
+def test_the_result_reloads_to_the_bit_and_the_model_is_untouched(build, inputs, tmp_path):
+    model = build()
+    state = copy.deepcopy(model.state_dict())
+    result = finetune(model, MACs(0.6))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model.state_dict().keys() == state.keys()
+    result.save(tmp_path / "out")
+    loaded = stat_prune.load(tmp_path / "out")
+    assert torch.equal(output(loaded, inputs), output(result.model, inputs))
+    assert loaded.num_parameters() == result.report.after.parameters < model.num_parameters()
+    assert {name: len(units) for name, units in result.plan.items()} == {
+        row.name: row.kept for row in result.report.blocks
+    }
+
+
+@pytest.mark.parametrize("build", [classifier, tiny_llama])
+def test_the_masked_model_in_mean_mode_is_the_cut_model(build, inputs):
+    model = build()
+    blocks = find_blocks(model)
+    config = VIBConfig(initial_spread=0.3, folding="means")
+    masks = make_masks(blocks, config, seed=0)
+    for mask in masks:
+        mask.eval().kept[::2] = False
+    with masking(model, blocks, masks, Lagrangian()):
+        masked = output(model, inputs)
+    run_of_plans = plans_of(model, masks, config)
+    apply(model, [plan.folded for plan in run_of_plans])
+    cut = output(model, inputs)
+    assert cut.abs().max() > 0.1
+    assert (cut - masked).abs().max() <= 1e-4
+
+
+def plans_of(model: PreTrainedModel, masks: Any, config: VIBConfig) -> Any:
+    from stat_prune.run import starting
+    from stat_prune.settings import Settings
+
+    blocks = find_blocks(model)
+    units = [kept_units(block, mask.kept) for block, mask in zip(blocks, masks, strict=True)]
+    with starting(model, sequences(), None, Settings(progress=False)) as run:
+        return fold_masks(model, blocks, masks, units, config, run)
+
+
+def test_keeping_everything_without_training_is_the_identity(inputs):
+    model = classifier()
+    result = finetune(model, MACs(1.0), mode=short(finetune_steps=0))
+    assert torch.equal(output(result.model, inputs), output(model, inputs))
+    assert result.report.after == result.report.before
+
+
+def test_the_same_seed_gives_the_same_model(inputs):
+    first, second = (finetune(classifier(), MACs(0.6), seed=3) for _ in range(2))
+    assert first.plan == second.plan
+    assert torch.equal(output(first.model, inputs), output(second.model, inputs))
+
+
+def test_the_random_numbers_of_the_caller_go_on_as_they_would():
+    model = classifier()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    finetune(model, MACs(0.6))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_masks_mode_trains_no_weight():
+    model = classifier()
+    result = finetune(model, MACs(0.6), mode=short("masks", folding="means"))
+    for row in result.report.blocks:
+        block = next(one for one in find_blocks(model) if one.name == row.name)
+        units = torch.tensor(result.plan[row.name])
+        for producer in block.producers:
+            dense = model.base_model.get_submodule(producer.path).weight
+            cut = result.model.base_model.get_submodule(producer.path).weight
+            assert torch.equal(cut, dense[block.rows(producer, units)])
+
+
+def test_with_labels_the_task_is_learned_and_without_them_the_teacher():
+    data = sequences(64, labels=True)
+    mode = replace(short(), hidden_weight=0.0, logit_weight=0.0, finetune_steps=150, mask_steps=2)
+    mode = replace(mode, learning_rate=2e-3)
+    learned = finetune(classifier(), MACs(0.8), data, mode=mode).model.eval()
+    with torch.no_grad():
+        found = [
+            int(learned(input_ids=torch.tensor([row["input_ids"]])).logits.argmax()) for row in data
+        ]
+    right = sum(one == row["labels"] for one, row in zip(found, data, strict=True))
+    assert right >= 55
+    report = finetune(classifier(), MACs(0.8), data, labels=False).report
+    assert report.settings["labels"] is False
+
+
+def test_training_after_the_cut_brings_the_model_back_to_its_teacher(inputs):
+    model = wide()
+    expected = output(model, inputs)
+    errors = []
+    for steps in (0, 80):
+        mode = short(finetune_steps=steps, folding="means", learning_rate=2e-3)
+        cut = finetune(model, MACs(0.5), mode=mode).model
+        errors.append(float((output(cut, inputs) - expected).norm()))
+    assert errors[1] < errors[0] / 2
+
+
+def test_the_correction_brings_the_masks_closer_to_the_teacher(inputs):
+    model = wide()
+    expected = output(model, inputs)
+    errors = {
+        folding: float(
+            (
+                output(
+                    finetune(model, MACs(0.6), mode=short("masks", folding=folding)).model, inputs
+                )
+                - expected
+            ).norm()
+        )
+        for folding in ("means", "corrected")
+    }
+    assert errors["corrected"] < errors["means"]
+
+
+def test_fast_reads_three_percent_of_the_data():
+    report = finetune(classifier(), MACs(0.7), sequences(200), mode=short("fast")).report
+    assert report.settings["training_samples"] == 6
+    assert report.settings["calibration_samples"] == 200
+
+
+def test_every_step_of_a_gradual_run_leaves_a_model(tmp_path, inputs):
+    model = wide()
+    result = finetune(model, MACs(0.4), gradual=[0.8, 0.6], output_dir=tmp_path / "run")
+    before = model.num_parameters()
+    for name, fraction in (("0.8", 0.8), ("0.6", 0.6), ("0.4", 0.4)):
+        loaded = stat_prune.load(tmp_path / "run" / name / "model")
+        macs = sum(b.macs(b.num_units, b.num_groups, 9) for b in find_blocks(loaded))
+        dense = sum(b.macs(b.num_units, b.num_groups, 9) for b in find_blocks(model))
+        assert macs / dense == pytest.approx(fraction, rel=0.02)
+        assert loaded.num_parameters() < before
+        before = loaded.num_parameters()
+    assert_same_model_outputs(loaded, result.model, inputs)
+    rows = {row.name: row for row in result.report.blocks}
+    for block in find_blocks(model):
+        assert rows[block.name].total == block.num_units
+        units = result.plan[block.name]
+        assert units == sorted(set(units)) and len(units) == rows[block.name].kept
+        assert max(units) < block.num_units
+
+
+def assert_same_model_outputs(first: Any, second: Any, inputs: dict[str, torch.Tensor]) -> None:
+    assert torch.equal(output(first, inputs), output(second, inputs))
+
+
+def test_a_pruned_model_is_trained_on_towards_the_dense_one():
+    dense, data = wide(), sequences()
+    pruned = stat_prune.prune(dense, data, target=MACs(0.4), progress=False).model
+    mode = replace(short(finetune_steps=80), learning_rate=1e-3)
+    result = finetune(pruned, MACs(1.0), data, mode=mode, teacher=dense)
+    assert result.report.after.parameters == pruned.num_parameters()
+
+    batches = [{"input_ids": torch.tensor([row["input_ids"]])} for row in data]
+    before, after = (
+        distance(dense, one, batches, output_distance) for one in (pruned, result.model)
+    )
+    assert after < before / 2
+
+
+def test_a_run_that_was_broken_off_goes_on_to_the_same_model(tmp_path, inputs, monkeypatch):
+    config = short(save_steps=2)
+    expected = finetune(classifier(), MACs(0.6), mode=config)
+    from stat_prune.vib import objective
+
+    whole, calls = objective.Objective.terms, []
+
+    def breaks(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return whole(self, *args)
+
+    monkeypatch.setattr(objective.Objective, "terms", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(classifier(), MACs(0.6), mode=config, output_dir=tmp_path / "run")
+    monkeypatch.setattr(objective.Objective, "terms", whole)
+    with pytest.raises(StatPruneError, match="resume=True"):
+        finetune(classifier(), MACs(0.6), mode=config, output_dir=tmp_path / "run")
+    with pytest.raises(SettingsError, match="no run with this config"):
+        finetune(classifier(), MACs(0.6), output_dir=tmp_path / "run", resume=True)
+    resumed = finetune(
+        classifier(), MACs(0.6), mode=config, output_dir=tmp_path / "run", resume=True
+    )
+    assert resumed.plan == expected.plan
+    assert torch.equal(output(resumed.model, inputs), output(expected.model, inputs))
+    again = finetune(classifier(), MACs(0.6), mode=config, output_dir=tmp_path / "run", resume=True)
+    assert again.report.to_dict() == resumed.report.to_dict()
+
+
+def test_a_loss_that_is_lost_stops_the_run_and_names_its_term(tmp_path, monkeypatch):
+    from stat_prune.vib import objective
+
+    calls: list[int] = []
+
+    def lost(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        return torch.tensor(float("nan") if len(calls) > 4 else 0.1, requires_grad=True)
+
+    monkeypatch.setattr(objective, "hidden_distance", lost)
+    with pytest.raises(NonFiniteLossError, match=r"'hidden'.* at step 4\..*checkpoint-4"):
+        finetune(classifier(), MACs(0.6), mode=short(save_steps=2), output_dir=tmp_path / "run")
+    assert (Path(tmp_path) / "run/0.6/masks/checkpoint-4/model.safetensors").is_file()
+
+
+def test_a_config_survives_json():
+    config = short(layer_map=((0, 1), (1, 3)), kl_weight=0.3)
+    assert VIBConfig.from_json(config.to_json()) == config
+    with pytest.raises(SettingsError, match="no field bogus"):
+        VIBConfig.from_json('{"bogus": 1}')
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"data_fraction": 0.0}, "data_fraction"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"mask_steps": 0}, "mask_steps"),
+        ({"folding": "median"}, "folding"),
+        ({"folding": "corrected"}, "train_weights=False"),
+        ({"task_weight": 0, "logit_weight": 0, "hidden_weight": 0}, "something to learn"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"mask_epochs": -1.0}, "mask_epochs"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(fields, reason):
+    with pytest.raises(SettingsError, match=reason):
+        VIBConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "reason"),
+    [
+        ({"labels": True}, DataError, "48 of 48 examples have no label"),
+        ({"target": MACs(0.001)}, TargetError, "least that can be reached"),
+        ({"target": Speedup(2)}, TargetError, "MACs or Parameters"),
+        ({"target": MACs({"heads": 0.5})}, TargetError, "one fraction"),
+        ({"gradual": [0.5, 0.7], "output_dir": "run"}, TargetError, "descend"),
+        ({"gradual": [0.9]}, SettingsError, "output_dir"),
+        ({"mode": "fastest"}, SettingsError, "Unknown mode 'fastest'"),
+        ({"teacher": classifier(vocab_size=80)}, SettingsError, "vocabulary of 80"),
+        ({"train_dataset": []}, DataError, "empty"),
+    ],
+)
+def test_bad_input_gives_one_clear_error_before_any_work(settings, error, reason, monkeypatch):
+    monkeypatch.setattr("stat_prune.vib.steps.train", None)
+    arguments: dict[str, Any] = {"target": MACs(0.6), "train_dataset": sequences()} | settings
+    with pytest.raises(error, match=reason):
+        vib_finetune(classifier(), progress=False, **arguments)
+
+
+def test_labels_that_are_no_class_are_refused():
+    data = [row | {"labels": 7} for row in sequences()]
+    with pytest.raises(DataError, match="label 7 is none of the model's classes 0 to 1"):
+        finetune(classifier(), MACs(0.6), data)
+
+
+def test_weights_in_half_precision_are_refused_and_masks_on_them_are_not(inputs):
+    model = classifier().to(torch.bfloat16)
+    with pytest.raises(StatPruneError, match="float32"):
+        finetune(model, MACs(0.6))
+    result = finetune(model, MACs(0.6), mode=short("masks"))
+    assert result.model.dtype == torch.bfloat16
+    assert MODES["masks"].train_weights is False
+    assert output(result.model, inputs).isfinite().all()
