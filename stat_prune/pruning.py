@@ -17,7 +17,7 @@ from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
 from stat_prune.result import PruningResult
 from stat_prune.run import starting
-from stat_prune.settings import Settings
+from stat_prune.settings import Settings, leaving_neurons
 from stat_prune.stages import collect, decompose, finish, plan, sensitivities
 from stat_prune.targets import Target
 
@@ -60,7 +60,8 @@ def prune(
         The model's own; needed where `dataset` is text, and saved with the result.
     method : str or Method
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
-        (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a published method
+        (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a criterion for heads alone
+        (``"attention-entropy"``, ..., with ``target=MACs({"heads": 0.5})``), a published method
         (``"fisher"``, ``"kprune"``, ...; `stat_prune.peers`), or a `Method`.
     num_calibration_samples : int
         Examples drawn from `dataset`.
@@ -159,6 +160,8 @@ def prune_family(
     chosen = Settings(**settings)
     if chosen.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
+    if chosen.method not in PLANNERS and method_named(chosen.method).heads_only:
+        chosen = leaving_neurons(chosen, targets)
     with starting(model, dataset, tokenizer, chosen) as run:
         for target in targets:
             check_reachable(

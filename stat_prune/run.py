@@ -143,6 +143,23 @@ class Run:
         return list(calibration.subset(count, seed=self.settings.seed).batches)
 
 
+def calibration_set_for(
+    model: PreTrainedModel,
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    **options: Any,
+) -> CalibrationSet:
+    """`build_calibration_set` within the limits of a model; the same options."""
+    return build_calibration_set(
+        dataset,
+        tokenizer=tokenizer,
+        vocab_size=_vocabulary_size(model),
+        max_positions=architecture_of(model).max_positions(model.config),
+        pad_token_id=getattr(model.config, "pad_token_id", None),
+        **options,
+    )
+
+
 @contextmanager
 def starting(
     model: PreTrainedModel,
@@ -161,16 +178,14 @@ def starting(
     blocks, untouched = without_ignored(find_blocks(model), settings.ignore)
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):
-        calibration = build_calibration_set(
+        calibration = calibration_set_for(
+            model,
             dataset,
-            tokenizer=tokenizer,
+            tokenizer,
             num_samples=settings.num_calibration_samples,
             max_seq_length=settings.max_seq_length,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            vocab_size=_vocabulary_size(model),
-            max_positions=architecture_of(model).max_positions(model.config),
-            pad_token_id=getattr(model.config, "pad_token_id", None),
         )
     _warn_if_few_tokens(calibration, blocks)
     module: nn.Module = model

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from stat_prune.budget.sensitivity import Objective
 from stat_prune.errors import SettingsError
 from stat_prune.methods import PEERS, Method, method_named
+from stat_prune.targets import Target
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,25 @@ class Settings:
             "passes": self.passes,
             "objective": getattr(self.objective, "__qualname__", None),
         }
+
+
+def leaving_neurons(settings: Settings, targets: Sequence[Target]) -> Settings:
+    """Settings for a method that ranks heads only: neurons are ignored.
+
+    Raises
+    ------
+    SettingsError
+        If a target speaks of neurons and `Settings.ignore` does not.
+    """
+    one = settings.ignore
+    ignore = [one] if isinstance(one, int | str) else list(one)
+    if "neurons" in ignore:
+        return settings
+    for target in targets:
+        if target.fractions().keys() != {"heads"}:
+            name, value = type(target).__name__, next(iter(target.fractions().values()))
+            raise SettingsError(
+                f"method={settings.method!r} ranks heads only, but {target!r} is of neurons too. "
+                f"Pass target={name}({{'heads': {value:g}}}), or ignore='neurons'."
+            )
+    return replace(settings, ignore=[*ignore, "neurons"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,6 +17,8 @@ from stat_prune.correction import FoldedConsumer, fold
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
 from stat_prune.plan import BlockPlan
+from stat_prune.probing import TokenClasses
+from stat_prune.probing.heads import stream_statistics
 from stat_prune.restreaming import HELD_OUT, RIDGES, SecondPass, best_pass
 from stat_prune.result import PruningResult
 from stat_prune.run import Run
@@ -26,10 +29,21 @@ from stat_prune.targets import Target
 
 
 def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
-    """One pass over the calibration set: second moments of every consumer's input."""
+    """One pass over the calibration set: second moments of every consumer's input.
+
+    And, where the criterion looks at it, another that sees the attention of every head.
+    """
     with run.stage("collect"):
         moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
-    return statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=recipe.absorb_mean)
+    statistics = statistics_of(
+        run.model.base_model, run.blocks, moments, absorb_mean=recipe.absorb_mean
+    )
+    if not recipe.heads_only:
+        return statistics
+    with run.stage("collect attention"):
+        classes = TokenClasses(run.tokenizer) if run.tokenizer is not None else None
+        heads = stream_statistics(run.model, run.tracked(run.calibration.batches), classes)
+    return [replace(one, attention=heads.values[one.block.name]) for one in statistics]
 
 
 def decompose(run: Run, recipe: Method, statistics: Sequence[BlockStatistics]) -> list[Candidates]:
