@@ -17,7 +17,7 @@ from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
 from stat_prune.result import PruningResult
 from stat_prune.run import starting
-from stat_prune.settings import Settings, leaving_neurons
+from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import collect, decompose, finish, plan, sensitivities
 from stat_prune.targets import Target
 
@@ -160,9 +160,8 @@ def prune_family(
     chosen = Settings(**settings)
     if chosen.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
-    if chosen.method not in PLANNERS and method_named(chosen.method).heads_only:
-        chosen = leaving_neurons(chosen, targets)
-    with starting(model, dataset, tokenizer, chosen) as run:
+    left_alone = kinds_left_alone(chosen, targets)
+    with starting(model, dataset, tokenizer, chosen, left_alone) as run:
         for target in targets:
             check_reachable(
                 run.blocks,

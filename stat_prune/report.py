@@ -34,6 +34,10 @@ class BlockRow:
         The same of the consumer's output.
     sensitivity : float or None
         Effect on the model's output for each unit of squared `output_error`, as probed.
+    error_curve : list of [int, float], or None
+        What every size would have cost: units kept and relative error of the consumer's output,
+        before a second pass; of large blocks a selection of sizes. None where the method prices
+        only what it takes.
     """
 
     name: str
@@ -46,6 +50,7 @@ class BlockRow:
     activation_error: float
     output_error: float
     sensitivity: float | None
+    error_curve: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)

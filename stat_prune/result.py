@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from stat_prune.checkpoint import save_checkpoint
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,22 @@ class PruningResult:
     report: PruningReport
     plan: dict[str, list[int]]
     tokenizer: Any = None
+
+    def plot(self) -> Figure:
+        """What was kept in each layer and, where known, what other sizes would have cost.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        StatPruneError
+            Where matplotlib is not installed.
+        """
+        from stat_prune.plotting import overview  # an extra: not everyone who prunes draws
+
+        return overview(self.report, self.plan)
 
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write model, config, tokenizer, report and plan; atomically.

@@ -166,8 +166,11 @@ def starting(
     dataset: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     settings: Settings,
+    left_alone: Sequence[str] = (),
 ) -> Iterator[Run]:
     """Check model and data, and put the model where the computation is to be.
+
+    `left_alone` names kinds of blocks to ignore besides those in the settings.
 
     Raises
     ------
@@ -175,7 +178,7 @@ def starting(
         Before any work, if model or data cannot be used.
     """
     _check_model(model)
-    blocks, untouched = without_ignored(find_blocks(model), settings.ignore)
+    blocks, untouched = without_ignored(find_blocks(model), [*settings.ignored, *left_alone])
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):
         calibration = calibration_set_for(

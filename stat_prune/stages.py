@@ -129,6 +129,7 @@ def plan(
             folded=one,
             activation_error=float(sizes.activation_errors[index].clamp_min(0)) ** 0.5,
             sensitivity=weights[position] if weights else None,
+            error_curve=sizes.error_curve(),
         )
         for position, (one, sizes, index) in enumerate(zip(folded, candidates, choice, strict=True))
     ]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection
 
 import torch
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-#: What the first token of a word begins with, in the vocabularies that mark it.
-WORD_MARKS = ("Ġ", "▁")
-#: What the tokens of a word after the first begin with, in WordPiece vocabularies.
+#: What stands for blanks and line ends in vocabularies of byte pairs and of SentencePiece.
+BLANKS = str.maketrans(dict.fromkeys("Ġ▁Ċĉ", " "))
+#: What tokens inside a word begin with in vocabularies of WordPiece.
 CONTINUATION = "##"
 
 
@@ -41,8 +42,8 @@ class TokenClasses:
         # An unknown word is a word, unless its token has another role too (GPT-2).
         self._special = (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}) | structural
         vocabulary = tokenizer.get_vocab()
-        self._continues = any(token.startswith(CONTINUATION) for token in vocabulary)
-        self._marks = any(token.startswith(WORD_MARKS) for token in vocabulary)
+        self._has_continuations = any(token.startswith(CONTINUATION) for token in vocabulary)
+        self._has_blanks = any(token != token.translate(BLANKS) for token in vocabulary)
 
     def special(self, ids: Tensor) -> Tensor:
         """Which tokens stand for no text, such as ``[CLS]``, ``[SEP]`` and ``<s>``.
@@ -58,40 +59,34 @@ class TokenClasses:
         return torch.tensor([number in self._special for number in ids.tolist()])
 
     def content(self, ids: Tensor) -> Tensor:
-        """Which tokens belong to words other than function words; punctuation does not.
+        """Which tokens have part in a word that is no function word; punctuation has not.
 
         Parameters
         ----------
         ids : Tensor of shape (n,), int64
-            Of one sequence in order: a word may be several tokens.
+            Of one sequence in order: a word may be several tokens, and a token several words.
 
         Returns
         -------
         Tensor of shape (n,), bool
         """
+        owners: list[int] = []  # of each character of the text
+        pieces = []
+        for position, number in enumerate(ids.tolist()):
+            piece = " " if number in self._special else self._text(number)
+            pieces.append(piece)
+            owners += [position] * len(piece)
         mask = torch.zeros(len(ids), dtype=torch.bool)
-        for positions, word in self._words(ids.tolist()):
-            mask[positions] = word.lower() not in self._function_words
+        for word in re.finditer(r"[^\W_]+", "".join(pieces)):
+            if word.group().lower() not in self._function_words:
+                mask[owners[word.start() : word.end()]] = True
         return mask
 
-    def _words(self, ids: list[int]) -> Iterator[tuple[list[int], str]]:
-        """Runs of tokens that make up a word with a letter or digit in it, and that word."""
-        positions: list[int] = []
-        word = ""
-        for position, (number, token) in enumerate(
-            zip(ids, self._tokenizer.convert_ids_to_tokens(ids), strict=True)
-        ):
-            piece = token.removeprefix(CONTINUATION).lstrip("".join(WORD_MARKS))
-            is_text = number not in self._special and any(c.isalnum() for c in piece)
-            if positions and not (is_text and self._is_continuation(token)):
-                yield positions, word
-                positions, word = [], ""
-            if is_text:
-                positions, word = [*positions, position], word + piece
-        if positions:
-            yield positions, word
-
-    def _is_continuation(self, token: str) -> bool:
-        if self._continues:
-            return token.startswith(CONTINUATION)
-        return self._marks and not token.startswith(WORD_MARKS)
+    def _text(self, number: int) -> str:
+        """What a token adds to the text, with the blanks around it."""
+        token = self._tokenizer.convert_ids_to_tokens([number])[0]
+        if self._has_blanks:
+            return token.translate(BLANKS)
+        if self._has_continuations and token.startswith(CONTINUATION):
+            return token.removeprefix(CONTINUATION)
+        return f" {token}"

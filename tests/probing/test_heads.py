@@ -235,9 +235,9 @@ def test_words_of_several_tokens_are_judged_as_one():
     assert classes.special(ids).nonzero().flatten().tolist() == [0, 7]
 
 
-def test_words_of_byte_pair_vocabularies_begin_at_their_marks():
+def test_words_end_at_the_blanks_of_the_vocabulary():
     class BytePairs:
-        tokens = ["Ġthe", "Ġth", "esis", ",", "is", "Ġis", "<s>"]
+        tokens = ["Ġthe", "Ġth", "esis", ",", "is", "ĠisĠold", "<s>", "Ċ"]
         all_special_ids = [6]
         bos_token_id, unk_token_id = 6, None
 
@@ -248,6 +248,7 @@ def test_words_of_byte_pair_vocabularies_begin_at_their_marks():
             return [self.tokens[number] for number in ids]
 
     classes = TokenClasses(BytePairs())
-    ids = torch.tensor([6, 0, 1, 2, 3, 4, 5])
-    # After the comma "is" begins a word of its own.
-    assert classes.content(ids).tolist() == [False, False, True, True, False, False, False]
+    ids = torch.tensor([6, 0, 1, 2, 3, 4, 7, 5])
+    # "<s> the thesis,is\n is old": the last token is two words, of which one says something.
+    expected = [False, False, True, True, False, False, False, True]
+    assert classes.content(ids).tolist() == expected
