@@ -183,21 +183,29 @@ class PruningReport:
             }
         )
 
-    def table(self) -> Table:
-        """A row for each block, for a terminal."""
-        table = Table(title=self.title(), caption=self.summary(), caption_justify="left")
-        for heading in ("block", "kept", "of", "key/value", "activation error", "output error"):
-            table.add_column(heading, justify="left" if heading == "block" else "right")
-        for row in self.blocks:
-            shared = row.total_groups < row.total
-            table.add_row(
+    HEADINGS = ("block", "kept", "of", "key/value", "activation error", "output error")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """A row for each block as text, in the order of `HEADINGS`."""
+        return [
+            (
                 row.name,
                 str(row.kept),
                 str(row.total),
-                f"{row.kept_groups}/{row.total_groups}" if shared else "",
+                f"{row.kept_groups}/{row.total_groups}" if row.total_groups < row.total else "",
                 f"{row.activation_error:.4f}",
                 f"{row.output_error:.4f}",
             )
+            for row in self.blocks
+        ]
+
+    def table(self) -> Table:
+        """A row for each block, for a terminal."""
+        table = Table(title=self.title(), caption=self.summary(), caption_justify="left")
+        for heading in self.HEADINGS:
+            table.add_column(heading, justify="left" if heading == "block" else "right")
+        for cells in self.cells():
+            table.add_row(*cells)
         return table
 
     def title(self) -> str:
@@ -212,20 +220,21 @@ class PruningReport:
         return "\n".join(
             (
                 f"MACs of blocks    {before.block_macs:.4g} -> {after.block_macs:.4g} "
-                f"({_share(after.block_macs, before.block_macs)}) at {self.seq_length:.4g} tokens; "
+                f"({share(after.block_macs, before.block_macs)}) at {self.seq_length:.4g} tokens; "
                 "embeddings, pooler and task head not counted",
                 f"block parameters  {before.block_parameters:,} -> {after.block_parameters:,} "
-                f"({_share(after.block_parameters, before.block_parameters)})",
+                f"({share(after.block_parameters, before.block_parameters)})",
                 f"all parameters    {before.parameters:,} -> {after.parameters:,} "
-                f"({_share(after.parameters, before.parameters)}), "
+                f"({share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
-                *([f"second pass       {self._second_pass()}"] if self.second_pass else []),
+                *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self.peak_memory / 2**20:.0f} MiB",
             )
         )
 
-    def _second_pass(self) -> str:
+    def second_pass_text(self) -> str:
+        """Which correction was taken, and what decided it."""
         assert self.second_pass is not None
         ridge, distances = self.second_pass["ridge"], self.second_pass["distances"]
         tried = ", ".join(f"{name} {value:.3g}" for name, value in distances.items())
@@ -239,7 +248,8 @@ class PruningReport:
         return capture.get()
 
 
-def _share(after: float, before: float) -> str:
+def share(after: float, before: float) -> str:
+    """What is left of something, in words."""
     return f"{after / before:.1%} kept" if before else "nothing to count"
 
 
