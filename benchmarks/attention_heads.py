@@ -90,6 +90,7 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
 def main(
     task: Annotated[list[str] | None, typer.Option(help="GLUE tasks.")] = None,
     method: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(METHODS)}.")] = None,
+    removed: Annotated[list[float] | None, typer.Option(help="Fractions of heads.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for records, tables and figure.")] = Path(
         "results/attention_heads"
     ),
@@ -97,7 +98,7 @@ def main(
 ) -> None:
     """Measure and tabulate; a run that is broken off goes on where it was."""
     output.mkdir(parents=True, exist_ok=True)
-    kept = tuple(round(1 - removed, 1) for removed in REMOVED)
+    kept = tuple(round(1 - fraction, 3) for fraction in removed or REMOVED)
     tasks = task or ["sst2", "mrpc"]
     cells = [
         (name, chosen, number)

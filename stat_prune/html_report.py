@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stat_prune.plotting import error_curves, what_was_kept
 from stat_prune.plotting.pruned import has_curves
-from stat_prune.report import PruningReport, share
+from stat_prune.report import PruningReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,5 +73,6 @@ def _sizes(report: PruningReport) -> list[tuple[str, str, str, str]]:
         ("MiB", before.bytes / 2**20, after.bytes / 2**20, "{:.1f}"),
     )
     return [
-        (name, form.format(old), form.format(new), share(new, old)) for name, old, new, form in rows
+        (name, form.format(old), form.format(new), f"{new / old:.1%}")
+        for name, old, new, form in rows
     ]

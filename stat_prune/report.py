@@ -220,12 +220,12 @@ class PruningReport:
         return "\n".join(
             (
                 f"MACs of blocks    {before.block_macs:.4g} -> {after.block_macs:.4g} "
-                f"({share(after.block_macs, before.block_macs)}) at {self.seq_length:.4g} tokens; "
+                f"({_share(after.block_macs, before.block_macs)}) at {self.seq_length:.4g} tokens; "
                 "embeddings, pooler and task head not counted",
                 f"block parameters  {before.block_parameters:,} -> {after.block_parameters:,} "
-                f"({share(after.block_parameters, before.block_parameters)})",
+                f"({_share(after.block_parameters, before.block_parameters)})",
                 f"all parameters    {before.parameters:,} -> {after.parameters:,} "
-                f"({share(after.parameters, before.parameters)}), "
+                f"({_share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
@@ -248,8 +248,7 @@ class PruningReport:
         return capture.get()
 
 
-def share(after: float, before: float) -> str:
-    """What is left of something, in words."""
+def _share(after: float, before: float) -> str:
     return f"{after / before:.1%} kept" if before else "nothing to count"
 
 
