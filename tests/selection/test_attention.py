@@ -108,3 +108,22 @@ def test_every_attention_criterion_is_a_method_with_and_without_correction():
     for name in ATTENTION_CRITERIA:
         assert METHODS[name].criterion == METHODS[f"{name}-corrected"].criterion == name
         assert METHODS[f"{name}-corrected"].corrected and not METHODS[name].corrected
+
+
+def test_heads_drawn_at_random_profit_from_the_correction(word_tokenizer):
+    errors = [
+        [
+            row.output_error
+            for row in stat_prune.prune(
+                tiny_bert(),
+                TEXTS,
+                tokenizer=word_tokenizer,
+                target=MACs({"heads": 0.5}),
+                method=method,
+                progress=False,
+            ).report.blocks
+            if row.kind == "heads"
+        ]
+        for method in ("random-corrected", "random")
+    ]
+    assert all(corrected < plain for corrected, plain in zip(*errors, strict=True))
