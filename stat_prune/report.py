@@ -242,7 +242,8 @@ class PruningReport:
         return f"{taken}; distance of the output on held-out sequences: {tried}"
 
     def __str__(self) -> str:
-        console = Console(width=110)
+        # Plain text wherever it is printed: notebooks and terminals would get markup.
+        console = Console(width=110, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(self.table())
         return capture.get()
