@@ -60,6 +60,7 @@ def probe(name: str, target: stat_prune.MACs, seed: int) -> list[dict[str, Any]]
         target=target,
         num_calibration_samples=task.num_calibration_samples,
         seed=seed,
+        passes=1,  # a second one changes the correction and not the choice
         progress=False,
     ).plan
     compared = compare_removed(statistics, plan, seed=seed)
