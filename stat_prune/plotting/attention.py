@@ -60,7 +60,7 @@ def head_heat_map(
     axes.set(xlabel="head" + (" (× removed)" if removed else ""), ylabel="layer")
     axes.set_xticks(range(0, heads, max(1, heads // 16)))
     axes.set_yticks(range(0, layers, max(1, layers // 16)))
-    label = "\n".join(wrap(LABELS.get(statistic, statistic), 30))
+    label = "\n".join(wrap(LABELS.get(statistic, statistic), 24))
     fig.colorbar(image, ax=axes, pad=0.02, label=label)
     return fig
 
