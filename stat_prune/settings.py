@@ -83,13 +83,10 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
     for target in targets:
         kinds = target.fractions().keys()
         if settings.ranks_heads_only and kinds != {"heads"} and "neurons" not in settings.ignored:
-            name, value = type(target).__name__, next(iter(target.fractions().values()))
+            value = next(iter(target.fractions().values()))
             raise SettingsError(
                 f"method={settings.method!r} ranks heads only, but {target!r} is of neurons too. "
-                f"Pass target={name}({{'heads': {value:g}}}), or ignore='neurons'."
+                f"Pass target=MACs({{'heads': {value:g}}}), or ignore='neurons'."
             )
     named = {kind for target in targets for kind in target.fractions()}
-    # Equal sizes in all layers are chosen over all blocks.
-    if "all" in named or settings.uniform:
-        return []
-    return [kind for kind in KINDS if kind not in named]
+    return [] if "all" in named else [kind for kind in KINDS if kind not in named]

@@ -117,16 +117,14 @@ def test_kinds_that_no_target_speaks_of_are_left_alone():
     assert kinds_left_alone(settings, [neurons]) == ["heads"]
     assert kinds_left_alone(settings, [heads, neurons]) == []
     assert kinds_left_alone(settings, [heads, MACs(0.6)]) == []
-    # Equal sizes are chosen over all blocks.
-    assert kinds_left_alone(Settings(uniform=True), [heads]) == []
 
 
 def test_a_kind_left_alone_is_not_measured_and_takes_nothing_from_the_budget(word_tokenizer):
     report = stat_prune.prune(
         tiny_bert(),
-        ["the cat sat on the mat and the dog ran under the tree"] * 8,
+        ["the cat sat on the mat and the dog ran", "a bird flew over the house"] * 8,
         tokenizer=word_tokenizer,
-        target=Parameters({"heads": 0.5}),
+        target=MACs({"heads": 0.5}),
         passes=1,
         progress=False,
     ).report

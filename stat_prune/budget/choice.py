@@ -67,12 +67,13 @@ def choose(
     TargetError
         If the target cannot be reached.
     """
-    if uniform and untouched:
+    blocks = [*(one.block for one in candidates), *untouched]
+    ignored = [b for members, _ in target.budgets(blocks) for b in untouched if b in members]
+    if uniform and ignored:
         raise TargetError(
-            f"uniform=True gives every layer the same sizes, but {untouched[0].name} is ignored. "
+            f"uniform=True gives every layer the same sizes, but {ignored[0].name} is ignored. "
             "Leave out one of the two."
         )
-    blocks = [*(one.block for one in candidates), *untouched]
     spread = partial(_spread, candidates, weights, untouched=untouched, uniform=uniform, even=even)
     if timed is None:
         cost = None if isinstance(target, Tolerance) else cost_function(target, seq_length)

@@ -127,3 +127,19 @@ def test_heads_drawn_at_random_profit_from_the_correction(word_tokenizer):
         for method in ("random-corrected", "random")
     ]
     assert all(corrected < plain for corrected, plain in zip(*errors, strict=True))
+
+
+@pytest.mark.parametrize("method", ["attention-entropy", "stat"])
+def test_every_layer_can_keep_as_many_heads(method, word_tokenizer):
+    report = stat_prune.prune(
+        tiny_bert(),
+        TEXTS,
+        tokenizer=word_tokenizer,
+        target=MACs({"heads": 0.5}),
+        method=method,
+        uniform=True,
+        passes=1,
+        progress=False,
+    ).report
+    assert {row.kept for row in report.blocks if row.kind == "heads"} == {2}
+    assert all(row.kept == row.total for row in report.blocks if row.kind == "neurons")
