@@ -34,6 +34,7 @@ def measure(name: str, budgets: list[float], seed: int) -> list[Record]:
         targets=[task.target(kept) for kept in budgets],
         num_calibration_samples=task.num_calibration_samples,
         seed=seed,
+        passes=2,
         progress=False,
     )
     records = []

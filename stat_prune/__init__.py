@@ -4,6 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "Architecture",
+    "Attention",
+    "FeedForward",
     "Latency",
     "MACs",
     "Method",
@@ -15,9 +18,16 @@ __all__ = [
     "load",
     "prune",
     "prune_family",
+    "register_architecture",
 ]
 
 if TYPE_CHECKING:
+    from stat_prune.architectures import (
+        Architecture,
+        Attention,
+        FeedForward,
+        register_architecture,
+    )
     from stat_prune.checkpoint import load
     from stat_prune.errors import StatPruneError
     from stat_prune.methods import Method
@@ -28,6 +38,9 @@ else:
     # Imported at first use: torch and transformers take seconds, and the command line's help
     # needs neither. Type checkers see the imports above.
     _MODULES = {
+        "Architecture": "architectures",
+        "Attention": "architectures",
+        "FeedForward": "architectures",
         "Latency": "targets",
         "MACs": "targets",
         "Method": "methods",
@@ -39,6 +52,7 @@ else:
         "load": "checkpoint",
         "prune": "pruning",
         "prune_family": "pruning",
+        "register_architecture": "architectures",
     }
 
     def __getattr__(name):

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import find_blocks
-from stat_prune.blocks import Block
+from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.timing import device_name
 from stat_prune.clock import peak_memory
 from stat_prune.errors import LatencyWarning
@@ -25,7 +25,7 @@ from stat_prune.targets import Target
 TOLERANCE = 0.05
 
 
-def measure(model: PreTrainedModel, seq_length: float) -> Size:
+def measure(model: PreTrainedModel, seq_length: SeqLength) -> Size:
     """What a model costs, pruned or not."""
     blocks = find_blocks(model)
     return Size(
@@ -85,6 +85,7 @@ def account(
         before=before,
         after=after,
         seq_length=run.seq_length(target),
+        lengths=run.lengths(target) if len(run.masks) > 1 else None,
         predicted_distance=sum(predicted) if predicted else None,
         seconds=dict(run.stopwatch.seconds),
         peak_memory=peak_memory(run.device),

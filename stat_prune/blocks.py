@@ -7,10 +7,45 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Kind = Literal["heads", "neurons"]
 KINDS: tuple[Kind, ...] = ("heads", "neurons")
+
+
+#: Tokens a sequence: one number, or one by the name of each mask where a model reads several.
+SeqLength = float | Mapping[str, float]
+
+
+def length_of(seq_length: SeqLength, mask: str) -> float:
+    """Tokens a sequence where the entry `mask` of a batch says which are real."""
+    return seq_length[mask] if isinstance(seq_length, Mapping) else seq_length
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A linear layer that makes channels of a block, and where in its output they are.
+
+    Attributes
+    ----------
+    path : str
+        Below the base model.
+    parts : tuple of {"unit", "group"}
+        What the layer makes, in order: ``unit_size`` rows for each unit (queries, neurons), or for
+        each key/value head. ``("unit", "group", "group")`` is a fused query, key and value.
+    interleaved : bool
+        Whether the parts repeat key/value head by key/value head, rather than standing one after
+        another.
+    bias : bool
+    of_positions : bool
+        Whether it reads relative positions instead of tokens.
+    """
+
+    path: str
+    parts: tuple[Literal["unit", "group"], ...]
+    interleaved: bool = False
+    bias: bool = False
+    of_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,41 +59,82 @@ class Block:
     Attributes
     ----------
     name : str
-        Path of the layer and the kind, for instance ``"encoder.layer.0.heads"``.
+        Path of the layer and the part, for instance ``"encoder.layer.0.heads"``.
     kind : {"heads", "neurons"}
     layer : int
     consumer : str
         Path, below the base model, of the linear layer that reads the channels.
-    producers : tuple of str
-        Paths of linear layers with ``unit_size`` output rows for each unit.
-    shared_producers : tuple of str
-        Paths of linear layers with ``unit_size`` output rows for each key/value head.
+    producers : tuple of Producer
+        Queries before keys and values, gates before what they gate.
     num_units : int
     unit_size : int
     num_groups : int
         Number of key/value heads; equal to `num_units` where nothing is shared.
     input_size, output_size : int
         Width of what the producers read and of what the consumer writes.
+    consumer_bias : bool
     attributes : mapping of str to mapping of str to str
-        ``{module path: {attribute: "heads" | "channels" | "heads_per_group"}}``: the counts that
-        modules remember and that have to follow.
-    num_biases : tuple of int
-        Number of producers, shared producers and consumers (0 or 1) that have a bias.
+        ``{module path: {attribute: "heads" | "groups" | "channels" | "heads_per_group" |
+        "neurons"}}``: the counts that modules remember and that have to follow.
+    part : str
+        What it is in its layer: its kind, or a longer name where a layer has several of a kind.
+        Parts of one name have one size where all layers are alike.
+    expert_of : str
+        The set of experts that it is one of, ``""`` for none. Their weights are one tensor, so
+        they keep equally many neurons.
+    usage : float
+        Fraction of the tokens that reach it.
+    adds_to_stream : bool
+        Whether the residual stream gets the consumer's output as it is.
+    stream_after : str or None
+        Path of the module whose input is the stream with that output added; None: the layer's
+        output is.
+    multiple : int
+        What its number of units is kept to multiples of, whatever the user asks for.
+    fixed : str
+        Why no unit can leave; ``""`` where units can.
+    mask, key_mask : str
+        Entries of a batch that say where the tokens are that the block computes with, and those
+        that it attends to: others in cross-attention.
+    calls : int
+        How often a forward pass computes the block: more than once where layers share weights.
+    position_macs : tuple of float
+        Multiply-accumulates that relative positions add for each unit: once a sequence, and once a
+        token.
+    position_bias : {"own", "all heads"}, optional
+        Where a bias that depends on position and head is added to the scores: whether the attention
+        layer could have its own, or is given one for all heads of the dense model.
     """
 
     name: str
     kind: Kind
     layer: int
     consumer: str
-    producers: tuple[str, ...]
-    shared_producers: tuple[str, ...]
+    producers: tuple[Producer, ...]
     num_units: int
     unit_size: int
     num_groups: int
     input_size: int
     output_size: int
-    num_biases: tuple[int, int, int]
+    consumer_bias: bool
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    part: str = ""
+    expert_of: str = ""
+    usage: float = 1.0
+    adds_to_stream: bool = True
+    stream_after: str | None = None
+    multiple: int = 1
+    fixed: str = ""
+    mask: str = "attention_mask"
+    key_mask: str = "attention_mask"
+    calls: int = 1
+    position_macs: tuple[float, float] = (0.0, 0.0)
+    position_bias: Literal["own", "all heads"] | None = None
+
+    @property
+    def set_name(self) -> str:
+        """Name of the set of experts that it belongs to, or its own where it is none."""
+        return self.expert_of or self.name
 
     @property
     def num_channels(self) -> int:
@@ -88,34 +164,77 @@ class Block:
         """Key/value heads that the query heads `units` need, ascending; int64."""
         return torch.unique(units // self.units_per_group)
 
-    def macs(self, num_units: int, num_groups: int, seq_length: float) -> float:
+    def part_rows(self, producer: Producer) -> list[Tensor]:
+        """Output rows of each part of a producer, by unit (or key/value head) and channel.
+
+        Returns
+        -------
+        list of Tensor of shape (units or groups, unit_size), int64
+        """
+        if producer.interleaved:
+            widths = [self.units_per_group if p == "unit" else 1 for p in producer.parts]
+            count = self.num_groups * sum(widths) * self.unit_size
+            rows = torch.arange(count).reshape(self.num_groups, sum(widths), self.unit_size)
+            return [part.reshape(-1, self.unit_size) for part in rows.split(widths, dim=1)]
+        counts = [self.num_units if p == "unit" else self.num_groups for p in producer.parts]
+        rows = torch.arange(sum(counts) * self.unit_size).reshape(-1, self.unit_size)
+        return list(rows.split(counts))
+
+    def rows(self, producer: Producer, units: Tensor) -> Tensor:
+        """Output rows of a producer that stay when `units` do, in the producer's own order.
+
+        Parameters
+        ----------
+        producer : Producer
+        units : Tensor of shape (k,), int64
+            Ascending.
+
+        Returns
+        -------
+        Tensor of shape (r,), int64
+        """
+        units = units.cpu()
+        groups = self.groups(units)
+        kept = [
+            rows[units if part == "unit" else groups].reshape(-1)
+            for part, rows in zip(producer.parts, self.part_rows(producer), strict=True)
+        ]
+        joined = torch.cat(kept)
+        return joined.sort().values if producer.interleaved else joined
+
+    def _count(self, part: str) -> tuple[int, int, int]:
+        """Parts of a kind that the producers have: all, those with a bias, those of tokens."""
+        counts = [(producer.parts.count(part), producer) for producer in self.producers]
+        return (
+            sum(count for count, _ in counts),
+            sum(count for count, producer in counts if producer.bias),
+            sum(count for count, producer in counts if not producer.of_positions),
+        )
+
+    def macs(self, num_units: int, num_groups: int, seq_length: SeqLength) -> float:
         """Multiply-accumulates for one sequence of `seq_length` tokens.
 
         Kwon et al. 2022 (arXiv:2204.09656), appendix; with shared keys and values the two
-        projections are counted once a key/value head.
+        projections are counted once a key/value head and for the tokens attended to, and an expert
+        for the tokens routed to it where all experts get equally many.
         """
-        size, s = self.unit_size, seq_length
-        per_unit = s * size * (len(self.producers) * self.input_size + self.output_size)
+        size, s = self.unit_size, length_of(seq_length, self.mask)
+        per_unit = s * size * (self._count("unit")[2] * self.input_size + self.output_size)
+        per_group = 0.0
         if self.kind == "heads":
-            per_unit += 2 * s * s * size
-        return (
-            num_units * per_unit
-            + num_groups * s * size * len(self.shared_producers) * self.input_size
-        )
+            keys = length_of(seq_length, self.key_mask)
+            once, per_token = self.position_macs
+            per_unit += 2 * s * keys * size + once + s * per_token
+            per_group = keys * size * self._count("group")[2] * self.input_size
+        return self.calls * self.usage * (num_units * per_unit + num_groups * per_group)
 
     def parameters(self, num_units: int, num_groups: int) -> int:
         """Weights and biases of the block's linear layers."""
-        own, shared, consumer = self.num_biases
-        per_unit = len(self.producers) * self.input_size + own + self.output_size
-        per_group = len(self.shared_producers) * self.input_size + shared
+        own, own_biases, _ = self._count("unit")
+        shared, shared_biases, _ = self._count("group")
+        per_unit = own * self.input_size + own_biases + self.output_size
+        per_group = shared * self.input_size + shared_biases
         return (
             self.unit_size * (num_units * per_unit + num_groups * per_group)
-            + consumer * self.output_size
+            + self.consumer_bias * self.output_size
         )
-
-
-def linear(base_model: nn.Module, path: str) -> nn.Linear:
-    """The linear layer at `path` below the base model."""
-    module = base_model.get_submodule(path)
-    assert isinstance(module, nn.Linear)
-    return module

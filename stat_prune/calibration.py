@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from stat_prune.batching import digest, masks_in, padded, row_length, unpadded
 from stat_prune.errors import DataError
-from stat_prune.examples import LabelledExample, TokenRow, iterate_labelled_examples
-from stat_prune.token_rows import labelled, tokenized, without_padding
+from stat_prune.examples import LabelledExample, iterate_labelled_examples
+from stat_prune.input_rows import TokenRow
+from stat_prune.token_rows import labelled, tokenized, without_padding, without_targets
 
 DEFAULT_MAX_TEXT_LENGTH = 512
 
@@ -26,11 +26,12 @@ class CalibrationSet:
 
     Attributes
     ----------
-    batches : list of dict of str to Tensor of shape (batch, sequence), int64
-        Padded on the right to the longest row of the batch; ``attention_mask`` is always there.
+    batches : list of dict of str to Tensor
+        Tokens of shape (batch, sequence), int64, padded on the right to the longest row of the
+        batch; whatever a model reads, masks say what of it is real: ``attention_mask`` for texts.
         Where the data has them, ``labels`` of shape (batch,); models never get to see them.
     num_samples, num_tokens : int
-        Sequences, and tokens without padding.
+        Sequences, and tokens (positions of images or sounds) without padding.
     fingerprint : str
         sha256 of the tokens and masks of all sequences, whatever their order, batching and padding.
     batch_size, pad_token_id : int
@@ -49,6 +50,19 @@ class CalibrationSet:
         """Tokens a sequence, without padding."""
         return self.num_tokens / self.num_samples
 
+    @property
+    def main_mask(self) -> str:
+        """The entry of each batch that marks the tokens of what the model reads first."""
+        return masks_in(self.batches[0])[0]
+
+    @property
+    def mean_lengths(self) -> dict[str, float]:
+        """Tokens or positions a sequence, without padding, by the name of their mask."""
+        return {
+            mask: sum(int(batch[mask].sum()) for batch in self.batches) / self.num_samples
+            for mask in masks_in(self.batches[0])
+        }
+
     def subset(
         self, num_samples: int, *, seed: int, batch_size: int | None = None
     ) -> CalibrationSet:
@@ -63,7 +77,7 @@ class CalibrationSet:
             By default that of this set.
         """
         _check_positive("num_samples", num_samples)
-        rows = [row for batch in self.batches for row in _rows(batch)]
+        rows = [row for batch in self.batches for row in unpadded(batch)]
         return _from_rows(
             [rows[index] for index in _spread(len(rows), num_samples, seed)],
             batch_size or self.batch_size,
@@ -85,7 +99,7 @@ class CalibrationSet:
                 f"{num_held_out} of {self.num_samples} calibration sequences cannot be held out. "
                 "Use more examples."
             )
-        rows = [row for batch in self.batches for row in _rows(batch)]
+        rows = [row for batch in self.batches for row in unpadded(batch)]
         held = set(_spread(len(rows), num_held_out, seed))
         parts = (
             [row for index, row in enumerate(rows) if (index in held) == wanted]
@@ -101,19 +115,6 @@ def _spread(total: int, count: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(edges[:-1], edges[1:]).tolist()
 
 
-def token_mask(batch: Mapping[str, Tensor]) -> Tensor:
-    """Where a batch holds real tokens.
-
-    Returns
-    -------
-    Tensor of shape (batch, sequence), bool
-        All true where the batch has no ``attention_mask``.
-    """
-    if "attention_mask" in batch:
-        return batch["attention_mask"].bool()
-    return torch.ones_like(batch["input_ids"], dtype=torch.bool)
-
-
 def build_calibration_set(
     dataset: Any,
     *,
@@ -125,6 +126,7 @@ def build_calibration_set(
     vocab_size: int | None = None,
     max_positions: int | None = None,
     pad_token_id: int | None = None,
+    complete: Callable[[TokenRow], TokenRow] = without_targets,
 ) -> CalibrationSet:
     """Draw, tokenize and batch examples, which need no labels.
 
@@ -138,10 +140,11 @@ def build_calibration_set(
     dataset : object
         One of: a list of strings or of pairs of strings; a ``datasets.Dataset``,
         ``IterableDataset`` or dictionary of splits (``train`` is taken) with a text column or two
-        of the usual names, or with ``input_ids``; a ``DataLoader`` or any iterable of model inputs,
-        with or without batch dimension; one batch; a path to a text file (one example a line),
-        JSON, JSONL, CSV or TSV file, or to a dataset folder; a name for ``datasets.load_dataset``,
-        with its configuration after a slash ("glue/sst2").
+        of the usual names, or with ``input_ids`` (``pixel_values``, ``input_features``); a
+        ``DataLoader`` or any iterable of model inputs, with or without batch dimension; one batch;
+        a path to a text file (one example a line), JSON, JSONL, CSV or TSV file, or to a dataset
+        folder; a name for ``datasets.load_dataset``, with its configuration after a slash
+        ("glue/sst2").
     tokenizer : PreTrainedTokenizerBase, optional
         Needed for texts; it must be the one of the model.
     num_samples : int
@@ -159,6 +162,9 @@ def build_calibration_set(
         Longest sequence that the model admits.
     pad_token_id : int, optional
         By default the tokenizer's, else its end of sequence, else 0. Padding is masked.
+    complete : callable
+        Makes of a row what the model reads (`stat_prune.completion.Completion`). By default a
+        model reads texts with one stack of layers.
 
     Returns
     -------
@@ -203,6 +209,7 @@ def build_calibration_set(
             f"The calibration dataset holds only padding: none of {num_examples} examples has a "
             "token with attention_mask 1. Pass the mask as the tokenizer made it (1 = token)."
         )
+    rows = [complete(row) for row in rows]
     if vocab_size is not None:
         _check_vocabulary(rows, vocab_size)
     return _from_rows(rows, batch_size, _pad_token_id(tokenizer, pad_token_id, vocab_size))
@@ -214,8 +221,9 @@ def _check_positive(name: str, value: int) -> None:
 
 
 def _check_vocabulary(rows: Sequence[TokenRow], vocab_size: int) -> None:
-    largest = max(int(row["input_ids"].max()) for row in rows)
-    smallest = min(int(row["input_ids"].min()) for row in rows)
+    ids = [value for row in rows for name, value in row.items() if name.endswith("input_ids")]
+    largest = max((int(value.max()) for value in ids), default=0)
+    smallest = min((int(value.min()) for value in ids), default=0)
     if smallest < 0 or largest >= vocab_size:
         raise DataError(
             f"Token id {largest if largest >= vocab_size else smallest} is outside the model's "
@@ -238,48 +246,18 @@ def _pad_token_id(
 
 
 def _from_rows(rows: Sequence[TokenRow], batch_size: int, pad_token_id: int) -> CalibrationSet:
-    digests = {id(row): _digest(row) for row in rows}
+    digests = {id(row): digest(row) for row in rows}
     # Longest first: memory peaks in the first batch, if it has to. Ties by content, so that the
     # order of the source leaves no trace.
-    ordered = sorted(rows, key=lambda row: (-len(row["input_ids"]), digests[id(row)]))
+    ordered = sorted(rows, key=lambda row: (-row_length(row), digests[id(row)]))
     return CalibrationSet(
         batches=[
-            _pad(ordered[start : start + batch_size], pad_token_id)
+            padded(ordered[start : start + batch_size], pad_token_id)
             for start in range(0, len(ordered), batch_size)
         ],
         num_samples=len(ordered),
-        num_tokens=sum(int(row["attention_mask"].sum()) for row in ordered),
+        num_tokens=sum(int(row[masks_in(row)[0]].sum()) for row in ordered),
         fingerprint=hashlib.sha256("".join(sorted(digests.values())).encode()).hexdigest(),
         batch_size=batch_size,
         pad_token_id=pad_token_id,
     )
-
-
-def _digest(row: TokenRow) -> str:
-    """Of what a model reads: labels have no part in it."""
-    digest = hashlib.sha256()
-    for name in sorted(row.keys() - {"labels"}):
-        digest.update(name.encode() + row[name].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _pad(rows: Sequence[TokenRow], pad_token_id: int) -> dict[str, Tensor]:
-    # Rows of mixed origin (texts beside token ids) may not all have token types.
-    columns = {
-        name: [row[name] for row in rows] for name in rows[0] if all(name in row for row in rows)
-    }
-    return {
-        name: torch.tensor([value.item() for value in values])
-        if name == "labels"
-        else pad_sequence(
-            values, batch_first=True, padding_value=pad_token_id if name == "input_ids" else 0
-        )
-        for name, values in columns.items()
-    }
-
-
-def _rows(batch: Mapping[str, Tensor]) -> Iterator[TokenRow]:
-    """Take a padded batch apart again."""
-    for index, mask in enumerate(batch["attention_mask"]):
-        stop = int(mask.nonzero()[-1]) + 1
-        yield {name: v[index, :stop] if v.ndim == 2 else v[index] for name, v in batch.items()}

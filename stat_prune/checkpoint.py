@@ -22,7 +22,8 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
     The class is a subclass of the model's stock class, with its name and its forward method;
     `save_pretrained` then also writes the modeling file and `auto_map`. A model whose config has
     no record of layer sizes (``config.stat_prune``) is of its stock class again, and one whose
-    class is not from transformers itself stays what it is.
+    class transformers does not know stays what it is. A class of the user's own, registered with
+    transformers' auto classes, has no modeling file: it reloads where it is registered.
 
     Returns
     -------
@@ -32,25 +33,29 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
     stock = _stock_class(model)
     if stock is None:
         return model
+    in_transformers = getattr(transformers, stock.__name__, None) is stock
     if getattr(model.config, "stat_prune", None):
-        model.__class__ = getattr(modeling_stat_prune, stock.__name__)
-        classes = modeling_stat_prune.auto_classes(type(model.config))
-        model.config.auto_map = {
-            auto: f"modeling_stat_prune.{made}" for auto, made in classes.items()
-        }
+        model.__class__ = modeling_stat_prune.pruned_class(stock)
+        if in_transformers:
+            classes = modeling_stat_prune.auto_classes(type(model.config))
+            model.config.auto_map = {
+                auto: f"modeling_stat_prune.{made.__name__}" for auto, made in classes.items()
+            }
     elif type(model) is not stock:
         model.__class__ = stock
-        del model.config.auto_map
+        if in_transformers:
+            del model.config.auto_map
     return model
 
 
 def _stock_class(model: PreTrainedModel) -> type[PreTrainedModel] | None:
-    """The class of transformers that `model` is an instance of, seen through our own subclass."""
+    """The class that `model` is an instance of, seen through our own subclass; None if unknown."""
     cls = type(model)
     # A folder's copy of the modeling file is a module of its own, under another package.
     if cls.__module__.rpartition(".")[2] == "modeling_stat_prune":
         cls = cls.__mro__[1]
-    return cls if getattr(transformers, cls.__name__, None) is cls else None
+    known = modeling_stat_prune.stock_class(cls.__name__, type(model.config))
+    return cls if known is cls else None
 
 
 def check_output_directory(directory: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -115,8 +120,9 @@ def save_checkpoint(
     check_output_directory(directory, overwrite)
     if getattr(model.config, "stat_prune", None) and _stock_class(model) is None:
         raise SaveError(
-            f"{type(model).__name__} is not a class of transformers, so the saved folder could not "
-            "rebuild it. Save its state_dict(), or prune the transformers model inside it."
+            f"{type(model).__name__} is not a class that transformers knows, so the saved folder "
+            "could not rebuild it. Register it (AutoConfig.register, AutoModel.register), or prune "
+            "the transformers model inside it."
         )
     as_pruned_class(model)
     contents = {"README.md": _model_card(model, Path(directory).name), **(files or {})}
@@ -181,17 +187,26 @@ def load(
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         name = _model_class_name(config, auto_class)
-        pruned = bool(getattr(config, "stat_prune", None))
-        model_class = getattr(modeling_stat_prune if pruned else transformers, name)
+        model_class = modeling_stat_prune.stock_class(name, type(config))
+        if model_class is None:
+            raise LoadError(
+                f"{str(directory)!r} is of the class {name}, which transformers does not know. "
+                "Register it first (AutoConfig.register, AutoModel.register)."
+            )
+        if getattr(config, "stat_prune", None):
+            model_class = modeling_stat_prune.pruned_class(model_class)
         model = model_class.from_pretrained(
             directory, config=config, dtype=dtype, local_files_only=True
         )
+    except LoadError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise LoadError(f"{str(directory)!r} cannot be loaded: {error}") from error
     except SafetensorError as error:
         raise LoadError(
             f"The weights in {str(directory)!r} are damaged: {error}. Save the model again."
         ) from error
+    modeling_stat_prune.align_weights(model)
     return model if device is None else model.to(device)
 
 
@@ -207,7 +222,7 @@ def _model_class_name(config: transformers.PreTrainedConfig, auto_class: type | 
             f"No {name} exists for a model of type {config.model_type!r}; "
             f"auto_class can be one of {', '.join(known)}."
         )
-    return known[name]
+    return known[name].__name__
 
 
 def _model_card(model: PreTrainedModel, name: str) -> str:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.blocks import Block, linear
-from stat_prune.calibration import token_mask
+from stat_prune.batching import token_mask
+from stat_prune.blocks import Block
 from stat_prune.errors import NonFiniteActivationsError
+from stat_prune.experts import routed_rows
 from stat_prune.linalg import Moments
+from stat_prune.projections import projection
 
 Batch = Mapping[str, Tensor]
 
@@ -25,8 +27,9 @@ def model_inputs(module: nn.Module, batch: Batch, device: torch.device) -> dict[
     Labels stay behind: with them a head would compute a loss, for which the data may not be fit.
     """
     names = inspect.signature(module.forward).parameters
+    dtype = next(module.parameters()).dtype
     inputs: dict[str, Any] = {
-        name: value.to(device)
+        name: value.to(device, dtype if value.is_floating_point() else None)
         for name, value in batch.items()
         if name in names and name != "labels"
     }
@@ -66,6 +69,7 @@ def collect_moments(
     batches: Iterable[Batch],
     *,
     transform: Callable[[Tensor], Tensor] | None = None,
+    precision: str = "float64",
 ) -> dict[str, Moments]:
     """Stream the consumers' inputs into moments, in one pass; padding is left out.
 
@@ -74,9 +78,11 @@ def collect_moments(
     model : PreTrainedModel
     blocks : sequence of Block
     batches : iterable of mappings of str to Tensor
-        Model inputs, with ``attention_mask`` where there is padding.
+        Model inputs, with masks where there is padding.
     transform : callable, optional
         Applied to the rows of each sequence, of shape (n, m), before they are counted (a sketch).
+    precision : {"float64", "float32"}
+        Of the products, as for `Moments`.
 
     Returns
     -------
@@ -90,8 +96,11 @@ def collect_moments(
     """
     base = model.base_model
     device = next(base.parameters()).device
-    moments = {block.name: Moments(block.num_channels, device=device) for block in blocks}
-    mask: Tensor | None = None
+    moments = {
+        block.name: Moments(block.num_channels, precision=precision, device=device)
+        for block in blocks
+    }
+    masks: dict[str, Tensor | None] = {}
     batch: Batch = {}
     position = 0
 
@@ -106,21 +115,28 @@ def collect_moments(
 
     def hook_for(block: Block) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if transform is None:
-                count(block, _token_rows(args[0], mask))
-                return
-            for sequence, kept in zip(args[0], token_mask(batch).to(device), strict=True):
-                count(block, transform(sequence[kept]))
+            if block.expert_of:
+                count(block, routed_rows(base, block, args, masks[block.mask]))
+            elif transform is None:
+                count(block, _token_rows(args[0], masks[block.mask]))
+            else:
+                kept = token_mask(batch, block.mask).to(device)
+                for sequence, tokens in zip(by_token(args[0], kept), kept, strict=True):
+                    count(block, transform(sequence[tokens]))
 
         return hook
 
     handles = [
-        linear(base, block.consumer).register_forward_pre_hook(hook_for(block)) for block in blocks
+        projection(base, block.consumer).module.register_forward_pre_hook(hook_for(block))
+        for block in blocks
     ]
     try:
         with evaluating(model):
-            for position, batch in enumerate(batches):  # noqa: B007 (the hooks read both)
-                mask = _mask_if_padded(batch, device)
+            for position, batch in enumerate(batches):  # noqa: B007 (the hooks read them)
+                masks = {
+                    name: _mask_if_padded(batch, name, device)
+                    for name in {block.mask for block in blocks}
+                }
                 base(**model_inputs(base, batch, device))
     finally:
         for handle in handles:
@@ -128,12 +144,16 @@ def collect_moments(
     return moments
 
 
-def _mask_if_padded(batch: Batch, device: torch.device) -> Tensor | None:
-    mask = token_mask(batch).to(device)
+def _mask_if_padded(batch: Batch, name: str, device: torch.device) -> Tensor | None:
+    mask = token_mask(batch, name).to(device)
     return None if bool(mask.all()) else mask
 
 
+def by_token(activations: Tensor, mask: Tensor) -> Tensor:
+    """By sequence and token, of shape (batch, sequence, m); some layers join the two."""
+    return activations.reshape(*mask.shape, activations.shape[-1])
+
+
 def _token_rows(activations: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return activations.reshape(-1, activations.shape[-1])
-    return activations[mask]
+    rows = activations.reshape(-1, activations.shape[-1])
+    return rows if mask is None else rows[mask.reshape(-1)]

@@ -31,6 +31,10 @@ class NonFiniteActivationsError(StatPruneError, ArithmeticError):
     """NaN or Inf in the input of a consumer; the message names the block and the batch."""
 
 
+class DistributedError(StatPruneError, RuntimeError):
+    """Processes of one run have read different things, or one of them failed."""
+
+
 class SaveError(StatPruneError, OSError):
     """Saving failed (directory exists, disk full, no permission); nothing was replaced."""
 

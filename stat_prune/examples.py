@@ -11,23 +11,17 @@ from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
-import torch
 from datasets.exceptions import DatasetNotFoundError
 from torch import Tensor
 
 from stat_prune.errors import DataError
-
-TokenRow: TypeAlias = dict[str, Tensor]
-"""The model inputs of one example, each a 1-D integer tensor of the same length."""
+from stat_prune.input_rows import TokenRow, holds_model_inputs, input_rows, is_batch
 
 Example: TypeAlias = str | tuple[str, str] | TokenRow
 
 Label: TypeAlias = int | float
 
 LabelledExample: TypeAlias = tuple[Example, Label | None]
-
-# Token-level model inputs. Whatever else a batch holds, but for the labels, is left behind.
-ROW_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 TEXT_PAIR_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -197,17 +191,17 @@ def _as_examples(element: Any) -> Iterable[LabelledExample]:
     if isinstance(element, str):
         return [(element, None)]
     if isinstance(element, Mapping):
-        if "input_ids" in element:
-            rows = _token_rows(element)
+        if holds_model_inputs(element):
+            rows = input_rows(element)
             return zip(rows, _labels_of(element, len(rows)), strict=True)
         return [(_text_of(element), _labels_of(element, 1)[0])]
     if isinstance(element, (Tensor, np.ndarray)):
-        return [(row, None) for row in _token_rows({"input_ids": element})]
+        return [(row, None) for row in input_rows({"input_ids": element})]
     if isinstance(element, Sequence) and element:
         if len(element) == 2 and all(isinstance(part, str) for part in element):
             return [((element[0], element[1]), None)]
         if all(isinstance(part, int) for part in element):
-            return [(row, None) for row in _token_rows({"input_ids": element})]
+            return [(row, None) for row in input_rows({"input_ids": element})]
     raise DataError(
         f"An example must be a string, a pair of strings, a record with a text column, or model "
         f"inputs with 'input_ids'; got {type(element).__name__}: {str(element)[:80]!r}."
@@ -234,7 +228,7 @@ def _labels_of(record: Mapping[str, Any], count: int) -> list[Label | None]:
     value = next((record[name] for name in LABEL_COLUMNS if record.get(name) is not None), None)
     if isinstance(value, (Tensor, np.ndarray)):
         value = value.tolist()
-    batched = np.ndim(record.get("input_ids", 0)) == 2
+    batched = holds_model_inputs(record) and is_batch(record)
     values = value if batched and isinstance(value, Sequence) else [value]
     labels = [_number(one) for one in values]
     return labels if len(labels) == count and None not in labels else [None] * count
@@ -250,32 +244,6 @@ def _number(value: Any) -> Label | None:
             except ValueError:
                 continue
     return value if isinstance(value, (int, float)) else None
-
-
-def _token_rows(batch: Mapping[str, Any]) -> list[TokenRow]:
-    try:
-        inputs = {
-            name: torch.as_tensor(batch[name]) for name in ROW_INPUTS if batch.get(name) is not None
-        }
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise DataError(
-            f"The model inputs are not rectangular arrays of integers ({error}). "
-            "Pass one example at a time, or pad the batch and give its attention_mask."
-        ) from error
-    shape = inputs["input_ids"].shape
-    for name, value in inputs.items():
-        if value.is_floating_point() or value.is_complex():
-            raise DataError(f"{name!r} must hold integers, got {value.dtype}.")
-        if value.shape != shape or value.ndim not in (1, 2):
-            raise DataError(
-                f"{name!r} has shape {tuple(value.shape)}, 'input_ids' {tuple(shape)}; both must "
-                "be (sequence,) or (batch, sequence)."
-            )
-    inputs = {name: torch.atleast_2d(value.long().cpu()) for name, value in inputs.items()}
-    if "attention_mask" not in inputs:
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    count = inputs["input_ids"].shape[0]
-    return [{name: value[row] for name, value in inputs.items()} for row in range(count)]
 
 
 def _is_text(example: str | tuple[str, str]) -> bool:

@@ -12,7 +12,7 @@ from stat_prune.errors import TargetError
 def without_ignored(
     blocks: Sequence[Block], ignore: Iterable[int | str]
 ) -> tuple[list[Block], list[Block]]:
-    """Split blocks into those to prune and those to leave alone.
+    """Split blocks into those to prune and those to leave alone, which the fixed ones are.
 
     Parameters
     ----------
@@ -38,10 +38,18 @@ def without_ignored(
                 f"and {blocks[1].name!r}; layers are numbered 0 to {num_layers - 1}."
             )
         ignored |= matching
-    pruned = [block for block in blocks if block.name not in ignored]
+    pruned = [block for block in blocks if block.name not in ignored and not block.fixed]
     if not pruned:
         raise TargetError(f"ignore={list(ignore)!r} leaves nothing to prune. Shorten it.")
-    return pruned, [block for block in blocks if block.name in ignored]
+    split = {block.expert_of for block in blocks if block.name in ignored} - {""}
+    split &= {block.expert_of for block in pruned}
+    if split:
+        raise TargetError(
+            f"ignore={list(ignore)!r} leaves some experts of {min(split)} alone and not others, "
+            "but their weights are one tensor, of one size. Ignore all of them, or none."
+        )
+    left = {block.name for block in pruned}
+    return pruned, [block for block in blocks if block.name not in left]
 
 
 def _matches(block: Block, entry: int | str, num_layers: int) -> bool:

@@ -53,7 +53,7 @@ class Method:
     corrected: bool = True
     absorb_mean: bool = True
     allocation: Literal["probed", "unweighted", "even"] = "probed"
-    passes: Literal[1, 2] = 2
+    passes: Literal[1, 2] = 1
 
     @property
     def heads_only(self) -> bool:
@@ -77,15 +77,15 @@ PEERS = ("stat-paper", "flap", "fisher", "fisher-untuned", "kprune")
 
 METHODS: dict[str, Method] = {
     "stat": Method(),
-    "stat-one-pass": Method(passes=1),
-    "id-unweighted": Method(allocation="unweighted", passes=1),
-    "id-even": Method(allocation="even", passes=1),
+    "stat-two-pass": Method(passes=2),
+    "id-unweighted": Method(allocation="unweighted"),
+    "id-even": Method(allocation="even"),
     "id-uncorrected": Method(corrected=False, absorb_mean=False, allocation="even"),
     "magnitude": Method("magnitude", corrected=False, absorb_mean=False, allocation="even"),
     "random": Method("random", corrected=False, absorb_mean=False, allocation="even"),
     # ZipLM, with two stand-ins for its search of the sizes: see `stat_prune.selection.obs`.
-    "obs": Method("obs", absorb_mean=False, allocation="unweighted", passes=1),
-    "obs-probed": Method("obs", absorb_mean=False, passes=1),
+    "obs": Method("obs", absorb_mean=False, allocation="unweighted"),
+    "obs-probed": Method("obs", absorb_mean=False),
     "wanda-sp": Method("wanda-sp", corrected=False, absorb_mean=False, allocation="even"),
     "random-corrected": Method("random", allocation="even", passes=1),
     # Heads by what they attend to, without the correction of STAT and with it.

@@ -1,17 +1,22 @@
-"""Stock transformers models whose linear layers have the sizes recorded in their config.
+"""Stock transformers models whose layers have the sizes recorded in their config.
 
 `transformers` derives the shape of every layer from a few numbers in the config, the same for
 all layers. A model pruned by stat-prune has layers of different sizes; its ``config.json`` lists
 them under ``stat_prune``::
 
-    {"format": 1,
+    {"format": 2,
      "linear": {"encoder.layer.0.intermediate.dense": [out_features, in_features, has_bias], ...},
-     "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...}}
+     "parameters": {"layers.0.mlp.experts.down_proj": [experts, out_features, in_features], ...},
+     "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...},
+     "position_bias": {"encoder.layer.0.attention.attn": {"heads": [0, 1, 3]}, ...}}
 
-with paths below the base model, so that one record serves the base class and every head class.
+with paths below the base model, so that one record serves the base class and every head class. An
+attribute ``config.x`` is what the module at that path reads as ``self.config.x``. Format 1 had
+neither those nor parameters.
 Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.BertForMaskedLM` with
 the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
-else changes: no forward method is replaced.
+else changes: no forward method is replaced. Where layers share a bias of the attention scores for
+every head (MPNet, T5), a hook gives each the part of its own heads.
 
 This file is copied into each saved folder, so that
 ``AutoModel.from_pretrained(folder, trust_remote_code=True)`` needs nothing but transformers.
@@ -25,58 +30,209 @@ from typing import Any
 import torch
 import transformers
 from transformers.models.auto import modeling_auto
+from transformers.pytorch_utils import Conv1D
 
-FORMAT = 1
+#: What this file reads; it is written in the last.
+FORMATS = (1, 2)
+
+_pruned_classes: dict[Any, Any] = {}
+
+_CACHE_LINE = 64  # bytes: where torch's own memory begins
 
 
-def auto_classes(config_class: type[transformers.PreTrainedConfig] | None) -> dict[str, str]:
-    """Name of the model class that each auto class makes of a config class.
+def auto_classes(config_class: Any) -> dict[str, Any]:
+    """The model class that each auto class makes of a config class, by the auto class's name.
 
-    For `BertConfig`: ``{"AutoModel": "BertModel", "AutoModelForMaskedLM": ...}``.
+    For `BertConfig`: ``{"AutoModel": BertModel, "AutoModelForMaskedLM": BertForMaskedLM, ...}``.
     """
-    names = {}
+    classes = {}
     for auto_name, auto_class in vars(modeling_auto).items():
         mapping = getattr(auto_class, "_model_mapping", None)
         if auto_name.startswith("AutoModel") and mapping is not None and config_class in mapping:
             model_class = mapping[config_class]
             if inspect.isclass(model_class):
-                names[auto_name] = model_class.__name__
-    return names
+                classes[auto_name] = model_class
+    return classes
 
 
-def auto_class_of(name: str, config_class: type[transformers.PreTrainedConfig] | None) -> str:
+def auto_class_of(name: str, config_class: Any) -> str:
     """Name of the auto class that makes the model class `name`.
 
     Where several do (AutoModelForPreTraining too makes DistilBertForMaskedLM), the shortest name is
     the one people use.
     """
-    made_by = [auto for auto, made in auto_classes(config_class).items() if made == name]
+    made_by = [auto for auto, made in auto_classes(config_class).items() if made.__name__ == name]
     return min(made_by, key=len, default="AutoModel")
 
 
-def resize_linear_layers(model: transformers.PreTrainedModel) -> None:
-    """Give the linear layers of a stock `model` the sizes in ``model.config.stat_prune``, in place.
+def stock_class(name: str, config_class: Any) -> Any:
+    """The model class of that name, of transformers or registered with an auto class; or None."""
+    known = {made.__name__: made for made in auto_classes(config_class).values()}
+    return getattr(transformers, name, known.get(name))
 
-    The new layers are freshly initialised; `from_pretrained` then fills them.
+
+class LayerConfig:
+    """The model's config as one layer sees it: some sizes are its own, all else is the model's."""
+
+    def __init__(self, config: Any, sizes: dict[str, int]) -> None:
+        self.__dict__.update(stat_prune_of=config, **sizes)
+
+    def __getattr__(self, name: str) -> Any:
+        # A copy is empty at first, and is asked for special methods.
+        if name == "stat_prune_of" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.stat_prune_of, name)
+
+
+def set_attributes(module: Any, values: dict[str, int]) -> None:
+    """Let a module remember other counts; ``config.x`` goes into a config of its own."""
+    sizes = {}
+    for name, value in values.items():
+        prefix, _, field = name.rpartition(".")
+        if prefix:
+            sizes[field] = value
+        else:
+            setattr(module, name, value)
+    if sizes:
+        config = module.config
+        module.config = LayerConfig(getattr(config, "stat_prune_of", config), sizes)
+
+
+def empty_layer(
+    stock: torch.nn.Module, out_features: int, in_features: int, has_bias: bool
+) -> torch.nn.Module:
+    """An uninitialised linear layer of the class, dtype and device of another."""
+    weight: Any = stock.weight
+    layer: torch.nn.Module
+    if isinstance(stock, Conv1D):
+        with torch.device("meta"):
+            layer = Conv1D(out_features, in_features)
+    else:
+        make: Any = type(stock)
+        layer = make(in_features, out_features, bias=has_bias, device="meta")
+    return layer.to(weight.dtype).to_empty(device=weight.device)
+
+
+def resize_layers(model: transformers.PreTrainedModel) -> None:
+    """Give the layers of a stock `model` the sizes in ``model.config.stat_prune``, in place.
+
+    What is new is freshly initialised; `from_pretrained` then fills it.
     """
     record = model.config.stat_prune
-    if record["format"] != FORMAT:
+    if record["format"] not in FORMATS:
         raise ValueError(
             f"This folder has format {record['format']} of stat-prune's record of layer sizes; "
-            f"this file reads format {FORMAT}. Load it with the newest stat-prune."
+            f"this file reads formats {FORMATS}. Load it with the newest stat-prune."
         )
     base = model.base_model
     for path, (out_features, in_features, has_bias) in record["linear"].items():
-        stock = base.get_submodule(path).weight
-        linear = torch.nn.Linear(
-            in_features, out_features, has_bias, device=stock.device, dtype=stock.dtype
-        )
-        model._init_weights(linear)
-        base.set_submodule(path, linear)
+        layer = empty_layer(base.get_submodule(path), out_features, in_features, has_bias)
+        model._init_weights(layer)
+        base.set_submodule(path, layer)
+    for path, shape in record.get("parameters", {}).items():
+        parent, _, name = path.rpartition(".")
+        owner = base.get_submodule(parent)
+        empty = getattr(owner, name).new_empty(shape)
+        setattr(owner, name, torch.nn.Parameter(empty))
+        model._init_weights(owner)
     for path, attributes in record["attributes"].items():
-        module = base.get_submodule(path)
-        for name, value in attributes.items():
-            setattr(module, name, value)
+        set_attributes(base.get_submodule(path), attributes)
+    for path, values in record.get("position_bias", {}).items():
+        own_position_bias(base.get_submodule(path), **values)
+        model._init_weights(base.get_submodule(path))
+
+
+def position_embedding(like: torch.Tensor, buckets: int, num_heads: int) -> torch.nn.Embedding:
+    """An uninitialised embedding of relative positions, of the dtype and device of a tensor."""
+    empty = like.new_empty(buckets, num_heads)
+    return torch.nn.Embedding(buckets, num_heads, _weight=empty)
+
+
+def own_position_bias(
+    attention: Any,
+    heads: list[int] | None = None,
+    buckets: int | None = None,
+    num_heads: int | None = None,
+) -> None:
+    """Let an attention layer add the position bias of its own heads to its scores.
+
+    With `heads`, those of the bias that it is given. Else it passes over what it is given and
+    computes the bias by itself: from an embedding of `buckets` positions for `num_heads` heads,
+    which it gets where it has none of that shape, or as zero without one.
+    """
+    if buckets is not None and num_heads is not None:
+        embedding = getattr(attention, "relative_attention_bias", None)
+        if embedding is None or tuple(embedding.weight.shape) != (buckets, num_heads):
+            attention.relative_attention_bias = position_embedding(
+                attention.q.weight, buckets, num_heads
+            )
+        attention.has_relative_attention_bias = True
+    if not hasattr(attention, "position_bias_heads"):
+        attention.register_forward_pre_hook(_with_own_bias, with_kwargs=True)
+    attention.position_bias_heads = heads
+
+
+def _with_own_bias(
+    attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an attention layer with the part of the position bias that is its own."""
+    place = 2  # of the position bias where it is no keyword
+    given = kwargs["position_bias"] if "position_bias" in kwargs else args[place]
+    heads = attention.position_bias_heads
+    own = None if heads is None or given is None else given[:, heads]
+    if "position_bias" in kwargs:
+        return args, {**kwargs, "position_bias": own}
+    return (*args[:place], own, *args[place + 1 :]), kwargs
+
+
+def align_weights(model: torch.nn.Module) -> None:
+    """Move weights that lie across the bounds of cache lines, in place; their values stay.
+
+    Weights that are mapped from a safetensors file lie where the file has them. A product of a
+    matrix and a vector, as for a single token, then rounds differently than before saving.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
+            parameter.data = parameter.data.clone()
+
+
+def pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
+    """The subclass of a model class, of the same name, that reads recorded layer sizes."""
+    if stock not in _pruned_classes:
+        _pruned_classes[stock] = _make_pruned_class(stock)
+    return _pruned_classes[stock]
+
+
+def _make_pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
+
+    def __init__(
+        self: Any, config: transformers.PreTrainedConfig, *args: Any, **kwargs: Any
+    ) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        if getattr(config, "stat_prune", None):
+            resize_layers(self)
+
+    @classmethod  # type: ignore[misc]
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded = super(made, cls).from_pretrained(*args, **kwargs)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    known = getattr(transformers, stock.__name__, None) is stock
+    namespace = {
+        "__module__": __name__,
+        "__qualname__": stock.__name__,
+        "__doc__": stock.__doc__,
+        "__init__": __init__,
+        "from_pretrained": from_pretrained,
+        # With `_auto_class` set, save_pretrained copies this file beside the weights and enters the
+        # class in the config's `auto_map`. It could not find a class that is not of transformers.
+        "_auto_class": auto_class_of(stock.__name__, stock.config_class) if known else None,
+    }
+    made: Any = type(stock.__name__, (stock,), namespace)
+    if known:
+        globals()[stock.__name__] = made  # where pickle looks for it
+    return made
 
 
 def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
@@ -84,23 +240,4 @@ def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
     stock = None if name.startswith("_") else getattr(transformers, name, None)
     if not inspect.isclass(stock) or not issubclass(stock, transformers.PreTrainedModel):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __init__(
-        self: Any, config: transformers.PreTrainedConfig, *args: Any, **kwargs: Any
-    ) -> None:
-        stock.__init__(self, config, *args, **kwargs)
-        if getattr(config, "stat_prune", None):
-            resize_linear_layers(self)
-
-    # With `_auto_class` set, save_pretrained copies this file beside the weights and enters the
-    # class in the config's `auto_map`.
-    namespace = {
-        "__module__": __name__,
-        "__qualname__": name,
-        "__doc__": stock.__doc__,
-        "__init__": __init__,
-        "_auto_class": auto_class_of(name, stock.config_class),
-    }
-    # Kept as a global, the class is found again by pickle and by the next request for it.
-    globals()[name] = type(name, (stock,), namespace)
-    return globals()[name]
+    return pruned_class(stock)

@@ -15,6 +15,8 @@ from stat_prune.checkpoint import check_output_directory
 from stat_prune.errors import SettingsError
 from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
+from stat_prune.peers.requirements import check_no_experts
+from stat_prune.restreaming import can_move
 from stat_prune.result import PruningResult
 from stat_prune.run import starting
 from stat_prune.settings import Settings, kinds_left_alone
@@ -39,6 +41,7 @@ def prune(
     uniform: bool = False,
     objective: Objective | None = None,
     passes: int | None = None,
+    precision: str = "float64",
     output_dir: str | os.PathLike[str] | None = None,
     inplace: bool = False,
     progress: bool = True,
@@ -50,7 +53,8 @@ def prune(
     Parameters
     ----------
     model : PreTrainedModel
-        BERT, RoBERTa, ELECTRA, DistilBERT, Llama, Mistral, Qwen2 or Qwen3, with any head.
+        Of a supported family, with any head; docs/architectures.md lists them, and shows how to
+        describe another (`register_architecture`).
     dataset : object
         Unlabelled examples in any common form: strings, a ``datasets.Dataset`` or its name, a
         ``DataLoader``, a file; see `stat_prune.calibration.build_calibration_set`.
@@ -84,10 +88,14 @@ def prune(
         What the default method measures at the output: ``(dense_output, pruned_output, batch)`` to
         a tensor of distances. Default: `stat_prune.budget.sensitivity.output_distance`.
     passes : int, optional
-        1: the correction is solved from the dense network's activations only, in about half the
-        time. 2: it is solved again from the pruned network's own, and the solution that does best
-        on calibration sequences held out is taken. Default: what the method says, 2 for
+        1: the correction is solved from the dense network's activations. 2: it is solved again
+        from the pruned network's own, and the solution that does best on calibration sequences
+        held out is taken; for about twice the time. Default: what the method says, 1 for
         ``"stat"``.
+    precision : {"float64", "float32"}
+        Of the products in the statistics of the activations, which are summed in float64 either
+        way. "float32" is quicker, most of all on GPUs that are slow in float64; it cannot tell an
+        error of a block below about 3e-4 from none. `stat_prune.linalg.Moments` has the details.
     output_dir : path, optional
         Save there as well; that it can be made is checked before any work.
     inplace : bool
@@ -125,6 +133,7 @@ def prune(
         uniform=uniform,
         objective=objective,
         passes=passes,
+        precision=precision,
         inplace=inplace,
         progress=progress,
     )
@@ -167,14 +176,20 @@ def prune_family(
                 run.blocks,
                 run.untouched,
                 target,
-                seq_length=run.seq_length(target),
+                seq_length=run.lengths(target),
                 round_to=chosen.round_to,
                 timed=run.timed(target),
             )
         if chosen.method in PLANNERS:
+            check_no_experts(run, str(chosen.method))
             planner = PLANNERS[chosen.method]
             return [finish(run, target, planner(run, target)) for target in targets]
         recipe = method_named(chosen.method)
+        if chosen.passes == 2 and not any(map(can_move, run.blocks)):
+            raise SettingsError(
+                "passes=2 has nothing to solve again: the residual stream of "
+                f"{type(model).__name__} gets no consumer's output as it is. Use passes=1."
+            )
         statistics = collect(run, recipe)
         candidates = decompose(run, recipe, statistics)
         weights = sensitivities(run, recipe, statistics, candidates)

@@ -148,6 +148,8 @@ class PruningReport:
         ``distances`` on held-out calibration sequences that decided it.
     speed : Speed or None
         Measured where the target speaks of time.
+    lengths : dict of str to float, or None
+        Tokens a sequence by the name of their mask, where the model has several.
     """
 
     blocks: list[BlockRow]
@@ -161,6 +163,7 @@ class PruningReport:
     versions: dict[str, str] = field(default_factory=lambda: _versions())
     second_pass: dict[str, Any] | None = None
     speed: Speed | None = None
+    lengths: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -220,7 +223,7 @@ class PruningReport:
         return "\n".join(
             (
                 f"MACs of blocks    {before.block_macs:.4g} -> {after.block_macs:.4g} "
-                f"({_share(after.block_macs, before.block_macs)}) at {self.seq_length:.4g} tokens; "
+                f"({_share(after.block_macs, before.block_macs)}) at {self._lengths()} tokens; "
                 "embeddings, pooler and task head not counted",
                 f"block parameters  {before.block_parameters:,} -> {after.block_parameters:,} "
                 f"({_share(after.block_parameters, before.block_parameters)})",
@@ -232,6 +235,13 @@ class PruningReport:
                 f"seconds           {stages}; peak memory {self.peak_memory / 2**20:.0f} MiB",
             )
         )
+
+    def _lengths(self) -> str:
+        """Tokens a sequence, as people say them."""
+        if self.lengths is None:
+            return f"{self.seq_length:.4g}"
+        named = (f"{length:.4g} ({mask})" for mask, length in self.lengths.items())
+        return " and ".join(named)
 
     def second_pass_text(self) -> str:
         """Which correction was taken, and what decided it."""

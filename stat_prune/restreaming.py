@@ -7,20 +7,26 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import architecture_of, transformer_layers
-from stat_prune.blocks import Block, linear
+from stat_prune.architectures import stacks_of, transformer_layers
+from stat_prune.batching import token_mask
+from stat_prune.blocks import Block
 from stat_prune.budget.sensitivity import Objective, distance
-from stat_prune.calibration import CalibrationSet, token_mask
-from stat_prune.collectors import Batch, answering, evaluating, model_inputs
+from stat_prune.calibration import CalibrationSet
+from stat_prune.collectors import Batch, answering, by_token, evaluating, model_inputs
 from stat_prune.correction import FoldedConsumer
 from stat_prune.linalg import CrossMoments
 from stat_prune.linalg.least_squares import solve_normal
+from stat_prune.projections import projection
 from stat_prune.surgery import apply
+
+#: What the last layer so far of each stack has returned, by the number of the stack.
+States: TypeAlias = dict[int, Any]
 
 #: Ridges towards the one-pass solution, relative to each channel's squared norm: the second is
 #: tried where the first is better than one pass.
@@ -110,6 +116,7 @@ def restream(
     with kept inputs X of the pruned model and difference E = S_dense - S_pruned of the streams, the
     weight is moved by the D of least ``||X D - E||^2 + ridge ||diag(||X_:j||) D||^2``. So a large
     ridge leaves the one-pass solution.
+    Consumers whose output the stream does not get as it is (`can_move`) stay as they are.
 
     Parameters
     ----------
@@ -135,43 +142,59 @@ def restream(
     for index, one in enumerate(folded):
         by_layer.setdefault(one.block.layer, []).append(index)
     with evaluating(model), evaluating(pruned):
-        dense_states: list[Any] = [None] * len(batches)
-        states: list[Any] = [None] * len(batches)
-        for layer in range(len(transformer_layers(model))):
+        dense_states: list[States] = [{} for _ in batches]
+        states: list[States] = [{} for _ in batches]
+        for layer, stack in enumerate(_stack_numbers(model)):
+            indices = by_layer.get(layer, [])
+            blocks = [folded[i].block for i in indices if can_move(folded[i].block)]
             wanted = [
-                _Stream(model, layer, batch, state)
+                _Stream(model, layer, blocks, batch, state)
                 for batch, state in zip(batches, dense_states, strict=True)
             ]
-            for index in by_layer.get(layer, []):
+            for index in indices:
                 one = result[index]
-                if len(one.units) < one.block.num_units:
+                if can_move(one.block) and len(one.units) < one.block.num_units:
                     result[index] = _moved(pruned, one, batches, states, wanted, ridge)
                 advance(one.block.name)
-            dense_states = [stream.output for stream in wanted]
-            states = [
-                _Stream(pruned, layer, batch, state).output
-                for batch, state in zip(batches, states, strict=True)
-            ]
+            for state, stream in zip(dense_states, wanted, strict=True):
+                state[stack] = stream.output
+            for state, batch in zip(states, batches, strict=True):
+                state[stack] = _Stream(pruned, layer, [], batch, state).output
     return result
+
+
+def _stack_numbers(model: PreTrainedModel) -> list[int]:
+    """For each layer of a model, which of its stacks it belongs to."""
+    return [number for number, (_, layers) in enumerate(stacks_of(model)) for _ in layers]
+
+
+def can_move(block: Block) -> bool:
+    """Whether least squares on the residual stream can solve for a consumer.
+
+    Not where a norm or a gate stands between the two, nor for experts, whose tokens differ, nor
+    where layers share weights and so have a stream for each of them.
+    """
+    return block.adds_to_stream and not block.expert_of and block.calls == 1
 
 
 def _moved(
     pruned: PreTrainedModel,
     folded: FoldedConsumer,
     batches: Sequence[Batch],
-    states: Sequence[Any],
+    states: Sequence[States],
     wanted: Sequence[_Stream],
     ridge: float,
 ) -> FoldedConsumer:
     """One consumer solved again, and put into `pruned`."""
     block = folded.block
-    consumer = linear(pruned.base_model, block.consumer)
-    moments = CrossMoments(consumer.in_features, consumer.out_features)
+    consumer = projection(pruned.base_model, block.consumer)
+    moments = CrossMoments(consumer.weight.shape[1], len(consumer.weight))
     for batch, state, dense in zip(batches, states, wanted, strict=True):
-        found = _Stream(pruned, block.layer, batch, state, until=block)
-        mask = token_mask(batch).to(found.inputs[block.kind].device)
-        difference = dense.after[block.kind].double() - found.after[block.kind].double()
-        moments.update(found.inputs[block.kind][mask].double(), difference[mask])
+        found = _Stream(pruned, block.layer, [block], batch, state, whole=False)
+        mask = token_mask(batch, block.mask).to(consumer.weight.device)
+        inputs = by_token(found.inputs[block.name], mask)[mask].double()
+        after, wanted_after = (by_token(s.after[block.name], mask)[mask] for s in (found, dense))
+        moments.update(inputs, wanted_after.double() - after.double())
     centred = consumer.bias is not None
     normal, cross, _ = moments.normal_equations(centered=centred)
     change = solve_normal(normal, cross, ridge)
@@ -180,6 +203,7 @@ def _moved(
         mean_input, mean_difference = moments.means
         shift = mean_difference - change.T @ mean_input
         bias = shift if bias is None else bias + shift
+        assert consumer.bias is not None
         consumer.bias.add_(shift.to(consumer.bias.dtype))
     consumer.weight.copy_(weight)
     return dataclasses.replace(folded, weight=weight, bias=bias)
@@ -191,11 +215,11 @@ class _Stream:
     Attributes
     ----------
     inputs : dict of str to Tensor of shape (batch, sequence, channels)
-        Of the consumers, by kind of block.
+        Of the consumers, by block name; batch and sequence may be joined.
     after : dict of str to Tensor of shape (batch, sequence, hidden)
-        The stream with their outputs added.
+        The stream with their outputs added; likewise.
     output : object
-        Whatever the layer returned: the state for the next.
+        Whatever the layer returned: the state for the next. Missing where all is seen before it.
     """
 
     output: Any
@@ -204,46 +228,49 @@ class _Stream:
         self,
         model: PreTrainedModel,
         layer: int,
+        blocks: Sequence[Block],
         batch: Batch,
-        state: Any,
+        states: States,
         *,
-        until: Block | None = None,
+        whole: bool = True,
     ) -> None:
-        architecture, layers = architecture_of(model), transformer_layers(model)
+        layers, base = transformer_layers(model), model.base_model
         self.inputs: dict[str, Tensor] = {}
         self.after: dict[str, Tensor] = {}
-        module = layers[layer]
-        paths = {
-            "heads": (architecture.attention_output, architecture.stream_after_heads),
-            "neurons": (architecture.feed_forward_output, architecture.stream_after_neurons),
-        }
+        self._blocks = blocks
         with ExitStack() as stack:
-            for kind, (consumer, after) in paths.items():
+            for block in blocks:
                 stack.callback(
-                    module.get_submodule(consumer)
-                    .register_forward_pre_hook(self._noting(self.inputs, kind))
+                    projection(base, block.consumer)
+                    .module.register_forward_pre_hook(self._noting(self.inputs, block))
                     .remove
                 )
-                if after is not None:
-                    last = until is not None and until.kind == kind
+                if block.stream_after is not None:
                     stack.callback(
-                        module.get_submodule(after)
-                        .register_forward_pre_hook(self._noting(self.after, kind, last=last))
+                        base.get_submodule(block.stream_after)
+                        .register_forward_pre_hook(self._noting(self.after, block, last=not whole))
                         .remove
                     )
-            # The layers before answer with the state, which so enters this one.
-            stack.enter_context(answering({one: lambda: state for one in list(layers)[:layer]}))
-            stack.callback(module.register_forward_hook(self._finish).remove)
-            base = model.base_model
+            # The layers before answer with what the last of their stack has returned, which so
+            # enters this one.
+            numbers = _stack_numbers(model)[:layer]
+            answers = {
+                one: partial(states.get, number)
+                for one, number in zip(layers, numbers, strict=False)
+            }
+            stack.enter_context(answering(answers))
+            stack.callback(layers[layer].register_forward_hook(self._finish).remove)
             try:
                 base(**model_inputs(base, batch, next(base.parameters()).device))
             except _SeenEnough:
                 pass
 
     @staticmethod
-    def _noting(notes: dict[str, Tensor], kind: str, *, last: bool = False) -> Callable[..., None]:
+    def _noting(
+        notes: dict[str, Tensor], block: Block, *, last: bool = False
+    ) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            notes[kind] = args[0]
+            notes[block.name] = args[0]
             if last:
                 raise _SeenEnough
 
@@ -251,7 +278,9 @@ class _Stream:
 
     def _finish(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self.output = output
-        self.after.setdefault("neurons", output[0] if isinstance(output, tuple) else output)
+        stream = output[0] if isinstance(output, tuple) else output
+        for block in self._blocks:
+            self.after.setdefault(block.name, stream)
         raise _SeenEnough
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,8 +21,11 @@ from stat_prune.budget.timing import TimedModel, time_model
 from stat_prune.calibration import CalibrationSet, build_calibration_set
 from stat_prune.clock import Stopwatch
 from stat_prune.collectors import Batch
+from stat_prune.completion import Completion
+from stat_prune.distributed import check_same, num_processes, rank
 from stat_prune.errors import CalibrationWarning, ModelError, TargetError
 from stat_prune.ignoring import without_ignored
+from stat_prune.input_rows import TOKENS_OF
 from stat_prune.methods import PEERS
 from stat_prune.settings import Settings
 from stat_prune.targets import Latency, Target
@@ -70,10 +74,28 @@ class Run:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    @property
+    def masks(self) -> list[str]:
+        """What says which tokens are real, for each of the stacks of layers that read their own."""
+        return list(dict.fromkeys(block.mask for block in [*self.blocks, *self.untouched]))
+
     def seq_length(self, target: Target) -> float:
-        """Tokens a sequence at which MACs are counted."""
-        length = getattr(target, "seq_length", None) or self.calibration.mean_length
-        return round(length) if isinstance(target, Latency) else length
+        """Tokens a sequence at which MACs are counted; those that are read first."""
+        return self.lengths(target)[self.calibration.main_mask]
+
+    def lengths(self, target: Target) -> dict[str, float]:
+        """Tokens or positions a sequence at which MACs are counted, by the name of their mask.
+
+        A target's length is that of every text; images and sounds have their own.
+        """
+        asked = getattr(target, "seq_length", None)
+        lengths = {
+            mask: asked if asked and mask in TOKENS_OF else length
+            for mask, length in self.calibration.mean_lengths.items()
+        }
+        if isinstance(target, Latency):
+            return {mask: round(length) for mask, length in lengths.items()}
+        return lengths
 
     def timed(self, target: Target) -> TimedModel | None:
         """The dense model timed on the batch that a `Latency` names; None for other targets.
@@ -90,6 +112,7 @@ class Run:
                 f"method={self.settings.method!r} cannot aim at a time, got {target!r}. Use "
                 "method='stat', or a fraction of MACs or parameters."
             )
+        self._check_can_be_timed(target)
         length = int(self.seq_length(target))
         limit = architecture_of(self.model).max_positions(self.model.config)
         if limit is not None and length > limit:
@@ -106,6 +129,20 @@ class Run:
                     round_to=self.settings.round_to,
                 )
         return self.timed_models[key]
+
+    def _check_can_be_timed(self, target: Target) -> None:
+        """Latency tables are of layers of two blocks that read texts, each computed once."""
+        if num_processes() > 1:
+            raise TargetError(
+                f"{num_processes()} processes that compute at once cannot time a model, and the "
+                f"target is {target!r}. Run a single process, or aim at MACs or parameters."
+            )
+        blocks = [*self.blocks, *self.untouched]
+        if self.masks != ["attention_mask"] or any(block.calls > 1 for block in blocks):
+            raise TargetError(
+                f"{target!r} is for models with one stack of layers that read text and have "
+                f"weights of their own; {type(self.model).__name__} is none. Use MACs."
+            )
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a stage and show it."""
@@ -156,6 +193,7 @@ def calibration_set_for(
         vocab_size=_vocabulary_size(model),
         max_positions=architecture_of(model).max_positions(model.config),
         pad_token_id=getattr(model.config, "pad_token_id", None),
+        complete=Completion(model),
         **options,
     )
 
@@ -190,13 +228,14 @@ def starting(
             batch_size=settings.batch_size,
             seed=settings.seed,
         )
+    check_same("The calibration set", calibration.fingerprint)
     _warn_if_few_tokens(calibration, blocks)
     module: nn.Module = model
     home = next(module.parameters()).device
     try:
         if settings.device is not None:
             module.to(settings.device)
-        with tqdm(disable=not settings.progress, unit="step") as bar:
+        with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
             yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
     finally:
         module.to(home)
@@ -206,7 +245,13 @@ def _check_model(model: PreTrainedModel) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
             f"`model` must be a transformers PreTrainedModel, got {type(model).__name__}. Wrapped "
-            "models (PEFT, DataParallel, torch.compile) hold it as an attribute: pass that one."
+            "models (DataParallel, torch.compile) hold it as an attribute: pass that one; of a "
+            "model of PEFT pass merge_and_unload()."
+        )
+    if _has_adapters(model):
+        raise ModelError(
+            f"{type(model).__name__} has PEFT adapters attached. Prune the model without them, or "
+            "merge them first (PeftModel.merge_and_unload), and train new ones on the result."
         )
     if getattr(model, "hf_quantizer", None) is not None:
         raise ModelError(
@@ -218,19 +263,35 @@ def _check_model(model: PreTrainedModel) -> None:
             f"The parameters of {type(model).__name__} are on several devices. Load it on one, "
             "without device_map."
         )
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ModelError(
+            f"{type(model).__name__} has hooks of accelerate (device_map, offloading): a copy "
+            "would compute with the original's weights. Load it without device_map, or call "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)."
+        )
 
 
-def _vocabulary_size(model: PreTrainedModel) -> int:
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return len(weight)
+def _has_adapters(model: PreTrainedModel) -> bool:
+    """Whether layers of PEFT are in the model; they can only be where PEFT is imported."""
+    peft = sys.modules.get("peft.tuners.tuners_utils")
+    return peft is not None and any(isinstance(m, peft.BaseTunerLayer) for m in model.modules())
+
+
+def _vocabulary_size(model: PreTrainedModel) -> int | None:
+    """Number of token embeddings; None for a model that reads no text."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return len(embeddings.weight) if isinstance(embeddings, nn.Embedding) else None
 
 
 def _warn_if_few_tokens(calibration: CalibrationSet, blocks: Sequence[Block]) -> None:
-    widest = max(blocks, key=lambda block: block.num_channels)
-    if calibration.num_tokens < widest.num_channels:
+    widest = max(blocks, key=lambda block: block.num_channels / block.usage)
+    if calibration.num_tokens * widest.usage < widest.num_channels:
+        reached = "" if widest.usage == 1 else f", {widest.usage:.3g} of which reach {widest.name}"
         warnings.warn(
-            f"The calibration set has {calibration.num_tokens} tokens, fewer than the "
+            f"The calibration set has {calibration.num_tokens} tokens{reached}, fewer than the "
             f"{widest.num_channels} channels of {widest.name}: the correction fits these tokens "
             "exactly and others less well. Use more examples.",
             CalibrationWarning,

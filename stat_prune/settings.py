@@ -30,6 +30,7 @@ class Settings:
     uniform: bool = False
     objective: Objective | None = None
     passes: int | None = None
+    precision: str = "float64"
     inplace: bool = False
     progress: bool = True
 
@@ -40,6 +41,10 @@ class Settings:
                 raise SettingsError(f"`{name}` must be a positive integer, got {value!r}.")
         if self.passes not in (None, 1, 2):
             raise SettingsError(f"`passes` must be 1 or 2, got {self.passes!r}.")
+        if self.precision not in ("float64", "float32"):
+            raise SettingsError(
+                f"`precision` must be 'float64' or 'float32', got {self.precision!r}."
+            )
         if self.method not in PEERS:
             method_named(self.method)
         elif self.uniform:
@@ -68,6 +73,7 @@ class Settings:
             "round_to": self.round_to,
             "uniform": self.uniform,
             "passes": self.passes,
+            "precision": self.precision,
             "objective": getattr(self.objective, "__qualname__", None),
         }
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from stat_prune.accounting import account, measure, measure_speed
@@ -14,12 +15,13 @@ from stat_prune.budget.sensitivity import output_distance, positions_per_sequenc
 from stat_prune.checkpoint import as_pruned_class
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import FoldedConsumer, fold
+from stat_prune.distributed import agreed, is_mine, merged, summed, together
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
 from stat_prune.plan import BlockPlan
 from stat_prune.probing import TokenClasses
 from stat_prune.probing.heads import stream_statistics
-from stat_prune.restreaming import HELD_OUT, RIDGES, SecondPass, best_pass
+from stat_prune.restreaming import HELD_OUT, RIDGES, SecondPass, best_pass, can_move
 from stat_prune.result import PruningResult
 from stat_prune.run import Run
 from stat_prune.selection import CRITERIA, Candidates, candidates_for
@@ -33,8 +35,14 @@ def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
 
     And, where the criterion looks at it, another that sees the attention of every head.
     """
+    mine = [batch for number, batch in enumerate(run.calibration.batches) if is_mine(number)]
     with run.stage("collect"):
-        moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
+        moments = together(
+            lambda: collect_moments(
+                run.model, run.blocks, run.tracked(mine), precision=run.settings.precision
+            )
+        )
+        moments = summed(moments)
     statistics = statistics_of(
         run.model.base_model, run.blocks, moments, absorb_mean=recipe.absorb_mean
     )
@@ -42,19 +50,28 @@ def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
         return statistics
     with run.stage("collect attention"):
         classes = TokenClasses(run.tokenizer) if run.tokenizer is not None else None
+        # Every process reads all of it, and finds the same.
         heads = stream_statistics(run.model, run.tracked(run.calibration.batches), classes)
     return [replace(one, attention=heads.values[one.block.name]) for one in statistics]
 
 
 def decompose(run: Run, recipe: Method, statistics: Sequence[BlockStatistics]) -> list[Candidates]:
     """Rank each block's units; one decomposition prices every size."""
-    generator = torch.Generator().manual_seed(run.settings.seed)
     criterion = CRITERIA[recipe.criterion]
+
+    def of_block(number: int) -> Candidates:
+        # A stream of its own for each block, whichever process draws from it.
+        seed = np.random.SeedSequence([run.settings.seed, number]).generate_state(1)[0]
+        return candidates_for(
+            statistics[number],
+            criterion,
+            corrected=recipe.corrected,
+            generator=torch.Generator().manual_seed(int(seed)),
+        )
+
+    mine = [number for number in range(len(statistics)) if is_mine(number)]
     with run.stage("decompose"):
-        return [
-            candidates_for(one, criterion, corrected=recipe.corrected, generator=generator)
-            for one in run.tracked(statistics)
-        ]
+        return merged(together(lambda: {number: of_block(number) for number in run.tracked(mine)}))
 
 
 def sensitivities(
@@ -71,26 +88,50 @@ def sensitivities(
     if recipe.allocation != "probed":
         return None
     with run.stage("probe"):
-        with gathered_numerical_warnings("folding the probes"):
-            probes = [
-                _fold(recipe, one, sizes, sizes.to_probe())
-                for one, sizes in zip(statistics, candidates, strict=True)
-            ]
+        probes = _folded(
+            recipe, statistics, candidates, [one.to_probe() for one in candidates], "the probes"
+        )
         objective = run.settings.objective or output_distance
         typical = run.calibration.batches[len(run.calibration.batches) // 2]
         batches = run.probe_batches(positions_per_sequence(run.model, typical, objective))
-        run.expect(len(batches) * len(probes))
-        distances = probe(
-            run.model,
-            probes,
-            batches,
-            objective=objective,
-            advance=run.advance,
+        # By layer: experts of a set are probed together.
+        mine = [number for number, one in enumerate(probes) if is_mine(one.block.layer)]
+        run.expect(len(batches) * len(mine))
+        found = together(
+            lambda: probe(
+                run.model,
+                [probes[number] for number in mine],
+                batches,
+                objective=objective,
+                advance=run.advance,
+            )
         )
-    return [
-        distance / max(folded.output_error**2, 1e-30)
-        for distance, folded in zip(distances, probes, strict=True)
-    ]
+        distances = merged(dict(zip(mine, found, strict=True)))
+    return _weights(distances, probes, statistics)
+
+
+def _weights(
+    distances: Sequence[float],
+    probes: Sequence[FoldedConsumer],
+    statistics: Sequence[BlockStatistics],
+) -> list[float]:
+    """Distance for each unit of relative squared error.
+
+    Experts of a set were probed together, so their distance is spread over their errors by the
+    energy of what each adds to the residual stream.
+    """
+    lost: dict[str, float] = {}
+    energy: dict[str, float] = {}
+    for folded, one in zip(probes, statistics, strict=True):
+        name = one.block.set_name
+        lost[name] = lost.get(name, 0.0) + folded.output_error**2 * one.output_energy
+        energy[name] = energy.get(name, 0.0) + one.output_energy
+    weights = []
+    for distance, one in zip(distances, statistics, strict=True):
+        whole = max(energy[one.block.set_name], 1e-300)
+        error = max(lost[one.block.set_name] / whole, 1e-30)
+        weights.append(distance / error * one.output_energy / whole)
+    return weights
 
 
 def plan(
@@ -104,22 +145,21 @@ def plan(
     """Spread the budget, and fold the correction into each consumer."""
     settings, timed = run.settings, run.timed(target)
     with run.stage("allocate, time and fold" if timed else "allocate and fold"):
-        choice = choose(
-            candidates,
-            weights or [1.0] * len(candidates),
-            target,
-            seq_length=run.seq_length(target),
-            untouched=run.untouched,
-            round_to=settings.round_to,
-            uniform=settings.uniform,
-            even=recipe.allocation == "even",
-            timed=timed,
+        # Rounding may differ between processors; the choice may not.
+        choice = agreed(
+            lambda: choose(
+                candidates,
+                weights or [1.0] * len(candidates),
+                target,
+                seq_length=run.lengths(target),
+                untouched=run.untouched,
+                round_to=settings.round_to,
+                uniform=settings.uniform,
+                even=recipe.allocation == "even",
+                timed=timed,
+            )
         )
-        with gathered_numerical_warnings("folding the correction"):
-            folded = [
-                _fold(recipe, one, sizes, index)
-                for one, sizes, index in zip(statistics, candidates, choice, strict=True)
-            ]
+        folded = _folded(recipe, statistics, candidates, choice, "the correction")
     second = None
     passes = settings.passes or recipe.passes
     if passes > 1 and recipe.corrected and run.calibration.num_samples >= HELD_OUT:
@@ -136,21 +176,43 @@ def plan(
     return plans, second
 
 
+def _folded(
+    recipe: Method,
+    statistics: Sequence[BlockStatistics],
+    candidates: Sequence[Candidates],
+    choice: Sequence[int],
+    what: str,
+) -> list[FoldedConsumer]:
+    """Fold one candidate of each block."""
+    mine = [number for number in range(len(choice)) if is_mine(number)]
+
+    def fold_mine() -> dict[int, FoldedConsumer]:
+        with gathered_numerical_warnings(f"folding {what}"):
+            return {
+                number: _fold(recipe, statistics[number], candidates[number], choice[number])
+                for number in mine
+            }
+
+    return merged(together(fold_mine))
+
+
 def _second_pass(
     run: Run, folded: list[FoldedConsumer]
 ) -> tuple[list[FoldedConsumer], SecondPass | None]:
-    """Solve the correction again on the pruned network, where anything is pruned."""
-    if all(len(one.units) == one.block.num_units for one in folded):
+    """Solve the correction again on the pruned network, where that can change anything."""
+    if all(len(one.units) == one.block.num_units or not can_move(one.block) for one in folded):
         return folded, None
     with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
         run.expect(len(RIDGES) * len(folded))
-        best, second = best_pass(
-            run.model,
-            folded,
-            run.calibration,
-            run.settings.objective or output_distance,
-            seed=run.settings.seed,
-            advance=run.advance,
+        best, second = agreed(
+            lambda: best_pass(
+                run.model,
+                folded,
+                run.calibration,
+                run.settings.objective or output_distance,
+                seed=run.settings.seed,
+                advance=run.advance,
+            )
         )
         tried = len(second.distances) - 1
         run.expect((tried - len(RIDGES)) * len(folded))
@@ -169,12 +231,12 @@ def finish(
     run: Run, target: Target, plans: Sequence[BlockPlan], second_pass: SecondPass | None = None
 ) -> PruningResult:
     """Cut a copy of the model, and account for it."""
-    before = measure(run.model, run.seq_length(target))
+    before = measure(run.model, run.lengths(target))
     with run.stage("cut"):
         pruned = run.model if run.settings.inplace else copy.deepcopy(run.model)
         apply(pruned, [plan.folded for plan in plans])
         as_pruned_class(pruned)
-    after, speed = measure(pruned, run.seq_length(target)), measure_speed(run, target, pruned)
+    after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)
     return PruningResult(
         model=pruned,
         report=account(run, target, plans, before, after, speed, second_pass),

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stat_prune.blocks import Block, linear
+from stat_prune.blocks import Block
 from stat_prune.linalg import Moments
+from stat_prune.projections import Projection, projection
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class BlockStatistics:
 
     @classmethod
     def of(
-        cls, block: Block, moments: Moments, consumer: nn.Linear, *, absorb_mean: bool = True
+        cls, block: Block, moments: Moments, consumer: Projection, *, absorb_mean: bool = True
     ) -> BlockStatistics:
         """Statistics for decisions about `block`.
 
@@ -54,7 +55,7 @@ class BlockStatistics:
         block : Block
         moments : Moments
             Of the consumer's input.
-        consumer : nn.Linear
+        consumer : Projection
         absorb_mean : bool
             Decompose the centred moments and leave the mean to the bias, if there is one.
         """
@@ -85,7 +86,10 @@ def statistics_of(
     """`BlockStatistics` of each block, in order."""
     return [
         BlockStatistics.of(
-            block, moments[block.name], linear(base_model, block.consumer), absorb_mean=absorb_mean
+            block,
+            moments[block.name],
+            projection(base_model, block.consumer),
+            absorb_mean=absorb_mean,
         )
         for block in blocks
     ]

@@ -1,21 +1,22 @@
-"""Smaller linear layers in place of the dense ones, and the record of it in the config."""
+"""Smaller layers in place of the dense ones, and the record of it in the config."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import architecture_of, find_blocks
-from stat_prune.blocks import Block, linear
+from stat_prune.architectures import find_blocks, stacks_of
+from stat_prune.blocks import Block
 from stat_prune.correction import FoldedConsumer
-
-#: Version of the record in the config.
-RECORD_FORMAT = 1
+from stat_prune.modeling_stat_prune import FORMATS, empty_layer, set_attributes
+from stat_prune.position_bias import separate_position_biases
+from stat_prune.projections import projection
 
 
 def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
@@ -30,36 +31,50 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     model : PreTrainedModel
     folded : sequence of FoldedConsumer
     """
-    record = getattr(model.config, "stat_prune", None) or {"linear": {}, "attributes": {}}
-    changed: dict[str, nn.Linear] = {}
+    base = model.base_model
+    record = getattr(model.config, "stat_prune", None) or {}
+    linear: dict[str, list[Any]] = {}
+    parameters: dict[str, list[int]] = {}
     attributes: dict[str, dict[str, int]] = {}
     added_biases = list(record.get("added_biases", []))
-    for consumer in folded:
-        if _changes(model.base_model, consumer):
-            path = consumer.block.consumer
-            if consumer.bias is not None and linear(model.base_model, path).bias is None:
-                added_biases.append(path)
-            changed |= _shrink(model.base_model, consumer)
-            attributes |= _follow(model.base_model, consumer)
-    if not changed:
+    before, kept = find_blocks(model), {}
+    for members in _together(folded):
+        if not any(_changes(base, one) for one in members):
+            continue
+        block = members[0].block
+        if block.expert_of:
+            shapes, size = _shrink_experts(base, members)
+            parameters |= shapes
+            attributes |= _follow(base, block, size, size)
+            continue
+        (one,) = members
+        if one.bias is not None and not block.consumer_bias:
+            added_biases.append(block.consumer)
+        if len(one.units) < block.num_units:
+            kept[block.name] = one.units
+        linear |= _shrink(base, one)
+        attributes |= _follow(base, block, len(one.units), len(block.groups(one.units)))
+    if not linear and not parameters:
         return
-    shapes = {
-        path: [module.out_features, module.in_features, module.bias is not None]
-        for path, module in changed.items()
-    }
-    # No config says that some layers of a family have a bias which its stock layers lack.
-    stock = None if added_biases else uniform_config(model)
+    position_bias = record.get("position_bias", {}) | separate_position_biases(base, before, kept)
+    # No config says that some layers of a family have a bias which its stock layers lack, or which
+    # heads share a position bias.
+    stock = None if added_biases or position_bias else uniform_config(model)
     if stock is None:
         model.config.stat_prune = {
-            "format": RECORD_FORMAT,
-            "linear": {**record["linear"], **shapes},
-            "attributes": {**record["attributes"], **attributes},
+            "format": FORMATS[-1],
+            "linear": {**record.get("linear", {}), **linear},
+            "parameters": {**record.get("parameters", {}), **parameters},
+            "attributes": {**record.get("attributes", {}), **attributes},
         }
+        if position_bias:
+            model.config.stat_prune["position_bias"] = position_bias
         if added_biases:
             model.config.stat_prune["added_biases"] = added_biases
         return
     for name, value in stock.items():
-        setattr(model.config, name, value)
+        owner, _, field = name.rpartition(".")
+        setattr(getattr(model.config, owner) if owner else model.config, field, value)
     if hasattr(model.config, "stat_prune"):
         del model.config.stat_prune
 
@@ -86,7 +101,7 @@ def _first_units(
     """As many units of each of the first key/value heads."""
     members = torch.arange(num_units // num_groups)
     units = (torch.arange(num_groups)[:, None] * block.units_per_group + members).reshape(-1)
-    weight = linear(model.base_model, block.consumer).weight.detach()
+    weight = projection(model.base_model, block.consumer).weight.detach()
     channels = block.channels(units).to(weight.device)
     return FoldedConsumer(block, units, weight[:, channels], bias=None, output_error=0.0)
 
@@ -96,92 +111,134 @@ def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:
 
     It cannot where layers differ, and where the number of heads is bound to the hidden size.
     """
-    architecture, blocks = architecture_of(model), find_blocks(model)
-    heads = {(b.num_units, b.num_groups, b.unit_size) for b in blocks if b.kind == "heads"}
-    neurons = {b.num_units for b in blocks if b.kind == "neurons"}
-    if len(heads) > 1 or len(neurons) > 1:
+    sizes: dict[str, set[tuple[int, int, int]]] = {}
+    blocks = find_blocks(model)
+    for block in blocks:
+        size = (block.num_units, block.num_groups, block.unit_size)
+        sizes.setdefault(block.part, set()).add(size)
+    if any(len(found) > 1 for found in sizes.values()):
         return None
-    fields = {architecture.config_neurons: neurons.pop()}
-    num_heads, num_groups, head_size = heads.pop()
-    if architecture.config_heads is not None:
-        return fields | dict(
-            zip(architecture.config_heads, (num_heads, num_groups, head_size), strict=True)
-        )
-    whole = num_heads * head_size == blocks[0].input_size
-    return fields if whole else None
+    input_sizes = {block.part: block.input_size for block in blocks}
+    fields: dict[str, int] = {}
+    for stack, _ in stacks_of(model):
+        for attention in stack.attentions:
+            for size in sizes.get(attention.name, ()):
+                if attention.config_heads is not None:
+                    fields |= dict(zip(attention.config_heads, size, strict=True))
+                elif size[0] * size[2] != input_sizes[attention.name]:
+                    return None
+        for feed_forward in stack.feed_forwards:
+            for size in sizes.get(feed_forward.name, ()):
+                if feed_forward.config_neurons is None:
+                    return None
+                fields[feed_forward.config_neurons] = size[0]
+    return fields
+
+
+def _together(folded: Sequence[FoldedConsumer]) -> list[list[FoldedConsumer]]:
+    """The consumers one by one, but those of a set of experts together."""
+    sets: dict[str, list[FoldedConsumer]] = {}
+    for one in folded:
+        sets.setdefault(one.block.set_name, []).append(one)
+    return list(sets.values())
 
 
 def _changes(base_model: nn.Module, folded: FoldedConsumer) -> bool:
     if len(folded.units) < folded.block.num_units:
         return True
-    weight = linear(base_model, folded.block.consumer).weight
+    weight = projection(base_model, folded.block.consumer).weight
     return not torch.equal(folded.weight.to(weight), weight)
 
 
-def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, nn.Linear]:
-    """Slice the producers of a block and replace its consumer; what was replaced, by path."""
+def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any]]:
+    """Slice the producers of a block and replace its consumer; the new shapes, by path."""
     block = folded.block
-    rows = block.channels(folded.units)
-    shared_rows = block.channels(block.groups(folded.units))
-    replaced = {}
-    for path in block.producers:
-        replaced[path] = _replace(base_model, path, rows=rows)
-    for path in block.shared_producers:
-        replaced[path] = _replace(base_model, path, rows=shared_rows)
-    consumer = linear(base_model, block.consumer)
-    bias: Tensor | None = consumer.bias
+    shapes = {}
+    for producer in block.producers:
+        old = projection(base_model, producer.path)
+        rows = block.rows(producer, folded.units).to(old.weight.device)
+        bias = None if old.bias is None else old.bias[rows]
+        shapes[producer.path] = _replace(base_model, producer.path, old.weight[rows], bias)
+    consumer = projection(base_model, block.consumer)
+    bias = consumer.bias
     if folded.bias is not None:
         added = folded.bias.to(consumer.weight.device)
         bias = added if bias is None else bias.detach().double() + added
-    replaced[block.consumer] = _replace(base_model, block.consumer, weight=folded.weight, bias=bias)
-    return replaced
+    shapes[block.consumer] = _replace(base_model, block.consumer, folded.weight, bias)
+    return shapes
 
 
 def _replace(
-    base_model: nn.Module,
-    path: str,
-    *,
-    rows: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> nn.Linear:
-    """A new linear layer of the old one's dtype, device and gradient flag."""
-    old = linear(base_model, path)
-    if rows is not None:
-        rows = rows.to(old.weight.device)
-        weight = old.weight[rows]
-        bias = None if old.bias is None else old.bias[rows]
-    assert weight is not None
-    new = nn.utils.skip_init(
-        nn.Linear,
-        weight.shape[1],
-        weight.shape[0],
-        bias=bias is not None,
-        device=old.weight.device,
-        dtype=old.weight.dtype,
-    )
-    with torch.no_grad():
-        new.weight.copy_(weight)
-        if bias is not None:
-            new.bias.copy_(bias)
+    base_model: nn.Module, path: str, weight: Tensor, bias: Tensor | None
+) -> list[int | bool]:
+    """A new linear layer of the old one's class, dtype, device and gradient flag; its shape."""
+    old: Any = base_model.get_submodule(path)
+    new = empty_layer(old, len(weight), weight.shape[1], bias is not None)
     new.requires_grad_(old.weight.requires_grad)
     new.train(old.training)
-    parent, _, name = path.rpartition(".")
-    setattr(base_model.get_submodule(parent), name, new)
-    return new
+    base_model.set_submodule(path, new)
+    replaced = projection(base_model, path)
+    with torch.no_grad():
+        replaced.weight.copy_(weight)
+        if bias is not None and replaced.bias is not None:
+            replaced.bias.copy_(bias)
+    return [len(weight), weight.shape[1], bias is not None]
 
 
-def _follow(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, dict[str, int]]:
+def _shrink_experts(
+    base_model: nn.Module, members: Sequence[FoldedConsumer]
+) -> tuple[dict[str, list[int]], int]:
+    """New tensors for a set of experts: their shapes by path, and the neurons each expert has.
+
+    Experts that keep fewer than the others, or are not among `members`, are as they were: their
+    tensor takes the largest, rounded up, and the rest of it is zero, which adds nothing.
+    """
+    block = members[0].block
+    path, _, _ = block.consumer.rpartition(".")
+    paths = [producer.path.rpartition(".")[0] for producer in block.producers]
+    owner_path, _, name = path.rpartition(".")
+    owner = base_model.get_submodule(owner_path)
+    old = getattr(owner, name)
+    by_expert = {projection(base_model, one.block.consumer).expert: one for one in members}
+    every = torch.arange(block.num_units)
+    units = [by_expert[e].units.cpu() if e in by_expert else every for e in range(len(old))]
+    size = -(-max(map(len, units)) // block.multiple) * block.multiple
+    new = {path: old.new_zeros(len(old), block.output_size, size)}
+    with torch.no_grad():
+        for expert, kept in enumerate(units):
+            one = by_expert.get(expert)
+            weight = old[expert] if one is None else one.weight
+            new[path][expert, :, : len(kept)] = weight
+        for producer, its_path in zip(block.producers, paths, strict=True):
+            stack = getattr(owner, its_path.rpartition(".")[2])
+            rows = len(producer.parts) * size
+            new[its_path] = stack.new_zeros(len(stack), rows, block.input_size)
+            for expert, kept in enumerate(units):
+                for start, part in zip(
+                    range(0, rows, size), block.part_rows(producer), strict=True
+                ):
+                    taken = stack[expert, part[kept].reshape(-1).to(stack.device)]
+                    new[its_path][expert, start : start + len(kept)] = taken
+    for its_path, tensor in new.items():
+        attribute = its_path.rpartition(".")[2]
+        trained = getattr(owner, attribute).requires_grad
+        setattr(owner, attribute, nn.Parameter(tensor, requires_grad=trained))
+    return {its_path: list(tensor.shape) for its_path, tensor in new.items()}, size
+
+
+def _follow(
+    base_model: nn.Module, block: Block, num_units: int, num_groups: int
+) -> dict[str, dict[str, int]]:
     """Set the counts that modules remember; what was set, by path."""
-    num_units = len(folded.units)
     values = {
         "heads": num_units,
-        "channels": num_units * folded.block.unit_size,
-        "heads_per_group": num_units // len(folded.block.groups(folded.units)),
+        "groups": num_groups,
+        "channels": num_units * block.unit_size,
+        "heads_per_group": num_units // num_groups,
+        "neurons": num_units,
     }
     record: dict[str, dict[str, int]] = {}
-    for path, names in folded.block.attributes.items():
+    for path, names in block.attributes.items():
         record[path] = {name: values[count] for name, count in names.items()}
-        for name, value in record[path].items():
-            setattr(base_model.get_submodule(path), name, value)
+        set_attributes(base_model.get_submodule(path), record[path])
     return record

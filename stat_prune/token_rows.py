@@ -1,4 +1,4 @@
-"""From single examples to rows of tokens, without padding and with their labels."""
+"""From single examples to rows of model inputs, without padding and with their labels."""
 
 from __future__ import annotations
 
@@ -8,18 +8,29 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from stat_prune.errors import DataError
-from stat_prune.examples import Label, LabelledExample, TokenRow
+from stat_prune.examples import Label, LabelledExample
+from stat_prune.input_rows import TOKENS_OF, TokenRow
 
 
 def without_padding(row: TokenRow, limit: int | None) -> TokenRow | None:
     """Cut to the span of real tokens and to `limit`; None where there is no token at all."""
-    real = row["attention_mask"].nonzero()
-    if not len(real):
-        return None
-    start, stop = int(real[0]), int(real[-1]) + 1
-    if limit is not None:
-        stop = min(stop, start + limit)
-    return {name: value[start:stop] for name, value in row.items()}
+    cut = dict(row)
+    for mask, names in TOKENS_OF.items():
+        if mask not in row:
+            continue
+        real = row[mask].nonzero()
+        if not len(real):
+            return None
+        start, stop = int(real[0]), int(real[-1]) + 1
+        if limit is not None:
+            stop = min(stop, start + limit)
+        cut |= {name: row[name][start:stop] for name in names if name in row}
+    return cut
+
+
+def without_targets(row: TokenRow) -> TokenRow:
+    """The row without what a decoder is to write, for models that have none."""
+    return {name: value for name, value in row.items() if name != "target_ids"}
 
 
 def labelled(row: TokenRow, label: Label | None) -> TokenRow:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
+from transformers.pytorch_utils import Conv1D
 
 #: What a linear layer takes beside its multiply-accumulates.
 PER_CALL = 1e-6
@@ -43,8 +44,9 @@ class LinearClock:
         self._hook.remove()
 
     def _count(self, module: nn.Module, _args: Any, output: Tensor) -> None:
-        if isinstance(module, nn.Linear):
-            seconds = PER_CALL + PER_MAC * output.numel() * module.in_features
+        if isinstance(module, nn.Linear | Conv1D):
+            inputs = module.nx if isinstance(module, Conv1D) else module.in_features
+            seconds = PER_CALL + PER_MAC * output.numel() * inputs
             seconds *= 1 + self.noise * self._random.random()
             self.now += seconds * (1 + self.crowding * self._calls)
             self._calls += 1

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stat_prune.architectures import find_blocks
-from stat_prune.blocks import linear
 from stat_prune.checkpoint import as_pruned_class
 from stat_prune.correction import FoldedConsumer
+from stat_prune.projections import projection
 from stat_prune.surgery import apply
 
 IDS = torch.tensor([[5, 9, 3, 17, 8, 2, 30, 11], [4, 4, 21, 39, 6, 12, 7, 1]])
@@ -58,7 +58,7 @@ def cut(
     for block in find_blocks(model):
         if block.layer == layer and block.kind in kinds:
             units = torch.tensor([0, 3]) if block.kind == "heads" else torch.arange(5, 38)
-            weight = linear(model.base_model, block.consumer).weight.double()
+            weight = projection(model.base_model, block.consumer).weight.double()
             weight = weight[:, block.channels(units)]
             folded.append(FoldedConsumer(block, units, weight, bias, 0.0))
     apply(model, folded)

@@ -24,9 +24,9 @@ import importlib.util, json
 import torch, transformers
 assert importlib.util.find_spec("stat_prune") is None
 torch.set_num_threads(1)
-inputs = {{"input_ids": torch.tensor(json.loads(sys.argv[2]))}}
+batches = torch.load(sys.argv[2])
 outputs = []
-for folder, auto_class, arguments in json.loads(sys.argv[1]):
+for (folder, auto_class, arguments), inputs in zip(json.loads(sys.argv[1]), batches, strict=True):
     model = getattr(transformers, auto_class).from_pretrained(folder, **arguments)
     with torch.no_grad():
         outputs.append(model(**inputs)[0])
@@ -36,14 +36,19 @@ torch.save(outputs, sys.argv[3])
 
 
 def outputs_without_stat_prune(
-    folders: Sequence[tuple[Path, str]], input_ids: Tensor, work: Path, *, remote_code: bool = True
+    folders: Sequence[tuple[Path, str]],
+    inputs: Tensor | Sequence[dict[str, Tensor]],
+    work: Path,
+    *,
+    remote_code: bool = True,
 ) -> list[Tensor]:
     """First output of the model in each folder, loaded by the auto class of that name.
 
     Parameters
     ----------
     folders : sequence of (Path, str)
-    input_ids : Tensor of shape (batch, sequence), int64
+    inputs : Tensor of shape (batch, sequence), int64, or sequence of dict of str to Tensor
+        Token ids for all models, or model inputs for each.
     work : Path
         An empty folder.
     remote_code : bool
@@ -51,10 +56,13 @@ def outputs_without_stat_prune(
     """
     arguments = {"trust_remote_code": True} if remote_code else {}
     tasks = [(str(folder), auto_class, arguments) for folder, auto_class in folders]
+    if isinstance(inputs, Tensor):
+        inputs = [{"input_ids": inputs}] * len(folders)
+    torch.save(inputs, work / "inputs.pt")
     subprocess.run(
         # -I: neither the working directory nor PYTHONPATH can lead to stat_prune.
         [sys.executable, "-I", "-c", SCRIPT, json.dumps(tasks)]
-        + [json.dumps(input_ids.tolist()), str(work / "outputs.pt")],
+        + [str(work / "inputs.pt"), str(work / "outputs.pt")],
         check=True,
         cwd=work,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules")},

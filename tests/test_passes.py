@@ -23,34 +23,36 @@ def pruned(count=64, **options):
     return stat_prune.prune(tiny_bert(), rows(count), progress=False, **options)
 
 
-def test_one_pass_is_what_is_asked_for():
-    assert pruned(passes=1).report.second_pass is None
-
-
-def test_the_default_says_what_it_tried_and_took():
-    report = pruned().report
+def test_a_second_pass_says_what_it_tried_and_took():
+    report = pruned(passes=2).report
     assert report.second_pass is not None
     assert "first pass" in report.second_pass["distances"]
     assert "second pass" in report.seconds and "second pass" in str(report)
     assert PruningReport.from_dict(json.loads(report.to_json())) == report
 
 
-@pytest.mark.parametrize("method", ["id-unweighted", "magnitude", "obs"])
-def test_methods_to_compare_with_have_one_pass_unless_asked(method):
+@pytest.mark.parametrize("method", ["stat", "id-unweighted", "magnitude", "obs"])
+def test_methods_have_one_pass_unless_asked(method):
     assert pruned(method=method).report.second_pass is None
 
 
-def test_a_method_of_one_pass_takes_a_second_where_asked():
-    assert pruned(method="id-unweighted", passes=2).report.second_pass is not None
+@pytest.mark.parametrize("method", ["stat", "id-unweighted"])
+def test_a_method_of_one_pass_takes_a_second_where_asked(method):
+    assert pruned(method=method, passes=2).report.second_pass is not None
+
+
+def test_a_method_of_two_passes_takes_one_where_asked():
+    assert pruned(method="stat-two-pass").report.second_pass is not None
+    assert pruned(method="stat-two-pass", passes=1).report.second_pass is None
 
 
 def test_too_few_sequences_to_hold_any_out_mean_one_pass():
     with pytest.warns(CalibrationWarning):
-        assert pruned(count=4).report.second_pass is None
+        assert pruned(count=4, passes=2).report.second_pass is None
 
 
 def test_nothing_pruned_needs_no_second_pass():
-    assert pruned(target=stat_prune.MACs(1.0)).report.second_pass is None
+    assert pruned(target=stat_prune.MACs(1.0), passes=2).report.second_pass is None
 
 
 def test_another_number_is_refused():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stat_prune.blocks import Block
+from stat_prune.blocks import Block, Producer
 from stat_prune.linalg import Moments
+from stat_prune.projections import Projection
 from stat_prune.statistics import BlockStatistics
 
 
@@ -16,32 +17,29 @@ def neuron_block(num_neurons: int, output_size: int, *, bias: bool) -> Block:
         kind="neurons",
         layer=0,
         consumer="layer.0.output",
-        producers=("layer.0.input",),
-        shared_producers=(),
+        producers=(Producer("layer.0.input", ("unit",), bias=True),),
         num_units=num_neurons,
         unit_size=1,
         num_groups=num_neurons,
         input_size=output_size,
         output_size=output_size,
-        num_biases=(1, 0, int(bias)),
+        consumer_bias=bias,
     )
 
 
 def head_block(num_heads: int, num_groups: int, head_size: int, output_size: int) -> Block:
-    shared = num_groups < num_heads
     return Block(
         name="layer.0.heads",
         kind="heads",
         layer=0,
         consumer="layer.0.output",
-        producers=("q",) if shared else ("q", "k", "v"),
-        shared_producers=("k", "v") if shared else (),
+        producers=(Producer("q", ("unit",)), Producer("k", ("group",)), Producer("v", ("group",))),
         num_units=num_heads,
         unit_size=head_size,
         num_groups=num_groups,
         input_size=output_size,
         output_size=output_size,
-        num_biases=(0, 0, 0),
+        consumer_bias=False,
     )
 
 
@@ -62,7 +60,12 @@ def random_statistics(
         )
     moments = Moments(m).update(activations)
     return (
-        BlockStatistics.of(block, moments, consumer, absorb_mean=absorb_mean),
+        BlockStatistics.of(
+            block,
+            moments,
+            Projection(consumer, consumer.weight, consumer.bias),
+            absorb_mean=absorb_mean,
+        ),
         activations,
         consumer,
     )

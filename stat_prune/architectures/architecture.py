@@ -1,20 +1,143 @@
-"""What a model family is to the pruner: the paths of its producers and consumers."""
+"""What a model family is to the pruner: where its heads and neurons are made and read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from stat_prune.blocks import Block
 from stat_prune.errors import ModelError, UnsupportedArchitectureError
+
+#: What a module may remember of a pruned block.
+Count = Literal["heads", "groups", "channels", "heads_per_group", "neurons"]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention sublayer; all paths are relative to one layer.
+
+    Attributes
+    ----------
+    module : str
+        The module that remembers head counts.
+    query, key, value : str
+        Linear layers. One path for all three: they are fused in one layer.
+    output : str
+        The consumer of the heads.
+    head_size : str
+        Attribute of `module` with the size of one head.
+    counts : mapping of str to {"heads", "groups", "channels", "heads_per_group"}
+        Attributes of `module` that must follow the number of query heads, of key/value heads, of
+        channels, or of query heads a key/value head. ``"config.x"``: the module reads ``x`` from
+        the model's config, and gets one of its own.
+    interleaved : bool
+        Whether a fused layer has query, key and value head by head, rather than all queries, then
+        all keys, then all values.
+    config_heads : tuple of three str, optional
+        Fields of the config with the numbers of heads, of key/value heads, and the head size,
+        where it can say them independently of the hidden size.
+    stream_after : str, optional
+        The module whose input is the residual stream with the output added. None: what the layer
+        returns is.
+    adds_to_stream : bool
+        Whether the output is added to the residual stream as it is, with no norm or gate between.
+    fixed : str
+        Why heads cannot leave; they then stay and count. ``""``: they can.
+    name : str
+        Last part of the block's name; unique in a layer.
+    optional : bool
+        Whether some layers lack it.
+    cross : bool
+        Whether it attends to what the first stack of layers returns.
+    position_producers : tuple of str
+        Linear layers, where they exist, that make channels of the heads from relative positions.
+    position_macs : callable, optional
+        ``(config)`` to the multiply-accumulates that relative positions add for each channel of
+        the heads: once a sequence, and once a token.
+    position_bias : {"own", "all heads"}, optional
+        Where a bias that depends on position and head is added to the scores: ``"own"``, the
+        module can have its own, as the first layer's has, and passes on what it used; ``"all
+        heads"``, it is given one for all heads of the dense model.
+    """
+
+    module: str
+    query: str
+    key: str
+    value: str
+    output: str
+    head_size: str
+    counts: Mapping[str, Count] = field(default_factory=dict)
+    interleaved: bool = False
+    config_heads: tuple[str, str, str] | None = None
+    stream_after: str | None = None
+    adds_to_stream: bool = True
+    fixed: str = ""
+    name: str = "heads"
+    optional: bool = False
+    cross: bool = False
+    position_producers: tuple[str, ...] = ()
+    position_macs: Callable[[Any], tuple[float, float]] | None = None
+    position_bias: Literal["own", "all heads"] | None = None
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A feed-forward sublayer; all paths are relative to one layer.
+
+    Attributes
+    ----------
+    inputs : tuple of str
+        Linear layers with one output row a neuron: two where the network is gated, the gate first.
+        One path twice: both are fused in one layer.
+    output : str
+        The consumer of the neurons.
+    config_neurons : str, optional
+        Field of the config with the number of neurons, where it has one.
+    experts_per_token : str
+        Field of the config with the number of experts that a token goes through. `inputs` and
+        `output` are then parameters of shape (experts, out_features, in_features) of one module,
+        which is called with hidden states, indices and weights of the chosen experts. ``""`` for an
+        ordinary network.
+    counts : mapping of str to {"neurons"}
+        Attributes, of the module that has `output`, that must follow the number of neurons.
+    stream_after, adds_to_stream, name, optional
+        As for `Attention`.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    config_neurons: str | None = None
+    experts_per_token: str = ""
+    counts: Mapping[str, Count] = field(default_factory=dict)
+    stream_after: str | None = None
+    adds_to_stream: bool = True
+    name: str = "neurons"
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Signal:
+    """An input that is no text, and the positions that a stack of layers makes of it.
+
+    Attributes
+    ----------
+    name : str
+        Argument of the model's ``forward``: ``"pixel_values"`` or ``"input_features"``.
+    positions : callable
+        ``(config, shape)`` to the number of positions, for the shape of one example.
+    """
+
+    name: str
+    positions: Callable[[Any, torch.Size], int]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths of a family's linear layers; all but `layers` are relative to one layer.
+    """Where the blocks of a model family are: a stack of layers, and further stacks.
 
     Attributes
     ----------
@@ -22,64 +145,73 @@ class Architecture:
         Values of ``config.model_type`` that this describes.
     layers : str
         Path of the list of layers below the base model.
-    attention : str
-        The module that remembers head counts.
-    query, key, value, attention_output : str
-        Linear layers; `attention_output` is the consumer of the heads.
-    head_size_attribute : str
-        Attribute of `attention` with the size of one head.
-    head_counts : mapping of str to {"heads", "channels", "heads_per_group"}
-        Attributes of `attention` that must follow the number of heads.
-    feed_forward_inputs : tuple of str
-        Linear layers with one output row a neuron (two where the network is gated).
-    feed_forward_output : str
-        The consumer of the neurons.
-    config_neurons : str
-        Field of the config with the number of neurons.
-    config_heads : tuple of three str, optional
-        Fields with the numbers of heads, of key/value heads, and the head size, where the config
-        can say them independently of the hidden size.
+    attentions : tuple of Attention
+        Of one layer, in the order in which they run.
+    feed_forwards : tuple of FeedForward
+        Likewise; they run after the attentions, or beside them.
     causal : bool
         Whether the family is of decoders, which see only what comes before.
     positions_after_padding : bool
         Whether position embeddings are counted from the id of padding, as in fairseq: those up to
         it stand for no token.
-    stream_after_heads, stream_after_neurons : str, optional
-        The module whose input is the residual stream with the heads' (the neurons') output added.
-        None: what the layer returns.
+    variant : callable, optional
+        From this description and a model's config to the description of that model, where models
+        of the family differ. It raises a `ModelError` where that one cannot be pruned.
+    mask : str
+        The entry of a batch that says which tokens of the stack are real: ``"attention_mask"``, or
+        ``"decoder_attention_mask"`` behind an encoder. Any other name for a signal.
+    signal : Signal, optional
+        What the stack reads, where it is no text.
+    other_stacks : tuple of Architecture
+        Descriptions of further stacks, in the order in which they run: a decoder behind the
+        encoder, the second of two towers. Those that a model lacks are passed over.
+    calls : callable, optional
+        ``(config, index)`` to how often a forward pass runs the layer of that index, where layers
+        share weights.
     """
 
     model_types: tuple[str, ...]
     layers: str
-    attention: str
-    query: str
-    key: str
-    value: str
-    attention_output: str
-    head_size_attribute: str
-    feed_forward_inputs: tuple[str, ...]
-    feed_forward_output: str
-    config_neurons: str
-    head_counts: Mapping[str, str] = field(default_factory=dict)
-    config_heads: tuple[str, str, str] | None = None
+    attentions: tuple[Attention, ...]
+    feed_forwards: tuple[FeedForward, ...]
     causal: bool = False
     positions_after_padding: bool = False
-    stream_after_heads: str | None = None
-    stream_after_neurons: str | None = None
+    variant: Callable[[Architecture, Any], Architecture] | None = None
+    mask: str = "attention_mask"
+    signal: Signal | None = None
+    other_stacks: tuple[Architecture, ...] = ()
+    calls: Callable[[Any, int], int] | None = None
 
     def max_positions(self, config: PreTrainedConfig) -> int | None:
         """Tokens of the longest sequence that a model of this config takes; None if it is open."""
-        limit = getattr(config, "max_position_embeddings", None)
+        text = getattr(config, "text_config", config)
+        names = ("max_position_embeddings", "max_target_positions")
+        limit = next((getattr(text, name) for name in names if hasattr(text, name)), None)
         if limit is not None and self.positions_after_padding:
-            limit -= config.pad_token_id + 1
+            limit -= text.pad_token_id + 1
         return limit
+
+    def with_attention(self, **fields: Any) -> Architecture:
+        """The description with other values in each of its attentions."""
+        return replace(self, attentions=tuple(replace(a, **fields) for a in self.attentions))
+
+    def with_feed_forward(self, **fields: Any) -> Architecture:
+        """The description with other values in each of its feed-forward networks."""
+        return replace(self, feed_forwards=tuple(replace(f, **fields) for f in self.feed_forwards))
 
 
 _REGISTRY: dict[str, Architecture] = {}
 
 
 def register_architecture(architecture: Architecture) -> None:
-    """Make a family known to `prune`, under each of its model types."""
+    """Make a family known to `prune`, under each of its model types.
+
+    A family that was known under one of them is replaced.
+
+    Parameters
+    ----------
+    architecture : Architecture
+    """
     for model_type in architecture.model_types:
         _REGISTRY[model_type] = architecture
 
@@ -90,129 +222,52 @@ def supported_model_types() -> list[str]:
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:
-    """The description of a model's family.
+    """The description of a model's family, as it is for this model.
 
     Raises
     ------
     UnsupportedArchitectureError
         If ``model.config.model_type`` is not registered.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
     if model_type not in _REGISTRY:
         raise UnsupportedArchitectureError(
             f"Cannot prune {type(model).__name__} (model_type {model_type!r}). Supported model "
             f"types: {', '.join(supported_model_types())}. To add one, describe where its linear "
-            "layers are: stat_prune.architectures.register_architecture(Architecture(...))."
+            "layers are: stat_prune.register_architecture(stat_prune.Architecture(...))."
         )
-    return _REGISTRY[model_type]
+    architecture = _REGISTRY[model_type]
+    return architecture.variant(architecture, config) if architecture.variant else architecture
 
 
-def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of a model's layers, in the order in which they run."""
-    layers = model.base_model.get_submodule(architecture_of(model).layers)
-    assert isinstance(layers, nn.ModuleList)
-    return layers
-
-
-def find_blocks(model: PreTrainedModel) -> list[Block]:
-    """All blocks of a model, layer by layer, the heads before the neurons.
+def stacks_of(model: PreTrainedModel) -> list[tuple[Architecture, nn.ModuleList]]:
+    """The stacks of layers that a model has, with their descriptions, in the order they run.
 
     Raises
     ------
     UnsupportedArchitectureError
         If the family is unknown.
     ModelError
-        If a layer that should be an ordinary ``nn.Linear`` with its weights in memory is not.
+        If the model has none of the stacks that its family is described with.
     """
-    architecture = architecture_of(model)
-    blocks = []
-    for index, layer in enumerate(transformer_layers(model)):
-        path = f"{architecture.layers}.{index}"
-        blocks.append(_head_block(architecture, layer, path, index))
-        blocks.append(_neuron_block(architecture, layer, path, index))
-    return blocks
-
-
-def _head_block(architecture: Architecture, layer: nn.Module, path: str, index: int) -> Block:
-    query, key, value, output = (
-        _checked_linear(layer, name, path)
-        for name in (
-            architecture.query,
-            architecture.key,
-            architecture.value,
-            architecture.attention_output,
-        )
-    )
-    attention = layer.get_submodule(architecture.attention)
-    head_size = int(getattr(attention, architecture.head_size_attribute))
-    num_heads, num_groups = query.out_features // head_size, key.out_features // head_size
-    shared = num_groups < num_heads
-    own = (query,) if shared else (query, key, value)
-    return Block(
-        name=f"{path}.heads",
-        kind="heads",
-        layer=index,
-        consumer=f"{path}.{architecture.attention_output}",
-        producers=_paths(path, (architecture.query,) if shared else _qkv(architecture)),
-        shared_producers=_paths(path, (architecture.key, architecture.value) if shared else ()),
-        num_units=num_heads,
-        unit_size=head_size,
-        num_groups=num_groups,
-        input_size=query.in_features,
-        output_size=output.out_features,
-        num_biases=(
-            _count_biases(*own),
-            _count_biases(key, value) if shared else 0,
-            _count_biases(output),
-        ),
-        attributes={f"{path}.{architecture.attention}": architecture.head_counts},
-    )
-
-
-def _neuron_block(architecture: Architecture, layer: nn.Module, path: str, index: int) -> Block:
-    producers = [_checked_linear(layer, name, path) for name in architecture.feed_forward_inputs]
-    output = _checked_linear(layer, architecture.feed_forward_output, path)
-    return Block(
-        name=f"{path}.neurons",
-        kind="neurons",
-        layer=index,
-        consumer=f"{path}.{architecture.feed_forward_output}",
-        producers=_paths(path, architecture.feed_forward_inputs),
-        shared_producers=(),
-        num_units=output.in_features,
-        unit_size=1,
-        num_groups=output.in_features,
-        input_size=producers[0].in_features,
-        output_size=output.out_features,
-        num_biases=(_count_biases(*producers), 0, _count_biases(output)),
-    )
-
-
-def _qkv(architecture: Architecture) -> tuple[str, ...]:
-    return (architecture.query, architecture.key, architecture.value)
-
-
-def _paths(path: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{path}.{name}" for name in names)
-
-
-def _count_biases(*modules: nn.Linear) -> int:
-    return sum(module.bias is not None for module in modules)
-
-
-def _checked_linear(layer: nn.Module, name: str, path: str) -> nn.Linear:
-    module = layer.get_submodule(name)
-    where = f"{path}.{name}"
-    if type(module) is not nn.Linear or not module.weight.dtype.is_floating_point:
+    architecture, base = architecture_of(model), model.base_model
+    stacks = []
+    for stack in (architecture, *architecture.other_stacks):
+        try:
+            layers = base.get_submodule(stack.layers)
+        except AttributeError:
+            continue
+        assert isinstance(layers, nn.ModuleList)
+        stacks.append((stack, layers))
+    if not stacks:
         raise ModelError(
-            f"{where} is a {type(module).__module__}.{type(module).__name__} with "
-            f"{getattr(getattr(module, 'weight', None), 'dtype', 'no')} weights, not a plain "
-            "torch.nn.Linear. Prune the full-precision model first (merge adapters, load without "
-            "a quantization config) and quantize the result."
+            f"{type(model).__name__} has no layers at {architecture.layers!r} below its base model "
+            f"{type(base).__name__}, where its family has them. Pass the whole model."
         )
-    if module.weight.is_meta or type(module.weight) is not nn.Parameter:
-        raise ModelError(
-            f"The weights of {where} are not in this process's memory (offloaded or sharded). "
-            "Load the model on one device, without device_map or tensor parallelism."
-        )
-    return module
+    return stacks
+
+
+def transformer_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """A model's layers, in the order in which they run."""
+    return [layer for _, layers in stacks_of(model) for layer in layers]

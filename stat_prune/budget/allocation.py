@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -48,7 +49,8 @@ def menu_for(candidates: Candidates, weight: float, cost: CostFunction, round_to
     units = candidates.num_units
     allowed = torch.ones(len(units), dtype=torch.bool)
     if candidates.block.kind == "neurons":
-        allowed = (units % round_to == 0) | (units == candidates.block.num_units)
+        multiple = math.lcm(round_to, candidates.block.multiple)
+        allowed = (units % multiple == 0) | (units == candidates.block.num_units)
     indices = allowed.nonzero().squeeze(1)
     costs = candidate_costs(candidates, cost)[indices]
     ascending = costs.argsort(stable=True)
@@ -106,12 +108,15 @@ def allocate(menus: Sequence[Menu], fraction: float) -> list[int]:
 def allocate_evenly(menus: Sequence[Menu], fraction: float) -> list[int]:
     """Keep the same fraction of every block, as nearly below it as its sizes allow.
 
-    What rounding down leaves over is spent on the moves that save the most.
+    Blocks without a choice count, and leave the others less. What rounding down leaves over is
+    spent on the moves that save the most.
     """
     budget = fraction * _total(menus)
+    fixed = _total([menu for menu in menus if len(menu.costs) == 1])
+    share = (budget - fixed) / max(_total(menus) - fixed, 1e-300)
     chosen = []
     for menu in menus:
-        within = (menu.costs <= fraction * menu.full_cost * (1 + 1e-12)).nonzero().squeeze(1)
+        within = (menu.costs <= share * menu.full_cost * (1 + 1e-12)).nonzero().squeeze(1)
         if len(within) == 0:
             chosen.append(int(menu.costs.argmin()))
             continue
@@ -124,26 +129,31 @@ def allocate_evenly(menus: Sequence[Menu], fraction: float) -> list[int]:
     return [int(menu.indices[i]) for menu, i in zip(menus, chosen, strict=True)]
 
 
-def allocate_same_sizes(menus: Sequence[Menu], kinds: Sequence[str], fraction: float) -> list[int]:
+def allocate_same_sizes(
+    menus: Sequence[Menu], parts: Sequence[str], fraction: float, fixed: Sequence[Menu] = ()
+) -> list[int]:
     """One size for the heads of all layers and one for the neurons: the best pair that fits.
 
     Parameters
     ----------
     menus : sequence of Menu
-        With equal costs within a kind.
-    kinds : sequence of str
-        Kind of each menu's block.
+        With equal costs within a part.
+    parts : sequence of str
+        Part of the layer that each menu's block is: ``"heads"``, ``"neurons"`` or another.
     fraction : float
+    fixed : sequence of Menu
+        Of blocks that stay whole.
 
     Raises
     ------
     TargetError
         If layers differ in size, or the budget is below the least pair.
     """
-    budget = fraction * _total(menus)
+    total = _total([*menus, *fixed])
+    budget = fraction * total - _total(fixed)
     joint = {
-        kind: _joint([m for m, k in zip(menus, kinds, strict=True) if k == kind], kind)
-        for kind in dict.fromkeys(kinds)
+        part: joint_menu([m for m, p in zip(menus, parts, strict=True) if p == part], part)
+        for part in dict.fromkeys(parts)
     }
     costs, errors = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for menu in joint.values():
@@ -151,26 +161,33 @@ def allocate_same_sizes(menus: Sequence[Menu], kinds: Sequence[str], fraction: f
         errors = (errors[:, None] + menu.errors).reshape(-1)
     fits = (costs <= budget * (1 + 1e-9)).nonzero().squeeze(1)
     if len(fits) == 0:
-        raise_unreachable(fraction, float(costs.min()), _total(menus))
+        raise_unreachable(fraction, float(costs.min()) + _total(fixed), total)
     least = fits[errors[fits] == errors[fits].min()]
     position = int(least[costs[least].argmax()])
     choice = {}
-    for kind, menu in reversed(joint.items()):
+    for part, menu in reversed(joint.items()):
         position, index = divmod(position, len(menu.costs))
-        choice[kind] = int(menu.indices[index])
-    return [choice[kind] for kind in kinds]
+        choice[part] = int(menu.indices[index])
+    return [choice[part] for part in parts]
 
 
 def _total(menus: Sequence[Menu]) -> float:
     return sum(menu.full_cost for menu in menus)
 
 
-def _joint(menus: Sequence[Menu], kind: str) -> Menu:
+def joint_menu(menus: Sequence[Menu], part: str) -> Menu:
+    """The menu of blocks that take the same size: costs and errors add up.
+
+    Raises
+    ------
+    TargetError
+        If their sizes differ.
+    """
     first = menus[0]
     for menu in menus:
-        if menu.full_cost != first.full_cost or not torch.equal(menu.indices, first.indices):
+        if not torch.equal(menu.indices, first.indices):
             raise TargetError(
-                f"uniform=True needs layers of one size, but the {kind} of this model's layers "
+                f"uniform=True needs layers of one size, but the {part} of this model's layers "
                 "differ. Start from the dense model, or leave uniform=False."
             )
     return Menu(
@@ -181,12 +198,12 @@ def _joint(menus: Sequence[Menu], kind: str) -> Menu:
     )
 
 
-def raise_unreachable(fraction: float, least: float, total: float) -> NoReturn:
+def raise_unreachable(fraction: float, least: float, total: float, why: str = "") -> NoReturn:
     """Raise the `TargetError` of a budget below the least that blocks can cost."""
     raise TargetError(
         f"A kept fraction of {fraction:g} is below the least that can be reached: one head and "
         f"the fewest neurons in every block already cost {least / total:.4g} of the whole. Ask "
-        "for more, or lower round_to or shorten ignore."
+        f"for more, or lower round_to or shorten ignore. {why}".rstrip()
     )
 
 

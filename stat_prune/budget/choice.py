@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 
-from stat_prune.blocks import Block
+from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.allocation import (
     Menu,
     allocate,
     allocate_evenly,
     allocate_same_sizes,
+    joint_menu,
     menu_for,
     raise_unreachable,
 )
@@ -29,7 +31,7 @@ def choose(
     weights: Sequence[float],
     target: Target,
     *,
-    seq_length: float,
+    seq_length: SeqLength,
     untouched: Sequence[Block] = (),
     round_to: int = 1,
     uniform: bool = False,
@@ -44,8 +46,8 @@ def choose(
     weights : sequence of float
         Effect on the output for each unit of a block's relative squared error.
     target : Target
-    seq_length : float
-        Tokens a sequence, for MACs.
+    seq_length : float or mapping of str to float
+        Tokens a sequence, for MACs; by mask where a model reads several.
     untouched : sequence of Block
         Blocks that are kept whole but belong to what the fraction is of.
     round_to : int
@@ -68,10 +70,11 @@ def choose(
         If the target cannot be reached.
     """
     blocks = [*(one.block for one in candidates), *untouched]
-    ignored = [b for members, _ in target.budgets(blocks) for b in untouched if b in members]
+    named = [block for members, _ in target.budgets(blocks) for block in members]
+    ignored = [b.name for b in untouched if not b.fixed and b in named]
     if uniform and ignored:
         raise TargetError(
-            f"uniform=True gives every layer the same sizes, but {ignored[0].name} is ignored. "
+            f"uniform=True gives every layer the same sizes, but {ignored[0]} is ignored. "
             "Leave out one of the two."
         )
     spread = partial(_spread, candidates, weights, untouched=untouched, uniform=uniform, even=even)
@@ -108,23 +111,35 @@ def _spread(
     blocks = [one.block for one in candidates]
     for members, fraction in budgets:
         indices = [i for i, block in enumerate(blocks) if block in members]
-        part = [candidates[i] for i in indices]
+        # Experts of a set are chosen as one, as they are of one size.
+        sets: dict[str, list[int]] = {}
+        for i in indices:
+            sets.setdefault(blocks[i].set_name, []).append(i)
+        parts = [blocks[together[0]].part for together in sets.values()]
         if cost is None:
-            choice = [_within_tolerance(one, fraction, round_to) for one in part]
+            choice = [
+                max(_within_tolerance(candidates[i], fraction, round_to) for i in together)
+                for together in sets.values()
+            ]
             if uniform:
-                choice = _largest_of_kind(part, choice)
+                choice = _largest_of_part(parts, choice)
         else:
             menus = [
-                menu_for(c, weights[i], cost, round_to) for c, i in zip(part, indices, strict=True)
+                joint_menu(
+                    [menu_for(candidates[i], weights[i], cost, round_to) for i in together],
+                    blocks[together[0]].part,
+                )
+                for together in sets.values()
             ]
             fixed = [_whole(full_cost(b, cost)) for b in untouched if b in members]
             if uniform:
-                choice = allocate_same_sizes(menus, [one.block.kind for one in part], fraction)
+                choice = allocate_same_sizes(menus, parts, fraction, fixed)
             else:
                 choice = (allocate_evenly if even else allocate)([*menus, *fixed], fraction)
         # The menus of untouched blocks come last and have no candidate.
-        for i, index in zip(indices, choice, strict=False):
-            chosen[i] = index
+        for together, index in zip(sets.values(), choice, strict=False):
+            for i in together:
+                chosen[i] = index
     return chosen
 
 
@@ -133,7 +148,7 @@ def check_reachable(
     untouched: Sequence[Block],
     target: Target,
     *,
-    seq_length: float,
+    seq_length: SeqLength,
     round_to: int,
     timed: TimedModel | None = None,
 ) -> None:
@@ -157,7 +172,8 @@ def check_reachable(
         )
         total = sum(full_cost(block, cost) for block in members)
         if least > fraction * total * (1 + 1e-9):
-            raise_unreachable(fraction, least, total)
+            reasons = dict.fromkeys(block.fixed for block in members if block.fixed)
+            raise_unreachable(fraction, least, total, " ".join(reasons))
 
 
 def _check_time(target: Target, timed: TimedModel) -> None:
@@ -174,8 +190,10 @@ def _check_time(target: Target, timed: TimedModel) -> None:
 
 
 def _least_cost(block: Block, cost: CostFunction, round_to: int) -> float:
-    units = 1 if block.kind == "heads" else min(round_to, block.num_units)
-    return cost(block, units, 1)
+    if block.kind == "heads":
+        return cost(block, 1, 1)
+    units = min(math.lcm(round_to, block.multiple), block.num_units)
+    return cost(block, units, units)
 
 
 def _whole(cost: float) -> Menu:
@@ -195,9 +213,9 @@ def _within_tolerance(candidates: Candidates, tolerance: float, round_to: int) -
     return int(menu.indices[(errors <= tolerance).nonzero()[0, 0]])
 
 
-def _largest_of_kind(candidates: Sequence[Candidates], choice: Sequence[int]) -> list[int]:
-    """The largest index chosen within each kind, so that every block keeps to its tolerance."""
+def _largest_of_part(parts: Sequence[str], choice: Sequence[int]) -> list[int]:
+    """The largest index chosen within each part, so that every block keeps to its tolerance."""
     largest: dict[str, int] = {}
-    for one, index in zip(candidates, choice, strict=True):
-        largest[one.block.kind] = max(index, largest.get(one.block.kind, 0))
-    return [largest[one.block.kind] for one in candidates]
+    for part, index in zip(parts, choice, strict=True):
+        largest[part] = max(index, largest.get(part, 0))
+    return [largest[part] for part in parts]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stat_prune.blocks import Block
+from stat_prune.blocks import Block, SeqLength
 from stat_prune.selection import Candidates
 from stat_prune.targets import MACs, Parameters, Target
 
@@ -15,14 +15,14 @@ from stat_prune.targets import MACs, Parameters, Target
 CostFunction = Callable[[Block, int, int], float]
 
 
-def cost_function(target: Target, seq_length: float) -> CostFunction:
+def cost_function(target: Target, seq_length: SeqLength) -> CostFunction:
     """The cost that a target limits.
 
     Parameters
     ----------
     target : MACs or Parameters
-    seq_length : float
-        Tokens a sequence, for MACs.
+    seq_length : float or mapping of str to float
+        Tokens a sequence, for MACs; by mask where a model reads several.
     """
     if isinstance(target, MACs):
         return lambda block, units, groups: block.macs(units, groups, seq_length)

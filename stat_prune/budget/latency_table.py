@@ -73,6 +73,8 @@ class LatencyTable:
 
 def head_sizes(block: Block) -> list[tuple[int, int]]:
     """Every number of key/value heads with every equal number of query heads for each."""
+    if block.fixed:
+        return [(block.num_units, block.num_groups)]
     return [
         (groups * members, groups)
         for members in range(1, block.units_per_group + 1)
@@ -108,7 +110,8 @@ def measure_layer(
     """
     by_heads, by_neurons = head_sizes(heads), neuron_sizes(neurons, round_to)
     sizes = [(*size, by_neurons[0]) for size in by_heads]
-    sizes += [(1, 1, size) for size in by_neurons[1:]]
+    least = by_heads[0]
+    sizes += [(*least, size) for size in by_neurons[1:]]
     args, kwargs = _layer_inputs(model, heads.layer, batch)
     runs = []
     for num_heads, num_groups, num_neurons in sizes:
@@ -122,7 +125,7 @@ def measure_layer(
     seconds = dict(zip(sizes, medians, strict=True))
     return LatencyTable(
         heads=tuple((*size, seconds[*size, by_neurons[0]]) for size in by_heads),
-        neurons=tuple((size, seconds[1, 1, size]) for size in by_neurons),
+        neurons=tuple((size, seconds[*least, size]) for size in by_neurons),
     )
 
 

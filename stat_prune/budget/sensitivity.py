@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
-from stat_prune.blocks import linear
-from stat_prune.calibration import token_mask
+from stat_prune.batching import masks_in, num_sequences, token_mask
 from stat_prune.collectors import Batch, answering, evaluating, model_inputs
 from stat_prune.correction import FoldedConsumer
+from stat_prune.projections import Projection, projection
 
 #: Squared distance of a pruned model's output from the dense one's: ``(dense, pruned, batch)``
 #: to a tensor of one value a position that counts.
@@ -30,7 +30,7 @@ def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Obje
     device = next(model.parameters()).device
     with evaluating(model):
         output = model(**model_inputs(model, batch, device))
-        return objective(output, output, batch).numel() / len(batch["input_ids"])
+        return objective(output, output, batch).numel() / num_sequences(batch)
 
 
 def distance(
@@ -61,6 +61,8 @@ def probe(
 ) -> list[float]:
     """Effect on the output of each block's pruning alone, the rest of the model dense.
 
+    A set of experts counts as one block: those of them that have a probe are pruned together.
+
     A probe changes only a consumer: dropped channels get weight zero and the kept ones the
     corrected weight, which gives exactly the output of the pruned block. Layers before the block
     are not computed again.
@@ -81,29 +83,37 @@ def probe(
     Returns
     -------
     list of float
-        Mean distance of the output, by probe.
+        Mean distance of the output, by probe; the same for all experts of a set.
     """
+    if not probes:
+        return []
     objective = objective or output_distance
     layers = transformer_layers(model)
     device = next(model.parameters()).device
-    sums, count = [0.0] * len(probes), 0
+    together: dict[str, list[FoldedConsumer]] = {}
+    for folded in probes:
+        together.setdefault(folded.block.set_name, []).append(folded)
+    sums, count = dict.fromkeys(together, 0.0), 0
     with evaluating(model):
         for batch in batches:
             inputs = model_inputs(model, batch, device)
             with _recorded(layers) as layer_outputs:
                 dense = model(**inputs)
-            for index, folded in enumerate(probes):
-                consumer = linear(model.base_model, folded.block.consumer)
+            for name, members in together.items():
                 known = {
                     layer: partial(layer_outputs.get, layer)
-                    for layer in list(layers)[: folded.block.layer]
+                    for layer in list(layers)[: members[0].block.layer]
                 }
-                with answering(known), _replaced(consumer, folded):
+                with answering(known), ExitStack() as stack:
+                    for folded in members:
+                        consumer = projection(model.base_model, folded.block.consumer)
+                        stack.enter_context(_replaced(consumer, folded))
                     distances = objective(dense, model(**inputs), batch)
-                sums[index] += float(distances.double().sum())
-                advance(folded.block.name)
+                sums[name] += float(distances.double().sum())
+                for folded in members:
+                    advance(folded.block.name)
             count += distances.numel()
-    return [total / max(count, 1) for total in sums]
+    return [sums[one.block.set_name] / max(count, 1) for one in probes]
 
 
 def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
@@ -113,16 +123,18 @@ def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
       Kullback-Leibler divergence from the dense distribution, in nats; at every token that is
       not padding where there is one distribution a token.
     - Regression (one output): squared difference.
-    - No head: squared error of the final hidden state of every token that is not padding,
-      relative to the dense state's squared norm.
+    - No head: squared error of the final hidden state of every token that is not padding (of the
+      decoder, where there is one; of every patch of an image), relative to the dense state's
+      squared norm.
+    - Two towers: the same of both embeddings, added up.
 
     Returns
     -------
     Tensor of shape (positions,), floating point
     """
-    mask = token_mask(batch)
     if "start_logits" in dense:
-        hidden = ~mask.to(dense["start_logits"].device)
+        mask = _mask_of(dense["start_logits"], batch)
+        hidden = torch.zeros_like(dense["start_logits"]).bool() if mask is None else ~mask
         start, end = (
             _divergence(
                 dense[name].masked_fill(hidden, -1e9), pruned[name].masked_fill(hidden, -1e9)
@@ -131,15 +143,36 @@ def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
         )
         return start + end
     if "logits" not in dense:
-        before, after = dense[0].float(), pruned[0].float()
-        error = (after - before).square().sum(-1) / before.square().sum(-1).clamp_min(1e-30)
-        return error[mask.to(error.device)]
+        if "image_embeds" in dense and "text_embeds" in dense:
+            names = ("image_embeds", "text_embeds")
+            return sum((_relative(dense[name], pruned[name]) for name in names), torch.zeros(()))
+        return _of_tokens(_relative(dense[0], pruned[0]), batch)
     before, after = dense["logits"], pruned["logits"]
     if before.shape[-1] == 1:
         distance = (after.float() - before.float()).square().squeeze(-1)
     else:
         distance = _divergence(before, after)
-    return distance[mask.to(distance.device)] if distance.shape == mask.shape else distance
+    return _of_tokens(distance, batch)
+
+
+def _relative(dense: Tensor, pruned: Tensor) -> Tensor:
+    """Squared error of vectors along the last dimension, relative to their squared norm."""
+    before, after = dense.float(), pruned.float()
+    return (after - before).square().sum(-1) / before.square().sum(-1).clamp_min(1e-30)
+
+
+def _of_tokens(distance: Tensor, batch: Batch) -> Tensor:
+    """Values of real tokens; all, where there is one value a sequence."""
+    mask = _mask_of(distance, batch)
+    return distance if mask is None else distance[mask]
+
+
+def _mask_of(values: Tensor, batch: Batch) -> Tensor | None:
+    """What says which of some outputs are of real tokens; the decoder's before the encoder's."""
+    for name in reversed(masks_in(batch)):
+        if batch[name].shape == values.shape:
+            return token_mask(batch, name).to(values.device)
+    return None
 
 
 def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:
@@ -179,15 +212,15 @@ def _recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
 
 
 @contextmanager
-def _replaced(consumer: nn.Linear, folded: FoldedConsumer) -> Iterator[None]:
+def _replaced(consumer: Projection, folded: FoldedConsumer) -> Iterator[None]:
     """The consumer computes with the probe's weight and bias."""
-    weight, bias = consumer.weight.data, None if consumer.bias is None else consumer.bias.data
-    consumer.weight.data = folded.scattered_weight().to(weight.dtype)
-    if bias is not None and folded.bias is not None:
-        consumer.bias.data = (bias.double() + folded.bias).to(bias.dtype)
+    dense = [(consumer.weight, consumer.weight.clone())]
+    consumer.weight.copy_(folded.scattered_weight())
+    if consumer.bias is not None and folded.bias is not None:
+        dense.append((consumer.bias, consumer.bias.clone()))
+        consumer.bias.copy_(consumer.bias.double() + folded.bias)
     try:
         yield
     finally:
-        consumer.weight.data = weight
-        if bias is not None:
-            consumer.bias.data = bias
+        for tensor, before in dense:
+            tensor.copy_(before)

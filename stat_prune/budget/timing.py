@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from stat_prune.blocks import Block
 from stat_prune.budget.latency_cache import cached_table
 from stat_prune.budget.latency_table import LatencyTable, measure_layer, neuron_sizes
+from stat_prune.errors import TargetError
 from stat_prune.evaluation.latency import forward_turns, undisturbed_clock
 from stat_prune.surgery import cut_copy
 
@@ -166,7 +167,13 @@ def time_model(
     for block in sorted([*blocks, *untouched], key=lambda block: block.kind):
         by_layer.setdefault(block.layer, []).append(block)
     tables: dict[str, LatencyTable] = {}
-    for heads, neurons in by_layer.values():
+    for members in by_layer.values():
+        if [block.kind for block in members] != ["heads", "neurons"]:
+            raise TargetError(
+                f"A time needs layers of one attention and one feed-forward network, but those of "
+                f"{type(model).__name__} have {len(members)} blocks. Use MACs or Parameters."
+            )
+        heads, neurons = members
         table = cached_table(
             {
                 "device": device_name(dense.device),
@@ -201,7 +208,8 @@ def device_name(device: torch.device) -> str:
 
 def _shape(block: Block) -> list[Any]:
     sizes = (block.num_units, block.unit_size, block.num_groups)
-    return [*sizes, block.input_size, block.output_size, len(block.producers), *block.num_biases]
+    made = [[*producer.parts, producer.interleaved, producer.bias] for producer in block.producers]
+    return [*sizes, block.input_size, block.output_size, block.consumer_bias, block.fixed, made]
 
 
 def _least_size(block: Block, round_to: int) -> tuple[Block, int, int]:

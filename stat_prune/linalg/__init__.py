@@ -6,12 +6,13 @@ Depends on torch, NumPy, SciPy, scikit-learn and jaxtyping only.
 from .backward import backward_elimination
 from .blocks import BlockPivoting, block_pivoting
 from .cholesky import pivoted_cholesky, randomly_pivoted_cholesky
+from .cross_moments import CrossMoments
 from .decomposition import InterpolativeDecomposition
 from .errors import NumericalWarning
 from .factor import PivotedCholesky
 from .interpolative import interpolative_decomposition
 from .least_squares import interpolation_from_gram, least_squares_from_moments
-from .moments import CrossMoments, Moments
+from .moments import Moments
 from .norms import spectral_norm
 from .sketches import CountSketch, GaussianSketch, SparseSketch
 from .tsqr import TSQR

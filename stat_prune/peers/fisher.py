@@ -74,7 +74,7 @@ def plan_untuned(run: Run, target: Target) -> list[BlockPlan]:
 def _plan(run: Run, target: Target, method: str, *, tuned: bool) -> list[BlockPlan]:
     check_single_fraction(target, method)
     check_encoder(run, method)
-    cost = cost_function(target, run.seq_length(target))
+    cost = cost_function(target, run.lengths(target))
     with evaluating(run.model):
         pruned = copy.deepcopy(run.model).requires_grad_(False)
         with run.stage("mask gradients"):

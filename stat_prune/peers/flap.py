@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stat_prune.blocks import Block, linear
+from stat_prune.blocks import Block
 from stat_prune.budget.costs import CostFunction, cost_function
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import FoldedConsumer
@@ -26,6 +26,7 @@ from stat_prune.errors import TargetError
 from stat_prune.linalg import Moments
 from stat_prune.peers.ranking import budget_of
 from stat_prune.plan import BlockPlan
+from stat_prune.projections import projection
 from stat_prune.run import Run
 from stat_prune.statistics import complement, quadratic
 from stat_prune.targets import Target, Tolerance
@@ -64,8 +65,7 @@ class _Fluctuation:
         """Cost of so many key/value heads or neurons; of a bias too, where one has to be added."""
         block = self.block
         if count < block.num_groups:
-            own, shared, _ = block.num_biases
-            block = replace(block, num_biases=(own, shared, 1))
+            block = replace(block, consumer_bias=True)
         return cost(block, count * block.units_per_group, count)
 
     def plan(self, groups: Tensor) -> BlockPlan:
@@ -109,14 +109,16 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
             f"method='flap' takes a fraction to keep, got {target!r}. Use method='stat' for "
             "tolerances."
         )
-    cost = cost_function(target, run.seq_length(target))
+    cost = cost_function(target, run.lengths(target))
     with run.stage("collect"):
         moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
     with run.stage("score and compensate"):
         base = run.model.base_model
         measured = [
             _Fluctuation.of(
-                block, moments[block.name], linear(base, block.consumer).weight.detach().double()
+                block,
+                moments[block.name],
+                projection(base, block.consumer).weight.detach().double(),
             )
             for block in run.blocks
         ]

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from stat_prune.architectures import transformer_layers
-from stat_prune.blocks import Block, linear
+from stat_prune.batching import token_mask
+from stat_prune.blocks import Block
 from stat_prune.budget.costs import CostFunction, cost_function
-from stat_prune.calibration import token_mask
 from stat_prune.collectors import collect_moments, evaluating
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.linalg import least_squares_from_moments
@@ -45,6 +45,7 @@ from stat_prune.peers.ranking import Ranking, budget_of, unit_cost
 from stat_prune.peers.requirements import check_encoder, check_single_fraction
 from stat_prune.peers.task_loss import decisions, divergences
 from stat_prune.plan import BlockPlan
+from stat_prune.projections import projection
 from stat_prune.run import Run
 from stat_prune.statistics import BlockStatistics, statistics_of
 from stat_prune.targets import Target
@@ -78,7 +79,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
     """
     check_single_fraction(target, "kprune")
     check_encoder(run, "kprune")
-    cost = cost_function(target, run.seq_length(target))
+    cost = cost_function(target, run.lengths(target))
     budget = budget_of(run.blocks, run.untouched, target.fractions()["all"], cost)
     batches = run.calibration.batches
     with evaluating(run.model):
@@ -163,7 +164,7 @@ class _Knowledge:
             block.name: squares[block.name] / (2 * num_examples)
             + REPRESENTATIONAL
             * (energies[block.name] / num_tokens)
-            * linear(base, block.consumer).weight.double().square().mean(0)
+            * projection(base, block.consumer).weight.double().square().mean(0)
             for block in blocks
         }
 
@@ -181,7 +182,9 @@ def _adding_energies(
         return hook
 
     handles = [
-        linear(base_model, block.consumer).register_forward_pre_hook(hook_for(block.name))
+        projection(base_model, block.consumer).module.register_forward_pre_hook(
+            hook_for(block.name)
+        )
         for block in blocks
     ]
     try:

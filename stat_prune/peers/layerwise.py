@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
-from stat_prune.blocks import Block, linear
-from stat_prune.calibration import token_mask
+from stat_prune.batching import token_mask
+from stat_prune.blocks import Block
 from stat_prune.collectors import Batch, answering, model_inputs
 from stat_prune.linalg import CrossMoments
+from stat_prune.projections import projection
 
 
 class LayerwiseModel:
@@ -95,7 +96,7 @@ def dense_sums(dense: LayerwiseModel, blocks: Iterable[Block]) -> dict[str, list
             outputs.append(dense.run_layer(position))
         for block in blocks:
             entered, channels = read[block.name]
-            consumer = linear(dense.model.base_model, block.consumer)
+            consumer = projection(dense.model.base_model, block.consumer).module
             sums[block.name].append(entered + consumer(channels))
     dense.advance(outputs)
     return sums
@@ -127,7 +128,7 @@ def reconstruction_moments(
     base = pruned.model.base_model
     device = next(base.parameters()).device
     kept = block.channels(units.to(device))
-    bias = linear(base, block.consumer).bias
+    bias = projection(base, block.consumer).bias
     moments = CrossMoments(len(kept), block.output_size, device=device)
     for position, batch in enumerate(pruned.batches):
         mask = token_mask(batch).to(device)
@@ -141,7 +142,7 @@ def reconstruction_moments(
 
 def put(model: PreTrainedModel, block: Block, units: Tensor, weight: Tensor) -> None:
     """Let a model compute as if a block were pruned, in place: dropped channels weigh nothing."""
-    full = linear(model.base_model, block.consumer).weight
+    full = projection(model.base_model, block.consumer).weight
     with torch.no_grad():
         full.zero_()
         full[:, block.channels(units.to(full.device))] = weight.to(full)
@@ -167,7 +168,10 @@ def _read(
         def leave(_module: nn.Module, args: tuple[Tensor, ...], name: str = block.name) -> None:
             read[name] = (entered.pop(name), args[0])
 
-        producer, consumer = (linear(base_model, p) for p in (block.producers[0], block.consumer))
+        producer, consumer = (
+            projection(base_model, path).module
+            for path in (block.producers[0].path, block.consumer)
+        )
         handles.append(producer.register_forward_pre_hook(enter))
         handles.append(consumer.register_forward_pre_hook(leave))
     try:

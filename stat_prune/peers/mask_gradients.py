@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from stat_prune.blocks import Block, linear
+from stat_prune.blocks import Block
+from stat_prune.projections import projection
 
 
 def mask_gradients(
@@ -71,7 +72,9 @@ def _masked(
         return hook
 
     handles = [
-        linear(base_model, block.consumer).register_forward_pre_hook(hook_for(masks[block.name]))
+        projection(base_model, block.consumer).module.register_forward_pre_hook(
+            hook_for(masks[block.name])
+        )
         for block in blocks
     ]
     try:

@@ -22,16 +22,31 @@ def check_single_fraction(target: Target, method: str) -> None:
         )
 
 
-def check_encoder(run: Run, method: str) -> None:
-    """Refuse decoders, and attention layers that share keys and values between heads.
+def check_no_experts(run: Run, method: str) -> None:
+    """Refuse mixtures of experts, whose experts are of one size.
 
     Raises
     ------
     ModelError
     """
-    shared = any(block.units_per_group > 1 for block in run.blocks)
-    if architecture_of(run.model).causal or shared:
+    if any(block.expert_of for block in run.blocks):
         raise ModelError(
-            f"method={method!r} is defined for encoders in which every head has keys and values of "
-            f"its own, and {type(run.model).__name__} is none. Use method='stat'."
+            f"method={method!r} gives every block a size of its own, but the experts of a layer in "
+            f"{type(run.model).__name__} share one. Use method='stat'."
+        )
+
+
+def check_encoder(run: Run, method: str) -> None:
+    """Refuse decoders, other inputs than text, and layers or heads that share weights.
+
+    Raises
+    ------
+    ModelError
+    """
+    shared = any(block.units_per_group > 1 or block.calls > 1 for block in run.blocks)
+    if architecture_of(run.model).causal or shared or run.masks != ["attention_mask"]:
+        raise ModelError(
+            f"method={method!r} is defined for encoders of text in which every layer has weights "
+            f"and every head keys and values of its own, and {type(run.model).__name__} is none. "
+            "Use method='stat'."
         )

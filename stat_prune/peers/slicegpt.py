@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.accounting import account, measure
 from stat_prune.architectures import architecture_of, find_blocks
+from stat_prune.architectures.llama import LLAMA
 from stat_prune.budget.costs import cost_function, full_cost
 from stat_prune.errors import SaveError, TargetError, UnsupportedArchitectureError
 from stat_prune.peers.slicing import segments_of, sliced_copy
@@ -69,10 +70,10 @@ def slicegpt(
     TargetError
         For a `Tolerance`, a fraction by kind, or one that no hidden size meets.
     """
-    if not hasattr(model, "lm_head") or not architecture_of(model).causal:
+    if not hasattr(model, "lm_head") or architecture_of(model) is not LLAMA:
         raise UnsupportedArchitectureError(
-            f"SliceGPT rotates the head too: pass a decoder with its language-model head, such as "
-            f"LlamaForCausalLM, not {type(model).__name__}."
+            "SliceGPT rotates the head too: pass a Llama, Mistral, Qwen2 or Qwen3 with its "
+            f"language-model head, such as LlamaForCausalLM, not {type(model).__name__}."
         )
     results = []
     with starting(model, dataset, tokenizer, Settings(**settings)) as run:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
-from stat_prune.calibration import token_mask
+from stat_prune.batching import token_mask
 from stat_prune.collectors import Batch, evaluating, model_inputs
 from stat_prune.errors import NonFiniteActivationsError
 from stat_prune.linalg import Moments

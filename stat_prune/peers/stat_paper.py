@@ -66,7 +66,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
         For a `Tolerance` or a fraction by kind, which the recipe does not have.
     """
     check_single_fraction(target, "stat-paper")
-    cost = cost_function(target, run.seq_length(target))
+    cost = cost_function(target, run.lengths(target))
     with run.stage("collect"):
         dense = _statistics(run, run.model, run.blocks)
     with run.stage("decompose"):
@@ -145,6 +145,8 @@ class _Ladder:
         self.pivots = pivots
         values = [one.diagonal[1:] for one in pivots]
         owners = [torch.full((len(v),), i) for i, v in enumerate(values)]
+        # All blocks of a kind may be ignored.
+        values, owners = [torch.zeros(0), *values], [torch.zeros(0, dtype=torch.int64), *owners]
         steps = [one.cost(2, cost) - one.cost(1, cost) for one in pivots]
         self.values, by_value = torch.cat(values).sort(descending=True, stable=True)
         self.owners = torch.cat(owners)[by_value]

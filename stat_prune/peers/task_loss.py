@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stat_prune.calibration import token_mask
+from stat_prune.batching import token_mask
 from stat_prune.collectors import Batch
 from stat_prune.errors import DataError, ModelError
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.architectures import find_blocks
+from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
-from stat_prune.calibration import token_mask
 from stat_prune.collectors import Batch, evaluating, model_inputs
 from stat_prune.errors import ModelError
 
@@ -39,8 +39,16 @@ def run_with_attention(model: PreTrainedModel, batch: Batch, receive: Receiver) 
     Raises
     ------
     ModelError
-        If an attention layer returns no weights.
+        If the model reads anything but one text, or an attention layer returns no weights.
     """
+    blocks = [block for block in find_blocks(model) if block.kind == "heads"]
+    one_text = all(block.mask == block.key_mask == "attention_mask" for block in blocks)
+    if not one_text or "input_ids" not in batch:
+        raise ModelError(
+            f"{type(model).__name__} does not read one text, and the statistics of attention are of "
+            "tokens that attend to tokens of the same text. Look at its text encoder or decoder "
+            "alone."
+        )
     base = model.base_model
     device = next(base.parameters()).device
     tokens = [row.nonzero().squeeze(1) for row in token_mask(batch).to(device)]
@@ -48,8 +56,7 @@ def run_with_attention(model: PreTrainedModel, batch: Batch, receive: Receiver) 
         _attention_module(base, block).register_forward_hook(
             _hook(block, tokens, receive), with_kwargs=True
         )
-        for block in find_blocks(model)
-        if block.kind == "heads"
+        for block in blocks
     ]
     try:
         with evaluating(model), _eager_attention(model):

@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
-from stat_prune.calibration import token_mask
 from stat_prune.collectors import Batch
 from stat_prune.errors import DataError, SettingsError
 from stat_prune.probing.attention import run_with_attention

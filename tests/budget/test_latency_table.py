@@ -83,7 +83,7 @@ def test_a_layer_is_timed_at_every_size_of_each_block(build, linear_clock):
     batch = {"input_ids": torch.arange(TOKENS)[None]}
     table = measure_layer(model, heads, neurons, batch, round_to=8)
 
-    calls = len(heads.producers) + len(heads.shared_producers) + len(neurons.producers) + 2
+    calls = len(heads.producers) + len(neurons.producers) + 2
 
     def seconds(num_heads: int, num_groups: int, num_neurons: int) -> float:
         # Attention's own products are no linear layers, so this clock does not count them.

@@ -7,25 +7,49 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from families import DECODERS, FAMILIES
+from families import DECODERS, FAMILIES, TEXT_FAMILIES, Family, examples
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import stat_prune
+from stat_prune.methods import PEERS
 from stat_prune.result import PruningResult
 
 Prune = Callable[..., PruningResult]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for `family` once a family, one for `decoder` once a decoder."""
-    for name, families in (("family", FAMILIES), ("decoder", DECODERS)):
+    """Run a test that asks for `family` once a family, one for `decoder` once a decoder.
+
+    One that asks for `head` too runs once for each head class of the family; one that asks for
+    `texts` is of the families that read nothing else.
+    """
+    every = TEXT_FAMILIES if "texts" in metafunc.fixturenames else FAMILIES
+    if "head" in metafunc.fixturenames:
+        pairs = [(family, head) for family in every for head in family.heads]
+        ids = [f"{family.label}-{head}" for family, head in pairs]
+        metafunc.parametrize(("family", "head"), pairs, ids=ids)
+        return
+    for name, families in (("family", every), ("decoder", DECODERS)):
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, families, ids=lambda family: family.name)
+            metafunc.parametrize(name, families, ids=lambda family: family.label)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the methods that refuse mixtures of experts (a test of their own says so)."""
+    items[:] = [item for item in items if not refused(getattr(item, "callspec", None))]
+
+
+def refused(callspec: Any) -> bool:
+    parameters = callspec.params if callspec else {}
+    family = parameters.get("family")
+    # Items of the whole session come by, with parameters of their own.
+    mixture = isinstance(family, Family) and family.has_experts
+    return mixture and parameters.get("method") in PEERS
 
 
 @pytest.fixture(scope="session")
-def texts(word_tokenizer: PreTrainedTokenizerFast) -> list[str]:
+def word_salads(word_tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """80 word salads of 3 to 16 words."""
     words = [word for word in word_tokenizer.get_vocab() if not word.startswith("[")]
     source = random.Random(0)
@@ -33,19 +57,27 @@ def texts(word_tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def inputs(word_tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, Tensor]:
-    """Eight held-out sequences of one length."""
-    words = " ".join(texts).split()
+def texts(word_salads: list[str]) -> list[str]:
+    """For tests of data that are texts."""
+    return word_salads
+
+
+@pytest.fixture(scope="session")
+def inputs(word_tokenizer: PreTrainedTokenizerFast, word_salads: list[str]) -> dict[str, Tensor]:
+    """Eight held-out sequences of one length; `families.output` adds what is no text."""
+    words = " ".join(word_salads).split()
     held_out = [" ".join(words[i : i + 12]) for i in range(0, 96, 12)]
     encoded = word_tokenizer(held_out, return_tensors="pt")
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
 @pytest.fixture(scope="session")
-def prune(word_tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Prune:
-    """`stat_prune.prune` on the texts, in silence."""
+def prune(word_tokenizer: PreTrainedTokenizerFast, word_salads: list[str]) -> Prune:
+    """`stat_prune.prune` on the texts, in silence; on more where a model reads more."""
 
-    def run(model: PreTrainedModel, target: Any, dataset: Any = texts, **settings: Any):
+    def run(model: PreTrainedModel, target: Any, dataset: Any = None, **settings: Any):
+        if dataset is None:
+            dataset = examples(model, word_salads, word_tokenizer)
         settings = {"tokenizer": word_tokenizer, "progress": False} | settings
         return stat_prune.prune(model, dataset, target=target, **settings)
 

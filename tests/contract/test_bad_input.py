@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import FAMILIES, Family
+from families import FAMILIES, Family, output
 from test_models import assert_untouched
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from stat_prune import MACs, Parameters, StatPruneError, Tolerance
+from stat_prune.architectures import find_blocks
 from stat_prune.errors import (
     CalibrationWarning,
     DataError,
@@ -25,6 +27,7 @@ from stat_prune.errors import (
     TargetError,
     UnsupportedArchitectureError,
 )
+from stat_prune.projections import projection
 
 BERT, LLAMA = FAMILIES[0], FAMILIES[4]
 PADDING = {"input_ids": torch.zeros(2, 5, dtype=torch.int64)}
@@ -41,6 +44,8 @@ BAD_DATA: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_data_that_cannot_be_used_is_a_data_error(family: Family, prune, case):
+    if family.signals and "token id" in case:
+        pytest.skip("token ids alone are not what it reads: tests/contract/test_encoder_decoders")
     dataset, settings, message = BAD_DATA[case]
     model = family.build()
     before = copy.deepcopy(model)
@@ -64,7 +69,7 @@ def test_an_unreachable_target_states_the_least_that_can_be_reached(
 ):
     model = family.build()
     before = copy.deepcopy(model)
-    with pytest.raises(TargetError, match=r"below the least.* cost 0\.\d+ of the whole"):
+    with pytest.raises(TargetError, match=r"below the least.* cost (0\.\d+|1) of the whole"):
         prune(model, target, uniform=uniform)
     assert_untouched(model, before)
     assert collected == []
@@ -76,7 +81,8 @@ def test_the_least_that_the_error_states_can_be_reached(family: Family, prune):
         prune(model, MACs(0.01))
     least = float(str(caught.value).split(" cost ")[1].split(" ")[0])
     result = prune(model, MACs(least * 1.001))
-    assert all(row.kept == 1 for row in result.report.blocks)
+    for block, row in zip(find_blocks(model), result.report.blocks, strict=True):
+        assert row.kept == (row.total if block.fixed else block.multiple)
 
 
 @pytest.fixture
@@ -93,17 +99,19 @@ def collected(monkeypatch) -> list[str]:
 
 
 def test_an_unsupported_architecture_lists_the_supported_ones_and_how_to_add_one(prune):
-    config = transformers.GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)
+    config = transformers.GPTJConfig(vocab_size=64, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)
     with pytest.raises(UnsupportedArchitectureError) as caught:
-        prune(transformers.GPT2LMHeadModel(config), MACs(0.5))
-    for word in ("gpt2", "bert", "llama", "register_architecture"):
+        prune(transformers.GPTJForCausalLM(config), MACs(0.5))
+    for word in ("gptj", "bert", "llama", "register_architecture"):
         assert word in str(caught.value)
 
 
 def nan_weight(model: PreTrainedModel) -> None:
     """A NaN in what layer 1's heads read, so that layer 0 is fine."""
-    name = next(n for n, _ in model.base_model.named_parameters() if "1." in n and "q" in n)
-    model.base_model.get_parameter(name).data[0, 0] = math.nan
+    block = next(block for block in find_blocks(model) if block.layer == 1)
+    queries = projection(model.base_model, block.producers[0].path)
+    with torch.no_grad():
+        queries.weight[0, 0] = math.nan
 
 
 def infinite_embedding(model: PreTrainedModel) -> None:
@@ -115,11 +123,13 @@ def infinite_embedding(model: PreTrainedModel) -> None:
 def test_activations_that_are_not_finite_name_the_block_and_the_batch(
     family: Family, prune, spoil: Callable[[PreTrainedModel], None], method
 ):
+    if family.signals and spoil is infinite_embedding:
+        pytest.skip("it has no embeddings of tokens, or they come after the first layers")
     model = family.build()
     spoil(model)
     hooks = [len(module._forward_pre_hooks) for module in model.modules()]
     layer = 1 if spoil is nan_weight else 0
-    with pytest.raises(NonFiniteActivationsError, match=rf"layers?\.{layer}\..*batch 0"):
+    with pytest.raises(NonFiniteActivationsError, match=rf"\.{layer}\..*batch 0"):
         prune(model, MACs(0.5), method=method)
     assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
 
@@ -127,9 +137,13 @@ def test_activations_that_are_not_finite_name_the_block_and_the_batch(
 def test_fewer_tokens_than_channels_warn_with_both_numbers_and_give_a_usable_model(
     family: Family, prune, inputs
 ):
-    with pytest.warns(CalibrationWarning, match="10 tokens.*48 channels"):
-        result = prune(family.build(), MACs(0.5), dataset=["the cat sat", "a dog ran"])
-    assert torch.isfinite(result.model(**inputs)[0]).all()
+    if family.signals:
+        pytest.skip("two texts are not what it reads")
+    model = family.build()
+    widest = max(block.num_channels for block in find_blocks(model))
+    with pytest.warns(CalibrationWarning, match=f"10 tokens.*{widest} channels"):
+        result = prune(model, MACs(0.5), dataset=["the cat sat", "a dog ran"])
+    assert torch.isfinite(output(result.model, inputs)).all()
 
 
 class Int8Linear(nn.Linear):
@@ -139,7 +153,7 @@ class Int8Linear(nn.Linear):
 def test_quantized_and_sharded_weights_are_refused(family: Family, prune):
     quantized = family.build()
     for module in quantized.modules():
-        if type(module) is nn.Linear:
+        if isinstance(module, (nn.Linear, Conv1D)):
             module.__class__ = Int8Linear
     with pytest.raises(ModelError, match="Int8Linear.*full-precision"):
         prune(quantized, MACs(0.5))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from operator import attrgetter
 
 import pytest
 import torch
-from families import Family, output
+from families import Family, completed, output
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,6 +16,8 @@ from stat_prune import MACs
 from stat_prune.architectures import architecture_of, find_blocks
 from stat_prune.calibration import build_calibration_set
 from stat_prune.collectors import collect_moments
+from stat_prune.completion import Completion
+from stat_prune.projections import projection
 
 
 def assert_untouched(model: PreTrainedModel, before: PreTrainedModel) -> None:
@@ -27,7 +31,8 @@ def assert_untouched(model: PreTrainedModel, before: PreTrainedModel) -> None:
     for name, tensor in before.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
     for name, parameter in model.named_parameters():
-        assert parameter.grad is None and parameter.requires_grad, name
+        assert parameter.grad is None, name
+        assert parameter.requires_grad == before.get_parameter(name).requires_grad, name
 
 
 @pytest.mark.parametrize("method", ["stat", "stat-paper", "magnitude"])
@@ -58,7 +63,7 @@ def test_models_come_back_in_their_own_dtype(family: Family, prune, inputs, dtyp
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_statistics_are_float64(family: Family, texts, word_tokenizer, dtype):
     model = family.build(dtype=dtype)
-    calibration = build_calibration_set(texts, tokenizer=word_tokenizer)
+    calibration = build_calibration_set(texts, tokenizer=word_tokenizer, complete=Completion(model))
     for moments in collect_moments(model, find_blocks(model), calibration.batches).values():
         assert moments.gram.dtype == moments.mean.dtype == torch.float64
 
@@ -66,12 +71,15 @@ def test_statistics_are_float64(family: Family, texts, word_tokenizer, dtype):
 def test_a_family_knows_the_longest_sequence_that_its_models_take(family: Family):
     model = family.build()
     longest = architecture_of(model).max_positions(model.config)
-    assert longest is not None
+    if longest is None:  # as with ALiBi
+        output(model, {"input_ids": torch.full((1, 200), 5)})
+        return
     ids = torch.full((1, longest + 1), 5)
 
     output(model, {"input_ids": ids[:, 1:]})
-    if not family.is_decoder:  # the rotary positions of a decoder have no end
-        with pytest.raises((IndexError, RuntimeError)):
+    # The rotary positions of a decoder have no end either.
+    if not (family.is_decoder or family.relative_positions):
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
             output(model, {"input_ids": ids})
 
 
@@ -84,15 +92,24 @@ def test_the_result_has_the_class_name_and_the_config_class_of_the_model(family:
         assert type(result.model.config) is type(model.config)
 
 
-def test_the_result_can_be_trained(family: Family, prune, inputs):
-    model = prune(family.build("ForSequenceClassification"), MACs(0.6)).model
-    model(**inputs, labels=torch.tensor([0, 1] * 4)).loss.backward()
-    missing = [
+def without_gradient(model: PreTrainedModel, batch: dict[str, Tensor]) -> set[str]:
+    """Parameters that get no finite gradient from a loss, or from the model's first output."""
+    labels = {"labels": torch.tensor([0, 1] * 4)}
+    takes_labels = "labels" in inspect.signature(model.forward).parameters
+    result = model(**completed(model, batch), **(labels if takes_labels else {}))
+    (result.loss if takes_labels else result[0].square().mean()).backward()
+    return {
         name
         for name, parameter in model.named_parameters()
         if parameter.grad is None or not torch.isfinite(parameter.grad).all()
-    ]
-    assert missing == []
+    }
+
+
+def test_the_result_can_be_trained(family: Family, prune, inputs):
+    model = family.build(family.classifier)
+    result = prune(model, MACs(0.6)).model
+    # Some parameters have no part in a class: the mask token of DINOv2.
+    assert without_gradient(result, inputs) == without_gradient(model, inputs)
 
 
 @pytest.mark.parametrize("fraction", [0.7, 0.4])
@@ -112,12 +129,30 @@ def test_generating_with_the_cache_gives_what_a_full_forward_gives(
 
 
 def test_key_value_heads_leave_and_the_counts_follow(decoder: Family, prune):
-    result = prune(decoder.build("ForCausalLM"), MACs(0.3))
-    attention = [layer.self_attn for layer in result.model.model.layers]
-    for module, row in zip(
-        attention, (row for row in result.report.blocks if row.kind == "heads"), strict=True
-    ):
-        assert module.q_proj.out_features == row.kept * module.head_dim
-        assert module.k_proj.out_features == row.kept_groups * module.head_dim
-        assert module.num_key_value_groups * row.kept_groups == row.kept
-    assert any(row.kept_groups < row.total_groups for row in result.report.blocks)
+    dense = decoder.build("ForCausalLM")
+    if any(block.fixed for block in find_blocks(dense)):
+        pytest.skip(f"the heads of {decoder.name} stay")
+    result = prune(dense, MACs(0.3))
+    rows = {row.name: row for row in result.report.blocks}
+    base = result.model.base_model
+    for block in find_blocks(dense):
+        row = rows[block.name]
+        counts = {
+            "heads": row.kept,
+            "groups": row.kept_groups,
+            "channels": row.kept * block.unit_size,
+            "heads_per_group": row.kept // row.kept_groups,
+            "neurons": row.kept,
+        }
+        for path, attributes in block.attributes.items():
+            for name, count in attributes.items():
+                remembered = attrgetter(name)(base.get_submodule(path))
+                assert remembered == counts[count], (path, name)
+        for producer in block.producers:
+            made = sum(counts["heads" if p == "unit" else "groups"] for p in producer.parts)
+            rows_made = len(projection(base, producer.path).weight)
+            assert rows_made == made * block.unit_size, producer.path
+    heads = [row for row in result.report.blocks if row.kind == "heads"]
+    assert any(row.kept < row.total for row in heads)
+    if heads[0].total_groups > 1:
+        assert any(row.kept_groups < row.total_groups for row in heads)

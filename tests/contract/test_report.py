@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 
 import pytest
 import torch
-from families import FAMILIES, Family
+from families import FAMILIES, Family, output, reads
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from stat_prune import MACs, Parameters
 from stat_prune.architectures import find_blocks
+from stat_prune.errors import TargetError
 from stat_prune.report import PruningReport
 
 SEQ_LENGTH = 16
+ROUTERS = ("gate", "shared_expert_gate")
 
 
-def counted_macs(model: PreTrainedModel, layers: str) -> float:
+def counted_macs(model: PreTrainedModel, stacks: Sequence[str]) -> float:
     """Multiply-accumulates that torch counts in the transformer layers, for one sequence."""
-    inputs = torch.arange(2, 2 + SEQ_LENGTH)[None]
-    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
-        model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+    ids = torch.arange(2, 2 + SEQ_LENGTH)[None]
+    with FlopCounterMode(display=False, depth=None) as counter:
+        output(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     counts = counter.get_flop_counts()
-    layer_names = [f"{type(model).__name__}.{layers}.{index}" for index in range(2)]
-    return sum(sum(counts[name].values()) for name in layer_names) / 2
+    flops = {name: sum(by_operation.values()) for name, by_operation in counts.items()}
+    layer_names = [f"{type(model).__name__}.{path}.{i}" for path in stacks for i in range(2)]
+    # What chooses among experts is no block, and in models this small it is more than 0.5 %.
+    routers = sum(flops.get(f"{name}.mlp.{gate}", 0) for name in layer_names for gate in ROUTERS)
+    return (sum(flops[name] for name in layer_names) - routers) / 2
 
 
 @pytest.mark.parametrize("target", [MACs(1.0, seq_length=16), MACs(0.5, seq_length=16)])
 def test_reported_macs_are_those_that_torch_counts(family: Family, prune, target):
-    # Eager attention: matrix products that the counter sees.
-    result = prune(family.build(attn_implementation="eager"), target)
-    counted = counted_macs(result.model, family.layers)
-    assert result.report.seq_length == SEQ_LENGTH
+    # Matrix products that the counter sees.
+    result = prune(
+        family.build(attn_implementation="eager", experts_implementation="eager"), target
+    )
+    counted = counted_macs(result.model, family.stacks)
+    if "input_ids" in reads(result.model):
+        assert result.report.seq_length == SEQ_LENGTH
     assert result.report.after.block_macs == pytest.approx(counted, rel=0.005)
 
 
@@ -48,23 +58,27 @@ def test_reported_parameters_and_bytes_are_those_of_the_model(family: Family, pr
         assert size.bytes == 2 * number
 
 
-@pytest.mark.parametrize("fraction", [0.8, 0.5, 0.3])
+@pytest.mark.parametrize("fraction", [0.8, 0.5, 0.4])
 def test_the_target_is_met_and_nearly_used_up(family: Family, prune, fraction):
     model = family.build()
     for target, measure in ((MACs, "block_macs"), (Parameters, "block_parameters")):
         report = prune(model, target(fraction)).report
         kept = getattr(report.after, measure) / getattr(report.before, measure)
-        # A head of these tiny models is 6 % of the whole, a neuron 0.4 %.
-        assert fraction - 0.07 <= kept <= fraction
+        # A head of these tiny models is 6 % of the whole, a neuron 0.4 %, 8 of each expert 9 %.
+        assert fraction - 0.09 <= kept <= fraction * (1 + 1e-9)
 
 
 def test_kept_units_are_those_of_the_model_and_of_the_plan(family: Family, prune):
     result = prune(family.build(), MACs(0.5))
     blocks = {block.name: block for block in find_blocks(result.model)}
     for row in result.report.blocks:
-        assert row.kept == blocks[row.name].num_units == len(result.plan[row.name])
+        assert row.kept == blocks[row.name].num_units
         assert row.kept_groups == blocks[row.name].num_groups
-        assert result.plan[row.name] == sorted(set(result.plan[row.name]))
+        if blocks[row.name].fixed:
+            assert row.name not in result.plan and row.kept == row.total
+        else:
+            kept = result.plan[row.name]
+            assert len(kept) == row.kept and kept == sorted(set(kept))
 
 
 def test_the_report_survives_json(family: Family, prune):
@@ -74,16 +88,22 @@ def test_the_report_survives_json(family: Family, prune):
 
 
 def test_a_target_for_heads_leaves_neurons_alone(family: Family, prune):
-    result = prune(family.build(), Parameters({"heads": 0.5}))
+    model = family.build()
+    reason = next((block.fixed for block in find_blocks(model) if block.fixed), None)
+    if reason is not None:
+        with pytest.raises(TargetError, match=re.escape(reason)):
+            prune(model, Parameters({"heads": 0.5}))
+        return
+    result = prune(model, Parameters({"heads": 0.5}))
     for row in result.report.blocks:
         assert row.kind == "heads" or row.kept == row.total
     assert any(row.kept < row.total for row in result.report.blocks)
 
 
 def test_ignored_layers_stay_whole_and_neurons_come_in_multiples(family: Family, prune):
-    result = prune(family.build(), MACs(0.7), ignore=[0], round_to=8)
+    result = prune(family.build(), MACs(0.75), ignore=[0], round_to=8)
     for row in result.report.blocks:
-        assert row.layer == 1 or row.kept == row.total
+        assert row.layer > 0 or row.kept == row.total
         assert row.kind == "heads" or row.kept % 8 == 0
     assert any(row.kept < row.total for row in result.report.blocks)
 

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import Family
+from families import FAMILIES, Family
 
+from stat_prune import MACs
 from stat_prune.architectures import find_blocks, transformer_layers
+from stat_prune.batching import token_mask
 from stat_prune.budget.sensitivity import distance, output_distance
 from stat_prune.calibration import build_calibration_set
 from stat_prune.collectors import collect_moments, model_inputs
+from stat_prune.completion import Completion
 from stat_prune.correction import fold
-from stat_prune.restreaming import best_pass, pruned_copy, restream
+from stat_prune.errors import SettingsError
+from stat_prune.restreaming import best_pass, can_move, pruned_copy, restream
 from stat_prune.statistics import statistics_of
 
 
 @pytest.fixture
 def pruned_once(family: Family, texts, word_tokenizer):
     model = family.build()
-    calibration = build_calibration_set(texts, tokenizer=word_tokenizer, batch_size=16)
-    moments = collect_moments(model, find_blocks(model), calibration.batches)
+    calibration = build_calibration_set(
+        texts, tokenizer=word_tokenizer, batch_size=16, complete=Completion(model)
+    )
+    blocks = [block for block in find_blocks(model) if not block.fixed]
+    if not any(map(can_move, blocks)):
+        pytest.skip(f"the stream of {family.name} gets no consumer's output as it is")
+    moments = collect_moments(model, blocks, calibration.batches)
     folded = [
         fold(one, torch.arange(one.block.num_units // 2))
-        for one in statistics_of(model.base_model, find_blocks(model), moments)
+        for one in statistics_of(model.base_model, blocks, moments)
     ]
     return model, calibration, folded
 
@@ -39,11 +48,16 @@ def last_stream(model, batch):
     return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
 
 
+def last_mask(model, batch):
+    """Where the tokens are real that the last layer reads."""
+    return token_mask(batch, find_blocks(model)[-1].mask)
+
+
 def stream_error(model, pruned, batches):
     """Squared difference of the streams behind the last layers, over real tokens."""
     return sum(
         float(
-            (last_stream(model, batch) - last_stream(pruned, batch))[batch["attention_mask"].bool()]
+            (last_stream(model, batch) - last_stream(pruned, batch))[last_mask(model, batch)]
             .double()
             .square()
             .sum()
@@ -72,10 +86,12 @@ def test_a_large_ridge_leaves_the_weights_of_the_first_pass(pruned_once):
 def test_with_one_block_cut_there_is_nothing_to_make_up_for(pruned_once):
     """What least squares leaves is orthogonal to its own inputs."""
     model, calibration, folded = pruned_once
-    moments = collect_moments(model, find_blocks(model), calibration.batches)
-    statistics = statistics_of(model.base_model, find_blocks(model), moments)
+    blocks = [one.block for one in folded]
+    moments = collect_moments(model, blocks, calibration.batches)
+    statistics = statistics_of(model.base_model, blocks, moments)
     last = [fold(one, torch.arange(one.block.num_units)) for one in statistics]
-    last[-2] = folded[-2]
+    index = [i for i, block in enumerate(blocks) if can_move(block)][-2]
+    last[index] = folded[index]
     for first, second in zip(
         last, restream(model, last, calibration.batches, ridge=1e-6), strict=True
     ):
@@ -83,14 +99,20 @@ def test_with_one_block_cut_there_is_nothing_to_make_up_for(pruned_once):
 
 
 def test_padding_and_batches_change_nothing(pruned_once, texts, word_tokenizer):
+    """In what the models do: the weight of a channel that hardly varies is ill-determined."""
     model, calibration, folded = pruned_once
-    other = build_calibration_set(texts, tokenizer=word_tokenizer, batch_size=5)
-    for one, two in zip(
-        restream(model, folded, calibration.batches, ridge=0.1),
-        restream(model, folded, other.batches, ridge=0.1),
-        strict=True,
-    ):
-        torch.testing.assert_close(one.weight, two.weight, rtol=1e-3, atol=1e-4)
+    other = build_calibration_set(
+        texts, tokenizer=word_tokenizer, batch_size=5, complete=Completion(model)
+    )
+    one, two = (
+        pruned_copy(model, restream(model, folded, batches, ridge=0.1))
+        for batches in (calibration.batches, other.batches)
+    )
+    for batch in calibration.batches:
+        kept = last_mask(model, batch)
+        torch.testing.assert_close(
+            last_stream(one, batch)[kept], last_stream(two, batch)[kept], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
@@ -111,3 +133,10 @@ def test_the_model_is_left_as_it_was(pruned_once):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any("forward" in vars(module) for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("label", ["Gemma2", "Olmo2"])
+def test_a_second_pass_is_refused_where_it_could_change_nothing(prune, label):
+    (family,) = (one for one in FAMILIES if one.label == label)
+    with pytest.raises(SettingsError, match="Use passes=1"):
+        prune(family.build(), MACs(0.6), passes=2)

@@ -61,6 +61,25 @@ def test_the_speed_up_asked_for_is_measured(model, prune, linear_clock, crowding
         assert all(row.kept == row.total for row in result.report.blocks)
 
 
+@pytest.mark.parametrize(
+    "label", ["GPT2", "Phi3", "Falcon-multi-query", "Olmo2", "OPT-norms after"]
+)
+def test_layers_of_other_layouts_are_as_fast_as_asked(prune, linear_clock, label):
+    (family,) = (one for one in FAMILIES if one.label == label)
+    model = family.build(family.heads[1])
+    result = prune(model, Speedup(1.3, **BATCH))
+    # A head, or 8 of 48 neurons, are a large step.
+    assert result.report.speed.speed_up == pytest.approx(1.3, rel=0.1)
+    for block, row in zip(find_blocks(model), result.report.blocks, strict=True):
+        assert not block.fixed or row.kept == row.total
+
+
+def test_layers_of_several_networks_cannot_aim_at_a_time(prune):
+    (family,) = (one for one in FAMILIES if one.label == "Mixtral")
+    with pytest.raises(TargetError, match="have 5 blocks"):
+        prune(family.build(), Speedup(1.3, **BATCH))
+
+
 def test_the_report_says_what_was_asked_what_was_measured_and_on_what(model, prune, linear_clock):
     report = prune(model, Speedup(1.5, **BATCH)).report
     speed = report.speed

@@ -162,9 +162,42 @@ def test_merging_what_does_not_match_is_refused() -> None:
     with pytest.raises(TypeError, match="cannot merge a CrossMoments into a Moments"):
         Moments(3).merge(CrossMoments(2, 1))
     with pytest.raises(ValueError, match="lacks scatter"):
-        Moments.from_state_dict({"num_channels": 3, "count": 0, "mean": torch.zeros(3)})
+        Moments.from_state_dict(
+            {"num_channels": 3, "precision": "float64", "count": 0, "mean": torch.zeros(3)}
+        )
     with pytest.raises(ValueError, match="`num_channels` must be positive, got 0"):
         Moments(0)
+    with pytest.raises(ValueError, match="precision=float64 into one with precision=float32"):
+        Moments(3, precision="float32").merge(Moments(3))
+    with pytest.raises(ValueError, match="`precision`"):
+        Moments(3, precision="bfloat16")
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_products_in_float32_err_by_rounding_of_each_entry_alone(mean: float) -> None:
+    scales = torch.logspace(-8, 8, 40)
+    a = rows_of(20_000, 40, mean=mean) * scales
+    moments = Moments(40, precision="float32").update(a)
+    dense = a.double()
+    centred = dense - dense.mean(0)
+    norms = centred.norm(dim=0)
+    error = (moments.scatter - centred.T @ centred) / norms / norms[:, None]
+    assert float(error.abs().max()) <= 1e-6
+    deviation = norms / len(a) ** 0.5
+    assert float(((moments.mean - dense.mean(0)) / deviation).abs().max()) <= 1e-7
+    assert moments.scatter.dtype is torch.float64
+
+
+def test_products_in_float32_are_full_ones_whatever_the_process_allows() -> None:
+    a = rows_of(3000, 20)
+    expected = Moments(20, precision="float32").update(a).scatter
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = Moments(20, precision="float32").update(a).scatter
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert float((found - expected).abs().max()) <= 1e-6 * float(expected.max())
 
 
 def test_features_and_targets_must_match() -> None:

@@ -12,7 +12,7 @@ from toys import head_block, neuron_block, random_statistics
 import stat_prune
 from stat_prune import MACs, Parameters, Tolerance
 from stat_prune.architectures import find_blocks
-from stat_prune.blocks import Block, linear
+from stat_prune.blocks import Block
 from stat_prune.errors import TargetError
 from stat_prune.linalg import Moments
 from stat_prune.peers.flap import _Fluctuation, _search
@@ -85,7 +85,7 @@ def test_one_threshold_over_all_blocks_spends_the_budget_with_its_biases():
 def make_constant(model) -> None:
     """Let half of each block's units give the same at every token, in place."""
     for block in find_blocks(model):
-        producer = linear(model.base_model, (*block.producers, *block.shared_producers)[-1])
+        producer = model.base_model.get_submodule(block.producers[-1].path)
         with torch.no_grad():
             half = len(producer.weight) // 2
             producer.weight[half:] = 0
@@ -114,7 +114,7 @@ def test_added_biases_are_within_the_budget_and_reload_to_the_bit(tmp_path, frac
     before, after = result.report.before, result.report.after
     assert fraction - 0.1 <= after.block_parameters / before.block_parameters <= fraction
     for row, block in zip(result.report.blocks, find_blocks(result.model), strict=True):
-        bias = linear(result.model.base_model, block.consumer).bias
+        bias = result.model.base_model.get_submodule(block.consumer).bias
         assert (bias is None) == (row.kept == row.total)
     result.save(tmp_path / "out")
     assert_same_model(stat_prune.load(tmp_path / "out"), result.model)

@@ -10,8 +10,7 @@ import torch
 from encoders import build, ready, rows
 
 from stat_prune import MACs
-from stat_prune.blocks import linear
-from stat_prune.calibration import token_mask
+from stat_prune.batching import token_mask
 from stat_prune.peers import kprune
 from stat_prune.peers.layerwise import LayerwiseModel, dense_sums, put
 
@@ -24,8 +23,8 @@ def model(request):
 def explicit(pruned: LayerwiseModel, block, sums):
     """All channels of a block in a pruned model, and what they should add, token by token."""
     moments_input = {}
-    consumer = linear(pruned.model.base_model, block.consumer)
-    producer = linear(pruned.model.base_model, block.producers[0])
+    consumer = pruned.model.base_model.get_submodule(block.consumer)
+    producer = pruned.model.base_model.get_submodule(block.producers[0].path)
     handles = [
         producer.register_forward_pre_hook(lambda _m, args: moments_input.update(x=args[0])),
         consumer.register_forward_pre_hook(lambda _m, args: moments_input.update(a=args[0])),
@@ -54,7 +53,7 @@ def test_tuning_brings_every_sublayer_closer_to_the_dense_one(model):
             for folded in members:
                 block, kept = folded.block, folded.block.channels(folded.units)
                 channels, targets = explicit(pruned, block, sums[block.name])
-                weight = linear(pruned.model.base_model, block.consumer).weight.double()
+                weight = pruned.model.base_model.get_submodule(block.consumer).weight.double()
 
                 def error(columns, channels=channels[:, kept], targets=targets):
                     return float((channels @ columns.T - targets).norm() / targets.norm())
@@ -76,7 +75,7 @@ def test_an_unpruned_model_knows_all_predictions_and_each_channel_its_output(mod
         block = run.blocks[1]
         start = LayerwiseModel(model, run.calibration.batches)
         channels, _ = explicit(start, block, sums[block.name])
-    weight = linear(model.base_model, block.consumer).weight.double()
+    weight = model.base_model.get_submodule(block.consumer).weight.double()
     outputs = [channels[:, [c]] @ weight[:, [c]].T for c in range(channels.shape[1])]
     expected = torch.stack([output.square().mean() for output in outputs])
     # Divergence is least at the dense model, so predictive knowledge has no part in this.
@@ -93,13 +92,13 @@ def test_predictive_knowledge_is_half_the_mean_squared_gradient_of_the_divergenc
     dense = copy.deepcopy(damaged)
     with ready(damaged, batch_size=64) as run, torch.no_grad():
         block = run.blocks[3]
-        linear(damaged.base_model, run.blocks[0].consumer).weight[:, :6] = 0
+        damaged.base_model.get_submodule(run.blocks[0].consumer).weight[:, :6] = 0
         batches = run.calibration.batches
         knowledge = kprune._Knowledge(LayerwiseModel(dense, batches))
         found = knowledge.of(LayerwiseModel(damaged, batches), run.blocks[2:])[block.name]
         before, batch = (m(**batches[0]).logits for m in (dense, damaged)), batches[0]
         before = next(before)
-        weight = linear(damaged.base_model, block.consumer).weight
+        weight = damaged.base_model.get_submodule(block.consumer).weight
 
         def divergence():
             after = damaged(**batch).logits

@@ -11,8 +11,7 @@ from encoders import CONFIGS, build, logits, ready
 from torch import nn
 
 from stat_prune.architectures import transformer_layers
-from stat_prune.blocks import linear
-from stat_prune.calibration import token_mask
+from stat_prune.batching import token_mask
 from stat_prune.peers.layerwise import (
     LayerwiseModel,
     dense_sums,
@@ -76,15 +75,15 @@ def test_moments_are_of_the_kept_channels_and_of_what_they_should_add(model):
         channels = heads.channels(units)
         put(
             pruned.model, heads, units,
-            linear(model.base_model, heads.consumer).weight[:, channels].double(),
+            model.base_model.get_submodule(heads.consumer).weight[:, channels].double(),
         )  # fmt: skip
         sums = dense_sums(dense, [heads, neurons])
         kept = torch.arange(3, 20)
         moments = reconstruction_moments(pruned, neurons, sums[neurons.name], kept)
         # The same from the pruned model's whole forward.
         features, targets = [], []
-        producer = linear(pruned.model.base_model, neurons.producers[0])
-        consumer = linear(pruned.model.base_model, neurons.consumer)
+        producer = pruned.model.base_model.get_submodule(neurons.producers[0].path)
+        consumer = pruned.model.base_model.get_submodule(neurons.consumer)
         entered, read = [], []
         producer.register_forward_pre_hook(lambda _m, args: entered.append(args[0]))
         consumer.register_forward_pre_hook(lambda _m, args: read.append(args[0]))

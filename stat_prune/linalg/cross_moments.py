@@ -1,0 +1,117 @@
+"""Streaming moments of features and targets, for least squares of one on the other."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from .centred import CentredStream, add_upper_gram, mirror_upper
+from .checks import check_count, check_matrix, check_same_device
+
+
+class CrossMoments(CentredStream):
+    """Moments of features X (n x k) and targets Y (n x d) that least squares of Y on X needs.
+
+    With the kept columns as features and the others (or what the next layer makes of them) as
+    targets, a second pass over the data needs k² + kd doubles where `Moments` takes m².
+
+    Memory: k² + kd + k + 2d doubles, and a buffer of 1,025 (k + d) that is released whenever a
+    statistic is read.
+
+    Parameters
+    ----------
+    num_features, num_targets : int
+        k and d.
+    device : torch.device or str, optional
+        Where the statistics live. Default: the device of the first batch.
+    """
+
+    _settings = ("num_features", "num_targets")
+    _tensors = ("mean", "features", "cross", "targets")
+    _features: Tensor
+    _cross: Tensor
+    _targets: Tensor
+
+    def __init__(
+        self, num_features: int, num_targets: int, *, device: torch.device | str | None = None
+    ) -> None:
+        self.num_features = check_count(num_features, "num_features")
+        self.num_targets = check_count(num_targets, "num_targets")
+        super().__init__(num_features + num_targets, device=device)
+
+    def _allocate(self, device: torch.device) -> None:
+        super()._allocate(device)
+        k, d = self.num_features, self.num_targets
+        self._features = self._mean.new_zeros(k, k)
+        self._cross = self._mean.new_zeros(k, d)
+        self._targets = self._mean.new_zeros(d)
+
+    def _accumulate(self, rows: Float64[Tensor, "n m"]) -> None:
+        features, targets = rows[:, : self.num_features], rows[:, self.num_features :]
+        add_upper_gram(self._features, features)
+        self._cross.addmm_(features.T, targets)
+        self._targets += targets.square().sum(dim=0)
+
+    def update(  # type: ignore[override]
+        self, features: Tensor, targets: Tensor
+    ) -> CrossMoments:
+        """Add rows of features and, beside them, rows of targets.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, k)
+        targets : Tensor of shape (n, d)
+            Any floating-point dtype, on the same device.
+
+        Returns
+        -------
+        CrossMoments
+            Itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If shapes, devices or dtypes are wrong or an entry is not finite.
+        """
+        check_matrix(features, "features")
+        check_matrix(targets, "targets")
+        check_same_device(targets, "targets", features.device)
+        if (features.shape[1], targets.shape[1]) != (self.num_features, self.num_targets):
+            raise ValueError(
+                f"`features` and `targets` must have {self.num_features} and {self.num_targets} "
+                f"columns, got shapes {tuple(features.shape)} and {tuple(targets.shape)}."
+            )
+        if len(features) != len(targets):
+            raise ValueError(
+                "`features` and `targets` must have as many rows as each other, got "
+                f"{len(features)} and {len(targets)}."
+            )
+        return super().update(torch.cat([features, targets], dim=1))
+
+    @property
+    def means(self) -> tuple[Float64[Tensor, " k"], Float64[Tensor, " d"]]:
+        """Means of the features (k,) and of the targets (d,), float64."""
+        self._settle()
+        return self._mean[: self.num_features], self._mean[self.num_features :]
+
+    def normal_equations(
+        self, *, centered: bool = False
+    ) -> tuple[Float64[Tensor, "k k"], Float64[Tensor, "k d"], Float64[Tensor, " d"]]:
+        """XᵀX of shape (k, k), XᵀY of shape (k, d) and the squared norms of the columns of Y.
+
+        Parameters
+        ----------
+        centered : bool
+            Of the deviations from the mean rather than of the rows themselves.
+        """
+        self._settle()
+        mirror_upper(self._features)
+        if centered:
+            return self._features.clone(), self._cross.clone(), self._targets.clone()
+        x, y = self.means
+        return (
+            torch.addr(self._features, x, x, alpha=self.count),
+            torch.addr(self._cross, x, y, alpha=self.count),
+            self._targets + self.count * y.square(),
+        )

@@ -1,0 +1,58 @@
+"""Linear maps wherever they are: a linear layer, a transposed one, a slice of an expert tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear map of a model, ``y = x W^T + b``.
+
+    Attributes
+    ----------
+    module : nn.Module
+        What computes it: the layer, or the module of all experts.
+    weight : Tensor of shape (out_features, in_features)
+        A view: what is written into it is written into the model.
+    bias : Tensor of shape (out_features,), or None
+    expert : int or None
+        Which expert of `module` it belongs to.
+    """
+
+    module: nn.Module
+    weight: Tensor
+    bias: Tensor | None
+    expert: int | None = None
+
+
+def projection(base_model: nn.Module, path: str) -> Projection:
+    """The linear map at a path below the base model.
+
+    Parameters
+    ----------
+    base_model : nn.Module
+    path : str
+        Of a linear layer, or of a parameter of shape (experts, out_features, in_features) and the
+        number of an expert: ``"layers.0.mlp.experts.down_proj.3"``.
+
+    Raises
+    ------
+    AttributeError
+        If there is nothing.
+    """
+    parent, _, last = path.rpartition(".")
+    if last.isdecimal():
+        tensor_path, _, _ = path.rpartition(".")
+        module_path, _, name = tensor_path.rpartition(".")
+        module = base_model.get_submodule(module_path)
+        weights = getattr(module, name)
+        if isinstance(weights, nn.Parameter):
+            return Projection(module, weights[int(last)], None, int(last))
+    layer = base_model.get_submodule(path)
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
+    return Projection(layer, weight.T if isinstance(layer, Conv1D) else weight, bias)

@@ -1,0 +1,85 @@
+"""Families by promises, from the outcomes of the contract tests, into docs/architectures.md.
+
+python -m tests.contract.matrix [arguments of pytest, such as -n 2]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+DOCS = FOLDER.parents[1] / "docs" / "architectures.md"
+BEGIN, END = "<!-- contract matrix: begin -->\n", "<!-- contract matrix: end -->"
+
+#: What a column stands for: the tests that keep the promise.
+PROMISES = {
+    "keeps all": ["test_keeping_everything_is_the_identity"],
+    "low rank": ["test_linearly_dependent_heads_and_neurons_leave_without_loss"],
+    "reloads": ["test_every_head_class_loads_to_the_bit_in_both_ways"],
+    "alone": ["test_the_folder_loads_to_the_bit_where_stat_prune_cannot_be_imported"],
+    "plain": ["test_uniform_results_load_in_plain_transformers_without_any_flag"],
+    "MACs": ["test_reported_macs_are_those_that_torch_counts"],
+    "generates": ["test_generating_with_the_cache_gives_what_a_full_forward_gives"],
+    "dtypes": ["test_models_come_back_in_their_own_dtype"],
+    "padding": ["test_padding_does_not_change_the_result"],
+    "again": ["test_a_result_can_be_pruned_again_and_saved_again"],
+    "second pass": [
+        "test_the_stream_comes_closer_to_the_dense_one",
+        "test_with_one_block_cut_there_is_nothing_to_make_up_for",
+    ],
+}
+
+
+class Outcomes:
+    """A plugin of pytest that remembers how each promise went for each family."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = sorted(labels, key=len, reverse=True)
+        self.seen: dict[tuple[str, str], set[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note what counts of a test: its call, or what kept it from being called."""
+        if report.when != "call" and report.outcome == "passed":
+            return
+        name, _, arguments = report.nodeid.rpartition("::")[2].rstrip("]").partition("[")
+        label = next((one for one in self.labels if f"-{one}-" in f"-{arguments}-"), None)
+        for promise, tests in PROMISES.items():
+            if label is not None and name in tests:
+                self.seen.setdefault((label, promise), set()).add(report.outcome)
+
+    def cell(self, label: str, promise: str) -> str:
+        """The mark of a family and a promise."""
+        seen = self.seen.get((label, promise), set())
+        return "✗" if "failed" in seen else "✓" if "passed" in seen else "–"
+
+
+def table(labels: Sequence[str], cells: Mapping[tuple[str, str], str]) -> str:
+    """Markdown: a row a family, a column a promise."""
+    rows = [["", *PROMISES], ["---", *(":---:" for _ in PROMISES)]]
+    rows += [[label, *(cells[label, promise] for promise in PROMISES)] for label in labels]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the tests of all promises and write the table; 1 if a promise is broken."""
+    sys.path.insert(0, str(FOLDER))
+    from families import FAMILIES
+
+    labels = [family.label for family in FAMILIES]
+    outcomes = Outcomes(labels)
+    names = " or ".join(name for tests in PROMISES.values() for name in tests)
+    pytest.main([str(FOLDER), "-q", "-k", names, *arguments], plugins=[outcomes])
+    cells = {(one, promise): outcomes.cell(one, promise) for one in labels for promise in PROMISES}
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCS.write_text(before + BEGIN + table(labels, cells) + END + after, encoding="utf-8")
+    print(table(labels, cells))
+    return int("✗" in cells.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,131 @@
+"""Processes under torchrun share out the examples and end with the model of a single one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_bert
+from transformers import AutoTokenizer
+
+import stat_prune
+from stat_prune import distributed
+
+ROOT = Path(stat_prune.__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, word_tokenizer) -> Path:
+    """A folder with a model, its tokenizer and texts of many lengths."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny_bert().save_pretrained(folder / "model")
+    word_tokenizer.save_pretrained(folder / "model")
+    words = "the cat sat on a mat and then it ran under very tree".split()
+    texts = [" ".join(words[i % 7 : i % 7 + 3 + i % 5]) for i in range(90)]
+    (folder / "texts.txt").write_text("\n".join(texts) + "\n")
+    return folder
+
+
+def launch(processes: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
+    )
+
+
+def prune(inputs: Path, output: Path, processes: int, *options: str) -> Path:
+    done = launch(
+        processes,
+        *("-m", "stat_prune", "prune", str(inputs / "model"), "-d", str(inputs / "texts.txt")),
+        *("--macs", "0.6", "--batch-size", "8", "-o", str(output), *options),
+    )
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"), [(2, {"passes": 2}), (4, {}), (2, {"batch_size": 128})]
+)
+def test_several_processes_make_the_model_of_one(inputs, tmp_path, processes, options):
+    """With one batch for two processes, one of them has no share."""
+    arguments = [
+        part
+        for name, value in options.items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    shared = prune(inputs, tmp_path / "several", processes, *arguments)
+    alone = stat_prune.prune(
+        stat_prune.load(inputs / "model"),
+        str(inputs / "texts.txt"),
+        tokenizer=AutoTokenizer.from_pretrained(inputs / "model"),
+        target=stat_prune.MACs(0.6),
+        progress=False,
+        **({"batch_size": 8} | options),
+    )
+    record = json.loads((shared / "config.json").read_text())["stat_prune"]
+    assert record["linear"] == alone.model.config.stat_prune["linear"]
+    found = stat_prune.load(shared).state_dict()
+    for name, weight in alone.model.state_dict().items():
+        error = (found[name] - weight).norm() / weight.norm().clamp_min(1e-30)
+        assert float(error) <= 1e-5, name
+
+
+SCRIPT = """
+import os, sys
+import torch
+import stat_prune
+from stat_prune import distributed
+sys.path.insert(0, sys.argv[1])
+from tiny_models import tiny_bert
+generator = torch.Generator().manual_seed(0)
+rows = [{"input_ids": torch.randint(3, 40, (9,), generator=generator)} for _ in range(64)]
+model = tiny_bert()
+mine = int(os.environ["RANK"]) == 1
+if mine and sys.argv[2] == "broken model":
+    model.encoder.layer[0].intermediate.dense.weight.data.fill_(float("nan"))
+if mine and sys.argv[2] == "other data":
+    rows = rows[1:]
+if mine and sys.argv[2] == "death":
+    import stat_prune.stages
+    stat_prune.stages.collect_moments = lambda *_a, **_k: os._exit(3)
+with distributed.launched():
+    stat_prune.prune(model, rows, target=stat_prune.MACs(0.5), progress=False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "messages"),
+    [
+        (
+            "broken model",
+            [
+                "NonFiniteActivationsError: encoder.layer.0.neurons",
+                "DistributedError: Process 1 failed: encoder.layer.0.neurons",
+            ],
+        ),
+        ("other data", ["DistributedError: The calibration set differs between process 0 and"]),
+        ("death", ["exitcode  : 3"]),
+    ],
+)
+def test_what_fails_in_one_process_ends_all_with_its_error(tmp_path, what, messages):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = launch(2, str(script), str(ROOT / "tests"), what)
+    assert done.returncode != 0
+    for message in messages:
+        assert message in done.stderr
+
+
+def test_one_process_needs_no_group():
+    assert not torch.distributed.is_initialized()
+    assert distributed.num_processes() == 1
