@@ -39,16 +39,9 @@ def run_with_attention(model: PreTrainedModel, batch: Batch, receive: Receiver) 
     Raises
     ------
     ModelError
-        If the model reads anything but one text, or an attention layer returns no weights.
+        If an attention layer returns no weights.
     """
     blocks = [block for block in find_blocks(model) if block.kind == "heads"]
-    one_text = all(block.mask == block.key_mask == "attention_mask" for block in blocks)
-    if not one_text or "input_ids" not in batch:
-        raise ModelError(
-            f"{type(model).__name__} does not read one text, and the statistics of attention are of "
-            "tokens that attend to tokens of the same text. Look at its text encoder or decoder "
-            "alone."
-        )
     base = model.base_model
     device = next(base.parameters()).device
     tokens = [row.nonzero().squeeze(1) for row in token_mask(batch).to(device)]
@@ -60,10 +53,27 @@ def run_with_attention(model: PreTrainedModel, batch: Batch, receive: Receiver) 
     ]
     try:
         with evaluating(model), _eager_attention(model):
-            base(**model_inputs(base, batch, device))
+            base(**model_inputs(base, batch, device), **_request(base, blocks))
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_reads_one_text(model: PreTrainedModel, batch: Batch) -> None:
+    """Refuse models of images, of sound, and with several stacks that read different things.
+
+    Raises
+    ------
+    ModelError
+    """
+    blocks = [block for block in find_blocks(model) if block.kind == "heads"]
+    one_text = all(block.mask == block.key_mask == "attention_mask" for block in blocks)
+    if not one_text or "input_ids" not in batch:
+        raise ModelError(
+            f"{type(model).__name__} reads something else than one text, and the statistics of "
+            "attention are of tokens that attend to tokens of the same text. Look at its text "
+            "encoder or decoder alone."
+        )
 
 
 def attention_maps(
@@ -83,10 +93,17 @@ def attention_maps(
     tokens : list of str
         As the tokenizer writes them.
     maps : dict of str to Tensor of shape (heads, n, n), float64, on the CPU
-        By block name; row i holds the weights with which token i attends.
+        By block name; row i holds the weights with which token i attends. Where layers share
+        their weights (ALBERT), those of the last layer.
+
+    Raises
+    ------
+    ModelError
+        If the model reads anything but one text, or returns no weights.
     """
     pair = (text,) if isinstance(text, str) else text
     batch = tokenizer(*pair, return_tensors="pt", truncation=True)
+    check_reads_one_text(model, batch)
     maps: dict[str, Tensor] = {}
 
     def keep(block: Block, _index: int, weights: Tensor, _visible: Tensor) -> None:
@@ -99,6 +116,15 @@ def attention_maps(
 def _attention_module(base: nn.Module, block: Block) -> nn.Module:
     """The module that remembers the number of heads, which is the one that attends."""
     return base.get_submodule(next(iter(block.attributes)))
+
+
+def _request(base: nn.Module, blocks: Sequence[Block]) -> dict[str, bool]:
+    """What makes attention return its weights, where its class does so only when asked to."""
+    asked = any(
+        "output_attentions" in inspect.signature(_attention_module(base, block).forward).parameters
+        for block in blocks
+    )
+    return {"output_attentions": True} if asked else {}
 
 
 def _hook(block: Block, tokens: Sequence[Tensor], receive: Receiver) -> Callable[..., None]:
@@ -130,17 +156,18 @@ def _visible(mask: Tensor | None, weights: Tensor) -> Tensor:
     batch, _, queries, keys = weights.shape
     if mask is None:
         return torch.ones(batch, queries, keys, dtype=torch.bool, device=weights.device)
-    if mask.dtype != torch.bool:  # added to the logits: hugely negative where nothing is seen
+    if mask.is_floating_point():  # added to the logits: hugely negative where nothing is seen
         mask = mask > torch.finfo(mask.dtype).min / 2
-    return mask[:, 0, :, :keys].expand(batch, queries, keys)
+    return mask[:, 0, :, :keys].bool().expand(batch, queries, keys)
 
 
 @contextmanager
 def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """Attention that returns its weights inside; the model's own again outside."""
+    # Not by `set_attn_implementation`, which leaves out classes that look at the config themselves.
     own = model.config._attn_implementation
-    model.set_attn_implementation("eager")
+    model.config._attn_implementation = "eager"
     try:
         yield
     finally:
-        model.set_attn_implementation(own)
+        model.config._attn_implementation = own

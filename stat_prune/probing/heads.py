@@ -16,7 +16,7 @@ from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
 from stat_prune.collectors import Batch
 from stat_prune.errors import DataError, SettingsError
-from stat_prune.probing.attention import run_with_attention
+from stat_prune.probing.attention import check_reads_one_text, run_with_attention
 from stat_prune.probing.measures import Sums, of_classes, of_weights
 from stat_prune.probing.tokens import TokenClasses
 from stat_prune.run import calibration_set_for
@@ -116,7 +116,8 @@ def head_statistics(
 
     Exact for causal, bidirectional and sliding-window attention, with grouped queries, whatever
     the lengths. Memory does not grow with the number of examples: one layer's weights for one
-    batch. Attention is computed eagerly for the time of the pass.
+    batch (all layers' of the few classes that return weights only where all are asked for).
+    Attention is computed eagerly for the time of the pass.
 
     Parameters
     ----------
@@ -184,6 +185,7 @@ def stream_statistics(
     sums: dict[str, Sums] = defaultdict(Sums)
     num_sequences = num_tokens = 0
     for batch in batches:
+        check_reads_one_text(model, batch)
         masks = token_mask(batch)
         classes = [
             _classes(ids[mask], token_classes)
