@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: install demo test lint format bench docs clean
+.PHONY: install demo test lint format bench docs notebooks clean
 
 install: $(VENV)/.installed
 	@echo "installed: run $(BIN)/stat-prune --help"
@@ -39,6 +39,11 @@ bench: $(VENV)/.installed-bench
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -c "from stat_prune import *; from pdoc.__main__ import cli; cli()" \
 		--docformat numpy --output-directory build/docs stat_prune
+
+# Runs them all from top to bottom; those with fresh outputs are then in build/notebooks.
+notebooks: $(VENV)/.installed-notebooks
+	HF_HUB_OFFLINE=1 $(BIN)/jupyter nbconvert --to notebook --execute \
+		--output-dir build/notebooks notebooks/*.ipynb
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-output

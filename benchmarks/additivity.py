@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib.pyplot as plt
 import typer
 from tqdm.auto import tqdm
 
 import stat_prune
+from stat_prune.plotting import predicted_against_measured
 from tasks import TASKS
 
 Record = dict[str, Any]
@@ -45,9 +45,7 @@ def measure(name: str, budgets: list[float], seed: int) -> list[Record]:
             {
                 "task": name,
                 "kept": kept,
-                "predicted": sum(
-                    (row.sensitivity or 0.0) * row.output_error**2 for row in result.report.blocks
-                ),
+                "predicted": result.report.predicted_distance,
                 "first_pass": second["distances"]["first pass"],
                 "taken": min(second["distances"].values()),
                 "ridge": second["ridge"],
@@ -71,33 +69,6 @@ def markdown(records: list[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def figure(records: list[Record]) -> plt.Figure:
-    """Measured against predicted, one marker a task, on logarithmic axes."""
-    chart, axes = plt.subplots(figsize=(5, 5), layout="constrained")
-    for marker, task in zip("osD^v", dict.fromkeys(row["task"] for row in records), strict=False):
-        rows = [row for row in records if row["task"] == task]
-        axes.plot(
-            [row["predicted"] for row in rows],
-            [row["first_pass"] for row in rows],
-            marker=marker,
-            linestyle=":",
-            label=task,
-        )
-    limits = [
-        min(min(row["predicted"], row["first_pass"]) for row in records),
-        max(max(row["predicted"], row["first_pass"]) for row in records),
-    ]
-    axes.plot(limits, limits, color="grey", linewidth=1, label="equal")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="predicted distance of the output (sum over blocks)",
-        ylabel="measured on held-out sequences, first pass",
-    )
-    axes.legend()
-    return chart
-
-
 def main(
     task: Annotated[list[str], typer.Option(help=f"Of {', '.join(TASKS)}.")],
     budget: Annotated[list[float] | None, typer.Option(help="Kept fractions.")] = None,
@@ -112,7 +83,11 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     (output / "additivity.json").write_text(json.dumps(records, indent=2) + "\n")
     (output / "additivity.md").write_text(markdown(records))
-    figure(records).savefig(output / "additivity.png", dpi=150)
+    series = {
+        name: [(row["predicted"], row["first_pass"]) for row in records if row["task"] == name]
+        for name in task
+    }
+    predicted_against_measured(series).savefig(output / "additivity.png", dpi=150)
     print(markdown(records))
 
 

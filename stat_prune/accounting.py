@@ -108,6 +108,7 @@ def _pruned_row(plan: BlockPlan) -> BlockRow:
         activation_error=plan.activation_error,
         output_error=plan.folded.output_error,
         sensitivity=plan.sensitivity,
+        error_curve=plan.error_curve,
     )
 
 

@@ -9,7 +9,25 @@ from stat_prune.errors import SettingsError
 
 #: The names of the criteria; `stat_prune.selection.CRITERIA` has the functions. Names of methods
 #: and criteria can be listed without torch, which takes seconds to import.
-CriterionName = Literal["interpolative", "obs", "magnitude", "wanda-sp", "random"]
+CriterionName = Literal[
+    "interpolative",
+    "obs",
+    "magnitude",
+    "wanda-sp",
+    "random",
+    "attention-entropy",
+    "attention-sparsity",
+    "attention-distribution",
+    "attention-combined",
+]
+
+#: Criteria that look at attention weights, and so at heads only.
+ATTENTION_CRITERIA: tuple[CriterionName, ...] = (
+    "attention-entropy",
+    "attention-sparsity",
+    "attention-distribution",
+    "attention-combined",
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,11 @@ class Method:
     absorb_mean: bool = True
     allocation: Literal["probed", "unweighted", "even"] = "probed"
     passes: Literal[1, 2] = 1
+
+    @property
+    def heads_only(self) -> bool:
+        """Whether the criterion has nothing to say of neurons."""
+        return self.criterion in ATTENTION_CRITERIA
 
     def __post_init__(self) -> None:
         criteria = get_args(CriterionName)
@@ -64,6 +87,16 @@ METHODS: dict[str, Method] = {
     "obs": Method("obs", absorb_mean=False, allocation="unweighted"),
     "obs-probed": Method("obs", absorb_mean=False),
     "wanda-sp": Method("wanda-sp", corrected=False, absorb_mean=False, allocation="even"),
+    "random-corrected": Method("random", allocation="even", passes=1),
+    # Heads by what they attend to, without the correction of STAT and with it.
+    **{
+        name: Method(name, corrected=False, absorb_mean=False, allocation="even")
+        for name in ATTENTION_CRITERIA
+    },
+    **{
+        f"{name}-corrected": Method(name, allocation="even", passes=1)
+        for name in ATTENTION_CRITERIA
+    },
 }
 
 

@@ -19,8 +19,11 @@ class BlockPlan:
         Relative Frobenius error of the consumer's input.
     sensitivity : float or None
         Effect on the model's output for each unit of squared output error, if it was probed.
+    error_curve : list of [int, float], or None
+        As in `stat_prune.report.BlockRow`.
     """
 
     folded: FoldedConsumer
     activation_error: float
     sensitivity: float | None = None
+    error_curve: list[list[float]] | None = None

@@ -19,7 +19,7 @@ from stat_prune.peers.requirements import check_no_experts
 from stat_prune.restreaming import can_move
 from stat_prune.result import PruningResult
 from stat_prune.run import starting
-from stat_prune.settings import Settings
+from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import collect, decompose, finish, plan, sensitivities
 from stat_prune.targets import Target
 
@@ -64,7 +64,8 @@ def prune(
         The model's own; needed where `dataset` is text, and saved with the result.
     method : str or Method
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
-        (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a published method
+        (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a criterion for heads alone
+        (``"attention-entropy"``, ..., with ``target=MACs({"heads": 0.5})``), a published method
         (``"fisher"``, ``"kprune"``, ...; `stat_prune.peers`), or a `Method`.
     num_calibration_samples : int
         Examples drawn from `dataset`.
@@ -168,7 +169,8 @@ def prune_family(
     chosen = Settings(**settings)
     if chosen.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
-    with starting(model, dataset, tokenizer, chosen) as run:
+    left_alone = kinds_left_alone(chosen, targets)
+    with starting(model, dataset, tokenizer, chosen, left_alone) as run:
         for target in targets:
             check_reachable(
                 run.blocks,

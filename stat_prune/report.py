@@ -34,6 +34,10 @@ class BlockRow:
         The same of the consumer's output.
     sensitivity : float or None
         Effect on the model's output for each unit of squared `output_error`, as probed.
+    error_curve : list of [int, float], or None
+        What every size would have cost: units kept and relative error of the consumer's output,
+        before a second pass; of large blocks a selection of sizes. None where the method prices
+        only what it takes.
     """
 
     name: str
@@ -46,6 +50,7 @@ class BlockRow:
     activation_error: float
     output_error: float
     sensitivity: float | None
+    error_curve: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -181,21 +186,29 @@ class PruningReport:
             }
         )
 
-    def table(self) -> Table:
-        """A row for each block, for a terminal."""
-        table = Table(title=self.title(), caption=self.summary(), caption_justify="left")
-        for heading in ("block", "kept", "of", "key/value", "activation error", "output error"):
-            table.add_column(heading, justify="left" if heading == "block" else "right")
-        for row in self.blocks:
-            shared = row.total_groups < row.total
-            table.add_row(
+    HEADINGS = ("block", "kept", "of", "key/value", "activation error", "output error")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """A row for each block as text, in the order of `HEADINGS`."""
+        return [
+            (
                 row.name,
                 str(row.kept),
                 str(row.total),
-                f"{row.kept_groups}/{row.total_groups}" if shared else "",
+                f"{row.kept_groups}/{row.total_groups}" if row.total_groups < row.total else "",
                 f"{row.activation_error:.4f}",
                 f"{row.output_error:.4f}",
             )
+            for row in self.blocks
+        ]
+
+    def table(self) -> Table:
+        """A row for each block, for a terminal."""
+        table = Table(title=self.title(), caption=self.summary(), caption_justify="left")
+        for heading in self.HEADINGS:
+            table.add_column(heading, justify="left" if heading == "block" else "right")
+        for cells in self.cells():
+            table.add_row(*cells)
         return table
 
     def title(self) -> str:
@@ -217,7 +230,7 @@ class PruningReport:
                 f"all parameters    {before.parameters:,} -> {after.parameters:,} "
                 f"({_share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
-                *([f"second pass       {self._second_pass()}"] if self.second_pass else []),
+                *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self.peak_memory / 2**20:.0f} MiB",
             )
@@ -230,7 +243,8 @@ class PruningReport:
         named = (f"{length:.4g} ({mask})" for mask, length in self.lengths.items())
         return " and ".join(named)
 
-    def _second_pass(self) -> str:
+    def second_pass_text(self) -> str:
+        """Which correction was taken, and what decided it."""
         assert self.second_pass is not None
         ridge, distances = self.second_pass["ridge"], self.second_pass["distances"]
         tried = ", ".join(f"{name} {value:.3g}" for name, value in distances.items())
@@ -238,7 +252,8 @@ class PruningReport:
         return f"{taken}; distance of the output on held-out sequences: {tried}"
 
     def __str__(self) -> str:
-        console = Console(width=110)
+        # Plain text wherever it is printed: notebooks and terminals would get markup.
+        console = Console(width=110, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(self.table())
         return capture.get()

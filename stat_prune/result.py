@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from stat_prune.checkpoint import save_checkpoint
+from stat_prune.errors import SaveError
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,45 @@ class PruningResult:
     report: PruningReport
     plan: dict[str, list[int]]
     tokenizer: Any = None
+
+    def plot(self) -> Figure:
+        """What was kept in each layer and, where known, what other sizes would have cost.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        StatPruneError
+            Where matplotlib is not installed.
+        """
+        from stat_prune.plotting import overview  # an extra: not everyone who prunes draws
+
+        return overview(self.report, self.plan)
+
+    def save_report(self, path: str | os.PathLike[str]) -> None:
+        """Write one self-contained web page with the tables and the figures.
+
+        Parameters
+        ----------
+        path : path
+            Of the file, such as ``"report.html"``; one that is there is replaced.
+
+        Raises
+        ------
+        StatPruneError
+            Where matplotlib is not installed.
+        SaveError
+            If the file cannot be written.
+        """
+        from stat_prune.html_report import html_page  # it draws
+
+        page = html_page(self.report, self.plan)
+        try:
+            Path(path).write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise SaveError(f"{path} cannot be written: {error.strerror}.") from error
 
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write model, config, tokenizer, report and plan; atomically.

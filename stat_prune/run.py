@@ -180,14 +180,35 @@ class Run:
         return list(calibration.subset(count, seed=self.settings.seed).batches)
 
 
+def calibration_set_for(
+    model: PreTrainedModel,
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    **options: Any,
+) -> CalibrationSet:
+    """`build_calibration_set` within the limits of a model; the same options."""
+    return build_calibration_set(
+        dataset,
+        tokenizer=tokenizer,
+        vocab_size=_vocabulary_size(model),
+        max_positions=architecture_of(model).max_positions(model.config),
+        pad_token_id=getattr(model.config, "pad_token_id", None),
+        complete=Completion(model),
+        **options,
+    )
+
+
 @contextmanager
 def starting(
     model: PreTrainedModel,
     dataset: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     settings: Settings,
+    left_alone: Sequence[str] = (),
 ) -> Iterator[Run]:
     """Check model and data, and put the model where the computation is to be.
+
+    `left_alone` names kinds of blocks to ignore besides those in the settings.
 
     Raises
     ------
@@ -195,20 +216,17 @@ def starting(
         Before any work, if model or data cannot be used.
     """
     _check_model(model)
-    blocks, untouched = without_ignored(find_blocks(model), settings.ignore)
+    blocks, untouched = without_ignored(find_blocks(model), [*settings.ignored, *left_alone])
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):
-        calibration = build_calibration_set(
+        calibration = calibration_set_for(
+            model,
             dataset,
-            tokenizer=tokenizer,
+            tokenizer,
             num_samples=settings.num_calibration_samples,
             max_seq_length=settings.max_seq_length,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            vocab_size=_vocabulary_size(model),
-            max_positions=architecture_of(model).max_positions(model.config),
-            pad_token_id=getattr(model.config, "pad_token_id", None),
-            complete=Completion(model),
         )
     check_same("The calibration set", calibration.fingerprint)
     _warn_if_few_tokens(calibration, blocks)

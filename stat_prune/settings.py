@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from stat_prune.blocks import KINDS, Kind
 from stat_prune.budget.sensitivity import Objective
 from stat_prune.errors import SettingsError
 from stat_prune.methods import PEERS, Method, method_named
+from stat_prune.targets import Target
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ class Settings:
         elif self.uniform:
             raise SettingsError(f"method={self.method!r} has no uniform mode; use method='stat'.")
 
+    @property
+    def ignored(self) -> list[int | str]:
+        """`ignore` as a list, of which one entry may be given by itself."""
+        return [self.ignore] if isinstance(self.ignore, int | str) else list(self.ignore)
+
+    @property
+    def ranks_heads_only(self) -> bool:
+        """Whether the method's criterion has nothing to say of neurons."""
+        return self.method not in PEERS and method_named(self.method).heads_only
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the report."""
         return {
@@ -57,10 +69,30 @@ class Settings:
             "batch_size": self.batch_size,
             "seed": self.seed,
             "device": None if self.device is None else str(self.device),
-            "ignore": [self.ignore] if isinstance(self.ignore, int | str) else list(self.ignore),
+            "ignore": self.ignored,
             "round_to": self.round_to,
             "uniform": self.uniform,
             "passes": self.passes,
             "precision": self.precision,
             "objective": getattr(self.objective, "__qualname__", None),
         }
+
+
+def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind]:
+    """Kinds of blocks that no target speaks of: nothing needs to be measured of them.
+
+    Raises
+    ------
+    SettingsError
+        If the method ranks heads only, and a target speaks of neurons too.
+    """
+    for target in targets:
+        kinds = target.fractions().keys()
+        if settings.ranks_heads_only and kinds != {"heads"} and "neurons" not in settings.ignored:
+            value = next(iter(target.fractions().values()))
+            raise SettingsError(
+                f"method={settings.method!r} ranks heads only, but {target!r} is of neurons too. "
+                f"Pass target=MACs({{'heads': {value:g}}}), or ignore='neurons'."
+            )
+    named = {kind for target in targets for kind in target.fractions()}
+    return [] if "all" in named else [kind for kind in KINDS if kind not in named]

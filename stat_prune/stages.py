@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from stat_prune.distributed import agreed, is_mine, merged, summed, together
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
 from stat_prune.plan import BlockPlan
+from stat_prune.probing import TokenClasses
+from stat_prune.probing.heads import stream_statistics
 from stat_prune.restreaming import HELD_OUT, RIDGES, SecondPass, best_pass, can_move
 from stat_prune.result import PruningResult
 from stat_prune.run import Run
@@ -28,7 +31,10 @@ from stat_prune.targets import Target
 
 
 def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
-    """One pass over the calibration set: second moments of every consumer's input."""
+    """One pass over the calibration set: second moments of every consumer's input.
+
+    And, where the criterion looks at it, another that sees the attention of every head.
+    """
     mine = [batch for number, batch in enumerate(run.calibration.batches) if is_mine(number)]
     with run.stage("collect"):
         moments = together(
@@ -37,7 +43,16 @@ def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
             )
         )
         moments = summed(moments)
-    return statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=recipe.absorb_mean)
+    statistics = statistics_of(
+        run.model.base_model, run.blocks, moments, absorb_mean=recipe.absorb_mean
+    )
+    if not recipe.heads_only:
+        return statistics
+    with run.stage("collect attention"):
+        classes = TokenClasses(run.tokenizer) if run.tokenizer is not None else None
+        # Every process reads all of it, and finds the same.
+        heads = stream_statistics(run.model, run.tracked(run.calibration.batches), classes)
+    return [replace(one, attention=heads.values[one.block.name]) for one in statistics]
 
 
 def decompose(run: Run, recipe: Method, statistics: Sequence[BlockStatistics]) -> list[Candidates]:
@@ -154,6 +169,7 @@ def plan(
             folded=one,
             activation_error=float(sizes.activation_errors[index].clamp_min(0)) ** 0.5,
             sensitivity=weights[position] if weights else None,
+            error_curve=sizes.error_curve(),
         )
         for position, (one, sizes, index) in enumerate(zip(folded, candidates, choice, strict=True))
     ]

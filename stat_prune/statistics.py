@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,8 @@ class BlockStatistics:
         Squared Frobenius norms of the input, ``||A||^2``, and of what the consumer makes of it,
         ``||A W^T||^2``, neither centred: the denominators of relative errors.
     num_tokens : int
+    attention : mapping of str to Tensor of shape (num_units,), float64, or None
+        By name, what `stat_prune.probing` measured of each head; None where no criterion asks.
     """
 
     block: Block
@@ -40,6 +42,7 @@ class BlockStatistics:
     activation_energy: float
     output_energy: float
     num_tokens: int
+    attention: Mapping[str, Tensor] | None = None
 
     @classmethod
     def of(

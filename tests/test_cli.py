@@ -122,6 +122,36 @@ def test_inspect_shows_what_was_kept_and_lists_removed_heads(pruned, run):
     assert as_json["report"]["blocks"] == printed["blocks"]
 
 
+def test_prune_draws_and_writes_a_web_page(classifier, texts, run, tmp_path):
+    done = run(
+        "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out", "--json",
+        "--plot", tmp_path / "plan.svg", "--report", tmp_path / "report.html",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "<svg" in (tmp_path / "plan.svg").read_text()
+    name = json.loads(done.stdout)["blocks"][0]["name"]
+    assert f"<td>{name}</td>" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--plot", "plan.docx", "does not end in .png or .svg or .pdf"),
+        ("--report", "missing/report.html", "there is no folder"),
+    ],
+)
+def test_files_that_cannot_be_drawn_are_refused_before_any_work(
+    classifier, texts, run, tmp_path, option, name, message
+):
+    done = run(
+        "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out",
+        option, tmp_path / name,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_evaluate_scores_a_pruned_classifier_on_local_glue_files(pruned, run, tmp_path):
     (tmp_path / "sst2").mkdir()
     rows = "\n".join(f"{text}\t{i % 2}" for i, text in enumerate(TEXTS))

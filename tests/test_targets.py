@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from tiny_models import tiny_bert
 from toys import head_block, neuron_block
 
+import stat_prune
 from stat_prune import Latency, MACs, Parameters, Speedup, Tolerance
 from stat_prune.errors import TargetError
 from stat_prune.ignoring import without_ignored
+from stat_prune.settings import Settings, kinds_left_alone
 
 
 @pytest.mark.parametrize("kind", [MACs, Parameters, Latency, Tolerance])
@@ -105,3 +108,29 @@ def test_an_entry_that_matches_nothing_is_refused(ignore):
 def test_ignoring_everything_is_refused():
     with pytest.raises(TargetError, match="nothing to prune"):
         without_ignored(three_layers(), ["layer.*"])
+
+
+def test_kinds_that_no_target_speaks_of_are_left_alone():
+    settings = Settings()
+    heads, neurons = MACs({"heads": 0.5}), Parameters({"neurons": 0.5})
+    assert kinds_left_alone(settings, [heads]) == ["neurons"]
+    assert kinds_left_alone(settings, [neurons]) == ["heads"]
+    assert kinds_left_alone(settings, [heads, neurons]) == []
+    assert kinds_left_alone(settings, [heads, MACs(0.6)]) == []
+
+
+def test_a_kind_left_alone_is_not_measured_and_takes_nothing_from_the_budget(word_tokenizer):
+    report = stat_prune.prune(
+        tiny_bert(),
+        ["the cat sat on the mat and the dog ran", "a bird flew over the house"] * 8,
+        tokenizer=word_tokenizer,
+        target=MACs({"heads": 0.5}),
+        passes=1,
+        progress=False,
+    ).report
+    for row in report.blocks:
+        measured = row.error_curve is not None and row.sensitivity is not None
+        assert measured == (row.kind == "heads")
+        assert row.kind == "heads" or row.kept == row.total
+    heads = [row for row in report.blocks if row.kind == "heads"]
+    assert sum(row.kept for row in heads) == sum(row.total for row in heads) // 2

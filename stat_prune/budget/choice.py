@@ -69,13 +69,14 @@ def choose(
     TargetError
         If the target cannot be reached.
     """
-    ignored = [block.name for block in untouched if not block.fixed]
+    blocks = [*(one.block for one in candidates), *untouched]
+    named = [block for members, _ in target.budgets(blocks) for block in members]
+    ignored = [b.name for b in untouched if not b.fixed and b in named]
     if uniform and ignored:
         raise TargetError(
             f"uniform=True gives every layer the same sizes, but {ignored[0]} is ignored. "
             "Leave out one of the two."
         )
-    blocks = [*(one.block for one in candidates), *untouched]
     spread = partial(_spread, candidates, weights, untouched=untouched, uniform=uniform, even=even)
     if timed is None:
         cost = None if isinstance(target, Tolerance) else cost_function(target, seq_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,19 @@ def one_of(*names: str) -> Callable[[str], str]:
         if value not in names:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}.")
         return value
+
+    return check
+
+
+def file_of(*suffixes: str) -> Callable[[Path | None], Path | None]:
+    """A callback that refuses files of other formats or in no folder, before any work."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None and path.suffix not in suffixes:
+            raise typer.BadParameter(f"{path} does not end in {' or '.join(suffixes)}.")
+        if path is not None and not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}.")
+        return path
 
     return check
 

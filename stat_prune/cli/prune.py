@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from stat_prune.cli.options import BatchSize, Device, Json, Seed, one_of, print_json
+from stat_prune.cli.options import BatchSize, Device, Json, Seed, file_of, one_of, print_json
 from stat_prune.methods import METHODS, PEERS
 
 if TYPE_CHECKING:
@@ -103,6 +104,20 @@ def prune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the model in --output.")
     ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            callback=file_of(".png", ".svg", ".pdf"),
+            help="Draw what was kept into this file, e.g. plan.png.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            callback=file_of(".html"),
+            help="Write a web page with tables and figures, e.g. report.html.",
+        ),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Prune MODEL and save the result.
@@ -131,6 +146,9 @@ def prune(
     from stat_prune.checkpoint import check_output_directory
     from stat_prune.pretrained import load_pretrained, load_tokenizer
 
+    if plot is not None or report is not None:
+        import_module("stat_prune.plotting")  # says so now where matplotlib is missing
+
     with distributed.launched() as shared_device:
         if distributed.rank() == 0:
             check_output_directory(output, overwrite=overwrite)
@@ -155,6 +173,10 @@ def prune(
         if distributed.rank() > 0:
             return
     result.save(output, overwrite=overwrite)
+    if plot is not None:
+        result.plot().savefig(plot, dpi=150)
+    if report is not None:
+        result.save_report(report)
     if json_output:
         print_json({**result.report.to_dict(), "output": str(output)})
     else:

@@ -159,25 +159,22 @@ def _text(value: Any) -> str:
 
 def draw(rows: Sequence[DemoRow], path: Path) -> None:
     """Plot recall and cosine against the MACs kept, into a PNG file."""
-    from matplotlib.figure import Figure  # an extra: not everyone who prunes draws
+    from stat_prune.plotting import score_curves  # an extra: not everyone who prunes draws
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, name, label in zip(
-        panels,
-        ("recall", "cosine"),
-        ("recall@10 of the original's neighbours", "cosine to the original embedding"),
-        strict=True,
-    ):
-        for method, marker in (("stat", "o"), (BASELINE, "s")):
-            chosen = [row for row in rows if row.method in ("dense", method)]
-            axes.plot(
-                [row.kept_macs for row in chosen],
-                [getattr(row, name) for row in chosen],
-                marker=marker,
-                label=method if method == "stat" else f"{method}, uncorrected",
-            )
-        axes.set(xlabel="MACs kept", ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=120)
+    records = [
+        {
+            "task": name,
+            "method": method,
+            "metric": label,
+            "dense": getattr(rows[0], name),
+            "scores": {
+                str(row.kept_macs): getattr(row, name) for row in rows if row.method == method
+            },
+        }
+        for name, label in (
+            ("recall", "recall@10 of the original's neighbours"),
+            ("cosine", "cosine to the original embedding"),
+        )
+        for method in dict.fromkeys(row.method for row in rows[1:])
+    ]
+    score_curves(records).savefig(path, dpi=120)

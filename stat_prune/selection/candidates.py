@@ -71,6 +71,16 @@ class Candidates:
         order, length = self.prefixes[index]
         return self.orders[order][:length].sort().values
 
+    def error_curve(self, num_points: int = 64) -> list[list[float]]:
+        """Least relative error of the output (not squared) by units kept, at so many sizes."""
+        units = self.num_units
+        sizes = units.unique()
+        chosen = torch.linspace(0, len(sizes) - 1, min(num_points, len(sizes))).round().long()
+        return [
+            [int(size), float(self.output_errors[units == size].min().clamp_min(0)) ** 0.5]
+            for size in sizes[chosen]
+        ]
+
     def to_probe(self) -> int:
         """The candidate to probe a block at: about half its units, and an error to speak of.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from families import Family, output, reads
+from families import FAMILIES, Family, output, reads
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -106,3 +106,12 @@ def test_ignored_layers_stay_whole_and_neurons_come_in_multiples(family: Family,
         assert row.layer > 0 or row.kept == row.total
         assert row.kind == "heads" or row.kept % 8 == 0
     assert any(row.kept < row.total for row in result.report.blocks)
+
+
+def test_a_printed_report_is_plain_text_in_a_notebook_too(prune, monkeypatch):
+    report = prune(FAMILIES[0].build(), MACs(0.6)).report
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    text = str(report)
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 110
+    assert f"{report.after.parameters:,}" in text

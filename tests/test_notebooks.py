@@ -1,0 +1,40 @@
+"""The committed notebooks read well without being run: `make notebooks` runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def code_cells(path: Path) -> list[dict]:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_there_are_notebooks():
+    assert [path.name[:2] for path in NOTEBOOKS][:4] == ["01", "02", "03", "04"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_of_one_run_from_top_to_bottom(path):
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
+    assert kinds <= {"stream", "display_data", "execute_result"}
+    assert sum(bool(cell["outputs"]) for cell in cells) >= len(cells) / 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_hold_no_path_of_the_machine_and_no_warning(path):
+    for cell in code_cells(path):
+        for output in cell["outputs"]:
+            shown = "".join(output.get("text", "")) + json.dumps(
+                {kind: v for kind, v in output.get("data", {}).items() if "image" not in kind}
+            )
+            assert output.get("name") != "stderr"
+            assert not any(part in shown for part in ("site-packages", "/home/", "/tmp/", "/root/"))
