@@ -30,10 +30,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-bench
-	-$(BIN)/python benchmarks/linalg.py --quick  # exits 1 where a bar is missed
-	$(BIN)/python benchmarks/speed.py
-	@if [ -n "$$STAT_PRUNE_DATA" ]; then $(BIN)/python benchmarks/retention.py; \
-	else echo "benchmarks/retention.py needs real data: set STAT_PRUNE_DATA"; fi
+	benchmarks/small.sh $(BIN)/python
 
 # pdoc documents those of the package's names that are imported already.
 docs: $(VENV)/.installed-docs

@@ -1,113 +1,212 @@
-"""What pruning costs and what it gains on a BERT-base-shaped encoder, side by side in one process.
+"""What pruning gains: time of dense and pruned models that take turns in one process.
 
-    python benchmarks/speed.py --output results/speed
+    python benchmarks/speed.py --shape 1x128 --shape 32x128 --mode eager --mode compiled
+    python benchmarks/speed.py --model google-bert/bert-base-uncased --device cuda --shape 64x128
 
-Random weights: time depends on shapes only. Figures are ratios of medians of interleaved runs.
+Without --model, a BERT of random weights: time depends on shapes only. A shape is sequences x
+tokens, without padding. Also what pruning costs, beside a plain forward over the same data. Figures
+are ratios of medians.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from tqdm.auto import tqdm
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
 import stat_prune
-from stat_prune.evaluation.latency import median_latencies
+from harness import options, records
+from harness.cells import sizes
+from harness.publishing import publishing
+from harness.records import Record
+from harness.runners import RUNNERS
+from harness.sources import find_model
+from stat_prune.budget.timing import device_name
+from stat_prune.collectors import evaluating
+from stat_prune.evaluation.latency import take_turns
+from stat_prune.result import PruningResult
+
+CALIBRATION_LENGTH = 64
+PRUNING = "prune beside a forward"
 
 
-def random_inputs(samples: int, length: int, vocabulary: int, seed: int) -> dict[str, torch.Tensor]:
-    """Token ids without padding."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1000, vocabulary, (samples, length), generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+@dataclass(frozen=True)
+class Setup:
+    """All that the times depend on, beside shape and mode."""
+
+    model: str | None
+    layers: int
+    device: str
+    budgets: tuple[float, ...]
+    round_to: int
+    samples: int
+    rounds: int
+    seed: int
+
+    def conditions(self) -> dict[str, Any]:
+        """For the record."""
+        named = asdict(self) | {"model": self.model or "BERT, random weights"}
+        return named | {
+            "budgets": list(self.budgets),
+            "processor": device_name(torch.device(self.device)),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
 
 
-def forward(model: BertModel, inputs: dict[str, torch.Tensor], batch_size: int) -> None:
-    """One plain forward over all inputs."""
-    with torch.no_grad():
-        for start in range(0, len(inputs["input_ids"]), batch_size):
-            model(**{name: value[start : start + batch_size] for name, value in inputs.items()})
+class Family:
+    """The dense model and the pruned ones, made when the first cell asks for them."""
 
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
 
-def main(
-    output: Annotated[Path, typer.Option(help="Folder for speed.json and speed.md.")] = Path(
-        "results/speed"
-    ),
-    layers: Annotated[int, typer.Option(help="12 is BERT-base.")] = 12,
-    samples: Annotated[int, typer.Option(help="Calibration sequences of 64 tokens.")] = 512,
-    macs: Annotated[list[float] | None, typer.Option(help="Kept fractions of MACs.")] = None,
-    round_to: Annotated[int, typer.Option(help="Multiples for numbers of neurons.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Counted rounds of the interleaved timing.")] = 7,
-    seed: int = 0,
-) -> None:
-    """Time `prune` against a plain forward, and the pruned models against the dense one."""
-    torch.manual_seed(seed)
-    model = BertModel(BertConfig(num_hidden_layers=layers)).eval()
-    inputs = random_inputs(samples, 64, model.config.vocab_size, seed)
-    fractions = macs or [0.75, 0.5, 0.25]
-    targets = [stat_prune.MACs(fraction, seq_length=128) for fraction in fractions]
-    rows = [{name: value[i] for name, value in inputs.items()} for i in range(samples)]
+    @cached_property
+    def dense(self) -> PreTrainedModel:
+        """On its device, in evaluation mode."""
+        torch.manual_seed(self.setup.seed)
+        if self.setup.model is None:
+            model = BertModel(BertConfig(num_hidden_layers=self.setup.layers))
+        else:
+            model = AutoModel.from_pretrained(find_model(self.setup.model), dtype=torch.float32)
+        return model.eval().to(self.setup.device)
 
-    def pruned(*targets: stat_prune.MACs) -> list[stat_prune.PruningResult]:
+    def inputs(self, samples: int, length: int, seed: int) -> dict[str, torch.Tensor]:
+        """Token ids without padding."""
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(self.dense.config.vocab_size, (samples, length), generator=generator)
+        ids = ids.to(self.setup.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    @cached_property
+    def calibration(self) -> dict[str, torch.Tensor]:
+        """One batch of tokens to calibrate on."""
+        return self.inputs(self.setup.samples, CALIBRATION_LENGTH, self.setup.seed)
+
+    def prune(self, budgets: Sequence[float]) -> list[PruningResult]:
+        """Models of these shares of the MACs, counted at 128 tokens."""
         return stat_prune.prune_family(
-            model,
-            rows,
-            targets=targets,
-            num_calibration_samples=samples,
-            round_to=round_to,
-            seed=seed,
+            self.dense,
+            self.calibration,
+            targets=[stat_prune.MACs(kept, seq_length=128) for kept in budgets],
+            num_calibration_samples=self.setup.samples,
+            round_to=self.setup.round_to,
+            seed=self.setup.seed,
             progress=False,
         )
 
-    ratios = []
-    for _ in tqdm(range(3), desc="pruning beside a plain forward"):
-        start = time.perf_counter()
-        forward(model, inputs, 32)
-        between = time.perf_counter()
-        (result,) = pruned(targets[0])
-        ratios.append((time.perf_counter() - between) / (between - start))
-    stages = result.report.seconds
-    batch = random_inputs(32, 128, model.config.vocab_size, seed + 1)
-    family = [result.model for result in pruned(*targets)]
-    dense, *seconds = median_latencies([model, *family], batch, rounds=repeats)
-    record = {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "layers": layers,
-        "calibration_samples": samples,
-        "round_to": round_to,
-        "prune_over_forward": statistics.median(ratios),
-        "share_of_stages": {name: value / sum(stages.values()) for name, value in stages.items()},
-        "speed_up": {
-            f"{kept:g}": dense / value for kept, value in zip(fractions, seconds, strict=True)
-        },
+    @cached_property
+    def results(self) -> list[PruningResult]:
+        """At all budgets."""
+        return self.prune(self.setup.budgets)
+
+
+def speed_up(family: Family, shape: str, mode: str) -> Record:
+    """Median time of the dense model by that of each pruned one, in turns on one batch."""
+    setup = family.setup
+    batch_size, length = map(int, shape.split("x"))
+    batch = family.inputs(batch_size, length, setup.seed + 1)
+    models = [family.dense, *(result.model for result in family.results)]
+    with torch.no_grad():
+        runs = [RUNNERS[mode](model, batch) for model in models]
+        turns = take_turns(runs, torch.device(setup.device), time.perf_counter)
+        rounds = list(islice(turns, setup.rounds))
+    dense, *pruned = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
+    names = [f"{kept:g}" for kept in setup.budgets]
+    return {
+        "task": shape,
+        "method": mode,
+        "metric": "speed-up",
+        "dense": 1.0,
+        "scores": {name: dense / value for name, value in zip(names, pruned, strict=True)},
+        "details": {name: {"seconds": value} for name, value in zip(names, pruned, strict=True)}
+        | {"dense": {"seconds": dense}},
+        "sizes": {name: sizes(result) for name, result in zip(names, family.results, strict=True)},
+        "settings": family.results[0].report.settings,
+        "versions": family.results[0].report.versions,
     }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "speed.json").write_text(json.dumps(record, indent=2) + "\n")
-    table = markdown(record)
-    (output / "speed.md").write_text(table)
-    print(table)
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """The record as Markdown."""
-    stages = ", ".join(f"{name} {share:.0%}" for name, share in record["share_of_stages"].items())
-    lines = [
-        f"`prune` took {record['prune_over_forward']:.2f} times one plain forward over the same "
-        f"{record['calibration_samples']} x 64 tokens ({record['threads']} threads; {stages}).",
-        "",
-        "| kept MACs | speed-up, batch 32 x 128 tokens |",
-        "| --- | --- |",
-        *(f"| {name} | {ratio:.2f} |" for name, ratio in record["speed_up"].items()),
-    ]
-    return "\n".join(lines) + "\n"
+def pruning_time(family: Family) -> Record:
+    """Time of pruning to the first budget, by that of a plain forward; medians of three."""
+    kept, ratios = family.setup.budgets[0], []
+    for _ in range(3):
+        start = time.perf_counter()
+        _forward(family.dense, family.calibration, 32)
+        between = time.perf_counter()
+        (result,) = family.prune([kept])
+        ratios.append((time.perf_counter() - between) / (between - start))
+    return {
+        "task": PRUNING,
+        "method": result.report.settings["method"],
+        "metric": "forwards",
+        "dense": None,
+        "scores": {f"{kept:g}": statistics.median(ratios)},
+        "details": {f"{kept:g}": result.report.seconds},
+        "settings": result.report.settings,
+        "versions": result.report.versions,
+    }
+
+
+def _forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor], batch_size: int) -> None:
+    with evaluating(model):
+        for start in range(0, len(inputs["input_ids"]), batch_size):
+            model(**{name: value[start : start + batch_size] for name, value in inputs.items()})
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def main(
+    model: Annotated[
+        str | None, typer.Option(help="A folder or Hub name. Default: a BERT of random weights.")
+    ] = None,
+    layers: Annotated[int, typer.Option(help="Of that BERT; 12 is BERT-base.")] = 12,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Sequences x tokens. Default: 1x128 and 32x128.")
+    ] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(RUNNERS)}. Default: eager.")
+    ] = None,
+    budget: options.Budgets = None,
+    pruning: Annotated[bool, typer.Option(help="Time pruning itself, too.")] = True,
+    samples: options.Samples = 512,
+    round_to: Annotated[int, typer.Option(help="Multiples for numbers of neurons.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Counted rounds of turns.")] = 7,
+    device: options.Device = None,
+    seed: Annotated[int, typer.Option(help="Of weights and tokens.")] = 0,
+    output: options.Output = Path("results/speed"),
+) -> None:
+    """Measure, tabulate and draw."""
+    modes = mode or ["eager"]
+    if not set(modes) <= set(RUNNERS):
+        raise typer.BadParameter(f"modes are {', '.join(RUNNERS)}")
+    budgets = tuple(budget or (0.75, 0.5, 0.25))
+    setup = Setup(model, layers, device or "cpu", budgets, round_to, samples, rounds, seed)
+    family, conditions = Family(setup), setup.conditions()
+    cells: dict[str, Callable[[], Record]] = {
+        f"{one}-{how}": partial(speed_up, family, one, how)
+        for one in shape or ["1x128", "32x128"]
+        for how in modes
+    }
+    if pruning:
+        cells["pruning"] = partial(pruning_time, family)
+    with publishing("speed", output, len(cells)) as add:
+        for name, measure in cells.items():
+            path = output / f"{name}.json"
+            record = records.read(path, conditions)
+            if record is None:
+                shared = {"benchmark": "speed", "seed": seed, "conditions": conditions}
+                record = shared | measure()
+                records.write(path, record)
+            add(record)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import transformers
 from tiny_models import tiny_bert, tiny_llama
-from transformers import BertForSequenceClassification
+from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 import stat_prune
 from stat_prune.cli import main
+from stat_prune.evaluation import evaluate_squad
 
 TEXTS = [
     "the cat sat on the mat",
@@ -162,6 +163,31 @@ def test_evaluate_scores_a_pruned_classifier_on_local_glue_files(pruned, run, tm
     scores = json.loads(done.stdout)
     assert 0 <= scores["accuracy"] <= 1
     assert scores["num_examples"] == len(TEXTS)
+
+
+def test_evaluate_scores_a_question_answering_model_on_a_squad_file(run, tmp_path, word_tokenizer):
+    model = tiny_bert(BertForQuestionAnswering)
+    model.save_pretrained(tmp_path / "qa")
+    word_tokenizer.save_pretrained(tmp_path / "qa")
+    entry = {
+        "context": "the cat sat on the mat",
+        "qas": [
+            {
+                "id": "q",
+                "question": "a cat",
+                "answers": [{"text": "mat", "answer_start": 19}],
+            }
+        ],
+    }
+    (tmp_path / "dev.json").write_text(json.dumps({"data": [{"paragraphs": [entry]}]}))
+
+    done = run(
+        *("evaluate", tmp_path / "qa", "--task", "squad", "--data", tmp_path / "dev.json", "--json")
+    )
+
+    scores = json.loads(done.stdout)
+    expected = evaluate_squad(model, word_tokenizer, tmp_path / "dev.json")
+    assert {name: scores[name] for name in expected} == expected
 
 
 def test_a_language_model_is_pruned_by_parameters_and_scored_by_perplexity(

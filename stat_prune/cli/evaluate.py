@@ -10,7 +10,7 @@ from stat_prune.cli.options import BatchSize, Device, Json, one_of, print_json
 from stat_prune.errors import DataError, LoadError
 from stat_prune.glue_tasks import GLUE_TASKS
 
-STS_COSINE, PERPLEXITY = "sts-cosine", "perplexity"
+STS_COSINE, PERPLEXITY, SQUAD = "sts-cosine", "perplexity", "squad"
 
 
 def evaluate(
@@ -21,17 +21,18 @@ def evaluate(
         str,
         typer.Option(
             metavar="NAME",
-            callback=one_of(*GLUE_TASKS, STS_COSINE, PERPLEXITY),
-            help=f"A GLUE task ({', '.join(GLUE_TASKS)}) for a classifier; {STS_COSINE} (STS-B "
-            "through mean-pooled embeddings) for a sentence encoder; "
-            f"{PERPLEXITY} for a causal language model.",
+            callback=one_of(*GLUE_TASKS, SQUAD, STS_COSINE, PERPLEXITY),
+            help=f"A GLUE task ({', '.join(GLUE_TASKS)}) for a classifier; {SQUAD} for a question "
+            f"answering model; {STS_COSINE} (STS-B through mean-pooled embeddings) for a sentence "
+            f"encoder; {PERPLEXITY} for a causal language model.",
         ),
     ],
     data: Annotated[
         str | None,
         typer.Option(
-            help="For GLUE and sts-cosine the folder that holds TASK/dev.tsv; default the Hub's "
-            "copy. For perplexity the texts, in any form that `prune --dataset` takes."
+            help="For GLUE and sts-cosine the folder that holds TASK/dev.tsv, for squad a file as "
+            "SQuAD publishes it; default the Hub's copy. For perplexity the texts, in any form "
+            "that `prune --dataset` takes."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many examples.")] = None,
@@ -47,11 +48,18 @@ def evaluate(
     \b
       stat-prune evaluate out --task sst2
       stat-prune evaluate out --task mrpc --data ~/glue
+      stat-prune evaluate out --task squad --data dev-v2.0.json --limit 1000
       stat-prune evaluate out --task perplexity --data stories.jsonl --limit 200
     """
     import torch
 
-    from stat_prune.evaluation import evaluate_glue, perplexity, read_glue, sts_spearman
+    from stat_prune.evaluation import (
+        evaluate_glue,
+        evaluate_squad,
+        perplexity,
+        read_glue,
+        sts_spearman,
+    )
     from stat_prune.pretrained import load_pretrained, load_tokenizer
 
     network = load_pretrained(model)
@@ -75,6 +83,8 @@ def evaluate(
             ),
             "num_examples": len(pairs.texts),
         }
+    elif task == SQUAD:
+        scores = evaluate_squad(network, tokenizer, data, limit=limit, batch_size=batch_size)
     else:
         scores = evaluate_glue(network, tokenizer, task, data, limit=limit, batch_size=batch_size)
     if json_output:

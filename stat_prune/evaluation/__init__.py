@@ -1,4 +1,4 @@
-"""Measures of what a model can do: GLUE, sentence similarity, perplexity."""
+"""Measures of what a model can do: GLUE, SQuAD, sentence similarity, perplexity."""
 
 from stat_prune.evaluation.glue import GLUE_TASKS, GlueData, evaluate_glue, read_glue
 from stat_prune.evaluation.perplexity import perplexity
@@ -8,15 +8,23 @@ from stat_prune.evaluation.similarity import (
     neighbor_recall,
     sts_spearman,
 )
+from stat_prune.evaluation.squad import answer_questions, evaluate_squad
+from stat_prune.evaluation.squad_data import Question, read_squad
+from stat_prune.evaluation.squad_metrics import squad_scores
 
 __all__ = [
     "GLUE_TASKS",
     "GlueData",
+    "Question",
+    "answer_questions",
     "cosine_to_reference",
     "embed",
     "evaluate_glue",
+    "evaluate_squad",
     "neighbor_recall",
     "perplexity",
     "read_glue",
+    "read_squad",
+    "squad_scores",
     "sts_spearman",
 ]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -22,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from stat_prune.errors import DataError
 from stat_prune.evaluation.forward import Text, forward_texts
+from stat_prune.evaluation.hub import hub_rows
 from stat_prune.glue_tasks import GLUE_TASKS, GlueTask
 
 HUB_NAME = "nyu-mll/glue"
@@ -197,13 +197,7 @@ def _hub_rows(task: str, split: str) -> Sequence[dict[str, Any]]:
     name = HUB_SPLITS[split]
     if task == "mnli" and split == "dev":
         name = "validation_matched"
-    try:
-        return list(datasets.load_dataset(HUB_NAME, task, split=name))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{HUB_NAME} cannot be loaded ({error}). Without access to the Hub, name a folder that "
-            f"holds {task}/{split}.tsv."
-        ) from error
+    return hub_rows(HUB_NAME, name, config=task, instead=f"a folder that holds {task}/{split}.tsv")
 
 
 def _file_rows(task: str, folder: Path, split: str) -> Sequence[dict[str, Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,8 +17,17 @@ from stat_prune.collectors import evaluating, model_inputs
 from stat_prune.errors import DataError
 
 IGNORED = -100
+Mode = Literal["documents", "blocks", "sliding"]
 # Float64 logits of a vocabulary of 128,000: one GiB at a time.
 TOKENS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that are read at once; all from `first` on are predicted."""
+
+    ids: Tensor
+    first: int
 
 
 def perplexity(
@@ -26,7 +36,9 @@ def perplexity(
     texts: Sequence[str],
     *,
     context_length: int | None = None,
-    mode: Literal["documents", "blocks"] = "documents",
+    mode: Mode = "documents",
+    stride: int | None = None,
+    limit: int | None = None,
     batch_size: int = 8,
 ) -> dict[str, Any]:
     """Exponential of the mean negative log-likelihood of a token, over all tokens of all texts.
@@ -40,43 +52,45 @@ def perplexity(
     context_length : int, optional
         Longest piece that the model reads at once; longer texts are cut into such pieces. Default:
         what the model's config admits, at most 2,048. Figures compare only at equal lengths.
-    mode : {"documents", "blocks"}
+    mode : {"documents", "blocks", "sliding"}
         ``"documents"``: every text starts afresh, with the special tokens of the tokenizer.
         ``"blocks"``: the texts are joined by blank lines and cut into blocks of `context_length`,
         the usual recipe for WikiText; an incomplete last block is left out.
+        ``"sliding"``: joined likewise, and read through a window of `context_length` that moves on
+        by `stride`; every token but the first is predicted once, from at least
+        ``context_length - stride`` tokens before it where there are so many.
+    stride : int, optional
+        For ``"sliding"``, below `context_length`. Default: half of it.
+    limit : int, optional
+        Only the first so many pieces.
     batch_size : int
 
     Returns
     -------
     dict
         ``perplexity``; ``nll``, the mean in nats; ``num_tokens`` that were predicted (the first
-        token of a piece has nothing before it and is not); ``context_length`` and ``mode``.
+        token of a document or block has nothing before it and is not); ``context_length``,
+        ``mode`` and, for ``"sliding"``, ``stride``.
 
     Raises
     ------
     DataError
-        If there is no token to predict.
+        If there is no token to predict, or the stride is none.
     """
     if context_length is None:
         context_length = min(getattr(model.config, "max_position_embeddings", 2048), 2048)
-    if mode == "documents":
-        documents = tokenizer(list(texts))["input_ids"] if texts else []
-    elif mode == "blocks":
-        documents = [tokenizer("\n\n".join(texts))["input_ids"]]
-    else:
-        raise ValueError(f"mode must be 'documents' or 'blocks', got {mode!r}.")
-    shortest = context_length if mode == "blocks" else 2
-    pieces = [
-        piece
-        for ids in documents
-        for piece in _pieces(ids, context_length)
-        if len(piece) >= shortest
-    ]
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
+    protocol: dict[str, Any] = {"context_length": context_length, "mode": mode}
+    if mode == "sliding":
+        protocol["stride"] = _checked_stride(stride, context_length)
+    pieces = _pieces(tokenizer, texts, **protocol)[:limit]
     if not pieces:
         raise DataError(
-            f"There is no token to predict: no piece of {len(texts)} text(s) has {shortest} tokens."
+            f"There is no token to predict: no piece of {len(texts)} text(s) has "
+            f"{context_length if mode == 'blocks' else 2} tokens."
         )
-    pieces.sort(key=len, reverse=True)
+    pieces.sort(key=lambda piece: -len(piece.ids))
     total, num_tokens = 0.0, 0
     with evaluating(model):
         for start in range(0, len(pieces), batch_size):
@@ -87,24 +101,69 @@ def perplexity(
         "perplexity": math.exp(total / num_tokens),
         "nll": total / num_tokens,
         "num_tokens": num_tokens,
-        "context_length": context_length,
-        "mode": mode,
+        **protocol,
     }
 
 
-def _pieces(ids: Sequence[int], length: int) -> Iterator[Tensor]:
-    for start in range(0, len(ids), length):
-        yield torch.tensor(ids[start : start + length])
+def joined_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """The tokens of the texts, joined by blank lines."""
+    return tokenizer("\n\n".join(texts))["input_ids"]
 
 
-def _token_losses(model: PreTrainedModel, pieces: Sequence[Tensor]) -> Tensor:
+def _checked_stride(stride: int | None, context_length: int) -> int:
+    if stride is None:
+        stride = max(context_length // 2, 1)
+    if not 1 <= stride < context_length:
+        raise DataError(
+            f"stride must be at least 1 and below the context length, {context_length}; got "
+            f"{stride}. For pieces that share nothing there is mode='blocks'."
+        )
+    return stride
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    context_length: int,
+    mode: Mode,
+    stride: int | None = None,
+) -> list[Piece]:
+    if mode == "documents":
+        documents = tokenizer(list(texts))["input_ids"] if texts else []
+    else:
+        documents = [joined_ids(tokenizer, texts)]
+    if stride is not None:
+        return list(_windows(documents[0], context_length, stride))
+    shortest = context_length if mode == "blocks" else 2
+    parts = [
+        ids[start : start + context_length]
+        for ids in documents
+        for start in range(0, len(ids), context_length)
+    ]
+    return [Piece(torch.tensor(part), 1) for part in parts if len(part) >= max(shortest, 2)]
+
+
+def _windows(ids: Sequence[int], context_length: int, stride: int) -> Iterator[Piece]:
+    """Each window predicts what no earlier one has."""
+    predicted = 1
+    for start in range(0, len(ids), stride):
+        stop = min(start + context_length, len(ids))
+        if predicted < stop:
+            yield Piece(torch.tensor(ids[start:stop]), predicted - start)
+        predicted = stop
+
+
+def _token_losses(model: PreTrainedModel, pieces: Sequence[Piece]) -> Tensor:
     """Negative log-likelihood of each predicted token, float64 of shape (n_tokens,)."""
+    rows = [piece.ids for piece in pieces]
     batch = {
-        "input_ids": pad_sequence(list(pieces), batch_first=True),
-        "attention_mask": pad_sequence([torch.ones_like(p) for p in pieces], batch_first=True),
+        "input_ids": pad_sequence(rows, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
     }
     logits = model(**model_inputs(model, batch, model.device)).logits[:, :-1].flatten(0, 1)
-    targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+    targets = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+    for row, piece in enumerate(pieces):
+        targets[row, : piece.first] = IGNORED
     targets = targets[:, 1:].flatten().to(logits.device)
     kept = targets != IGNORED
     return torch.cat(

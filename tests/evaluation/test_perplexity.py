@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -57,6 +58,62 @@ def test_blocks_are_full_and_run_over_document_ends(decoder, word_tokenizer):
 
     assert len(ids) % 7 != 0
     assert result["num_tokens"] == count == 6 * len(blocks)
+    assert result["nll"] == pytest.approx(total / count, abs=1e-6)
+
+
+@pytest.mark.parametrize(("context", "stride"), [(8, 3), (8, 7), (6, 1), (1000, None)])
+def test_a_sliding_window_predicts_every_token_but_the_first_once(
+    context, stride, decoder, word_tokenizer
+):
+    """Against one forward pass for each predicted token, in float64."""
+    exact = copy.deepcopy(decoder).double()
+    ids = word_tokenizer("\n\n".join(TEXTS))["input_ids"]
+    step = stride or context // 2
+    total = 0.0
+    for position in range(1, len(ids)):
+        # The first window that reaches the token reads it after all that it holds before it.
+        start = max(0, math.ceil((position + 1 - context) / step) * step)
+        with torch.no_grad():
+            logits = exact(torch.tensor([ids[start:position]])).logits[0, -1]
+        total -= float(logits.log_softmax(-1)[ids[position]])
+
+    result = perplexity(
+        exact,
+        word_tokenizer,
+        TEXTS,
+        context_length=context,
+        mode="sliding",
+        stride=stride,
+        batch_size=2,
+    )
+
+    assert result["num_tokens"] == len(ids) - 1
+    assert result["perplexity"] == pytest.approx(math.exp(total / (len(ids) - 1)), rel=1e-6)
+    assert (result["mode"], result["stride"]) == ("sliding", step)
+
+
+def test_float32_models_have_the_perplexity_of_float64_ones(decoder, word_tokenizer):
+    exact = copy.deepcopy(decoder).double()
+    for mode in ("documents", "blocks", "sliding"):
+        settings = {"context_length": 7, "mode": mode}
+        found = perplexity(decoder, word_tokenizer, TEXTS, **settings)["perplexity"]
+        expected = perplexity(exact, word_tokenizer, TEXTS, **settings)["perplexity"]
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("stride", [0, 8])
+def test_a_stride_that_leaves_gaps_is_refused(stride, decoder, word_tokenizer):
+    with pytest.raises(DataError, match="below the context length, 8"):
+        perplexity(decoder, word_tokenizer, TEXTS, context_length=8, mode="sliding", stride=stride)
+
+
+def test_a_limit_keeps_the_first_pieces(decoder, word_tokenizer):
+    ids = word_tokenizer("\n\n".join(TEXTS))["input_ids"]
+    total, count = nll_by_hand(decoder, [ids[:7], ids[7:14]])
+
+    result = perplexity(decoder, word_tokenizer, TEXTS, context_length=7, mode="blocks", limit=2)
+
+    assert result["num_tokens"] == count
     assert result["nll"] == pytest.approx(total / count, abs=1e-6)
 
 

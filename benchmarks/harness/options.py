@@ -1,0 +1,38 @@
+"""Options that the benchmarks share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stat_prune.methods import METHODS, PEERS
+
+METHOD_NAMES = (*METHODS, *PEERS, "slicegpt")
+DEFAULT_METHODS = ("stat", "id-unweighted", "stat-paper", "magnitude", "random")
+
+
+def _known_methods(values: list[str] | None) -> list[str]:
+    unknown = set(values or ()) - set(METHOD_NAMES)
+    if unknown:
+        raise typer.BadParameter(f"{sorted(unknown)} are none of {', '.join(METHOD_NAMES)}")
+    return list(values or DEFAULT_METHODS)
+
+
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method", callback=_known_methods, help=f"Repeatable, of {', '.join(METHOD_NAMES)}."
+    ),
+]
+Budgets = Annotated[list[float] | None, typer.Option("--budget", help="Kept fraction; repeatable.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Repeatable. Default: 0.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Score only so many examples.")]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration examples.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once, in scoring.")]
+Device = Annotated[str | None, typer.Option(help="For instance cuda. Default: cpu.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the model.")]
+Output = Annotated[
+    Path, typer.Option(help="Folder for records, table and figure; a later run goes on there.")
+]
