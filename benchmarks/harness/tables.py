@@ -34,8 +34,9 @@ def _table(task: str, metric: str, rows: Sequence[Record]) -> list[str]:
     values = [dense, *(value for cells in found.values() for cell in cells for value in cell)]
     # Shares and correlations need more digits than per cent and perplexities.
     digits = 4 if all(abs(value) <= 1 for value in values if value is not None) else 2
+    reference = [] if dense is None else [f"dense {cell([dense], digits)}"]
     return [
-        f"**{task}**, {metric}, dense {cell([dense], digits)}, seeds {', '.join(map(str, seeds))}",
+        ", ".join([f"**{task}**", metric, *reference, f"seeds {', '.join(map(str, seeds))}"]),
         "",
         "| method | " + " | ".join(names) + " |",
         "| --- |" + " --- |" * len(names),
