@@ -216,7 +216,10 @@ def starting(
         Before any work, if model or data cannot be used.
     """
     _check_model(model)
-    blocks, untouched = without_ignored(find_blocks(model), [*settings.ignored, *left_alone])
+    found = find_blocks(model)
+    if all(block.fixed or block.kind in left_alone for block in found):
+        left_alone = ()  # no block that the target names can be pruned: its own error says why
+    blocks, untouched = without_ignored(found, [*settings.ignored, *left_alone])
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):
         calibration = calibration_set_for(
