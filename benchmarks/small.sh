@@ -29,7 +29,7 @@ train=$(ls "$data"/squad/train* | head -n 1)
 "$python" benchmarks/squad.py --model "$results/minilm-squad" --limit 100 --max-seq-length 192 \
   --stride 32 "${common[@]}" --output "$results/squad"
 [ -d "$results/llama" ] || "$python" benchmarks/finetune.py wikitext2 --from-scratch \
-  --text "$data/wikitext2/train_1000_paragraphs.json" --hidden-size 64 --layers 2 \
+  --text "$data/wikitext2/train_1000_paragraphs.json" --hidden-size 128 --layers 2 \
   --vocabulary 1024 --context-length 128 --epochs 1 --output "$results/llama"
 "$python" benchmarks/wikitext2.py --model "$results/llama" --limit 200 "${common[@]}" \
   --output "$results/wikitext2"
