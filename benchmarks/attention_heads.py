@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,23 +19,18 @@ import typer
 from tqdm.auto import tqdm
 
 import stat_prune
-from retention import markdown, record_of
+from harness import options
+from harness.cells import Grid, run
+from harness.task import Task
 from stat_prune import MACs
 from stat_prune.glue_tasks import GLUE_TASKS
 from stat_prune.methods import ATTENTION_CRITERIA
-from stat_prune.plotting import score_curves
 from stat_prune.probing import compare_removed, head_statistics
-from tasks import TASKS, Task
+from tasks import TASKS
 
-REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-RANDOM_SEEDS = range(5)
-METHODS = {
-    "stat": (0,),
-    "random": RANDOM_SEEDS,
-    "random-corrected": RANDOM_SEEDS,
-    **dict.fromkeys(ATTENTION_CRITERIA, (0,)),
-    **{f"{name}-corrected": (0,) for name in ATTENTION_CRITERIA},
-}
+BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+RANDOM = Grid(("random", "random-corrected"), range(5))
+CHOSEN = ("stat", *ATTENTION_CRITERIA, *(f"{name}-corrected" for name in ATTENTION_CRITERIA))
 #: Sequences that attention is looked at on.
 PROBED = 512
 
@@ -42,7 +38,11 @@ PROBED = 512
 def heads_only(name: str) -> Task:
     """A task whose targets are of heads alone."""
     length = GLUE_TASKS[name].average_length
-    return replace(TASKS[name](), target=lambda kept: MACs({"heads": kept}, seq_length=length))
+    return replace(
+        TASKS[name](),
+        budgets=BUDGETS,
+        target=lambda kept: MACs({"heads": kept}, seq_length=length),
+    )
 
 
 def probe(name: str, target: stat_prune.MACs, seed: int) -> list[dict[str, Any]]:
@@ -90,39 +90,24 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
 
 def main(
     task: Annotated[list[str] | None, typer.Option(help="GLUE tasks.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(METHODS)}.")] = None,
-    removed: Annotated[list[float] | None, typer.Option(help="Fractions of heads.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for records, tables and figure.")] = Path(
-        "results/attention_heads"
-    ),
-    seed: Annotated[int, typer.Option(help="Of the comparison of removed heads.")] = 0,
+    budget: options.Budgets = None,
+    output: options.Output = Path("results/attention_heads"),
+    seed: Annotated[int, typer.Option(help="Of the criteria; of the bootstrap.")] = 0,
 ) -> None:
-    """Measure and tabulate; a run that is broken off goes on where it was."""
-    output.mkdir(parents=True, exist_ok=True)
-    kept = tuple(round(1 - fraction, 3) for fraction in removed or REMOVED)
-    tasks = task or ["sst2", "mrpc"]
-    cells = [
-        (name, chosen, number)
-        for name in tasks
-        for chosen in method or METHODS
-        for number in METHODS[chosen]
-    ]
-    records = [
-        record_of(output, name, heads_only(name), chosen, kept, number)
-        for name, chosen, number in tqdm(cells, desc="heads")
-    ]
+    """Measure, tabulate and draw; then compare the heads that STAT removes with those it keeps."""
+    names = task or ["sst2", "mrpc"]
+    tasks = {name: partial(heads_only, name) for name in names}
+    drawn = replace(RANDOM, budgets=budget)
+    run("attention_heads", tasks, Grid(CHOSEN, [seed], budget), output, drawn)
     rows = [
         row
-        for name in tqdm(tasks, desc="what removed heads attend to")
+        for name in tqdm(names, desc="what removed heads attend to")
         for fraction in ({"heads": 0.5}, 0.5)
         for row in probe(name, MACs(fraction, seq_length=GLUE_TASKS[name].average_length), seed)
     ]
-    table = markdown(records) + "\n" + comparison_table(rows)
-    (output / "attention_heads.md").write_text(table)
+    table = comparison_table(rows)
+    (output / "comparison.md").write_text(table, encoding="utf-8")
     (output / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n")
-    score_curves(records, xlabel="kept fraction of heads").savefig(
-        output / "attention_heads.png", dpi=150
-    )
     print(table)
 
 

@@ -169,6 +169,28 @@ def test_scores_are_means_over_seeds_with_their_standard_error():
     assert_nothing_is_cut_off(fig)
 
 
+def test_every_task_that_compares_has_a_panel_and_missing_scores_are_left_out():
+    records = [
+        {
+            "task": task,
+            "method": method,
+            "metric": "accuracy",
+            "dense": None if task == "time" else 0.9,
+            "scores": {"0.5": 0.8, "0.7": None},
+        }
+        for task in [*"abcdef", "time"]
+        for method in ("stat", "random")
+    ]
+    fig = score_curves(records)
+    panels = [axes for axes in fig.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == list("abcdef")
+    for axes in panels:
+        assert [line.get_xdata().tolist() for line, *_ in axes.containers] == [[0.5], [0.5]]
+        assert set(axes.lines[0].get_ydata()) == {0.9}
+    assert_nothing_is_cut_off(fig)
+    assert not any(axes.get_visible() for axes in score_curves(records[-1:]).axes)
+
+
 def test_no_two_of_many_methods_look_alike():
     records = [
         {"task": "t", "method": f"m{i}", "metric": "m", "dense": 1, "scores": {"0.5": i, "1": i}}

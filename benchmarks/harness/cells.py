@@ -40,13 +40,25 @@ class Grid:
     budgets: Sequence[float] | None = None
 
 
-def run(benchmark: str, tasks: Mapping[str, Callable[[], Task]], grid: Grid, output: Path) -> None:
-    """Measure what is missing in the folder; write and print the table, and draw the figure."""
-    count = len(tasks) * len(grid.methods) * len(grid.seeds)
+def run(
+    benchmark: str,
+    tasks: Mapping[str, Callable[[], Task]],
+    grid: Grid,
+    output: Path,
+    *more: Grid,
+) -> None:
+    """Measure what is missing in the folder; write and print the table, and draw the figure.
+
+    `more` are other methods, at other seeds.
+    """
+    grids = (grid, *more)
+    count = len(tasks) * sum(len(one.methods) * len(one.seeds) for one in grids)
     with publishing(benchmark, output, count) as add:
         for name, make in tasks.items():
-            for record in _records(Subject(benchmark, name, make(), output), grid):
-                add(record)
+            subject = Subject(benchmark, name, make(), output)
+            for one in grids:
+                for record in _records(subject, one):
+                    add(record)
 
 
 class Subject:

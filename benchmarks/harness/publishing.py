@@ -9,10 +9,10 @@ from pathlib import Path
 import typer
 from tqdm.auto import tqdm
 
-from harness.figures import figure
 from harness.records import Record
 from harness.tables import markdown
 from stat_prune.errors import StatPruneError
+from stat_prune.plotting import score_curves
 
 
 @contextmanager
@@ -52,5 +52,5 @@ def publishing(benchmark: str, output: Path, count: int) -> Iterator[Callable[[R
 def _publish(benchmark: str, found: Sequence[Record], output: Path) -> None:
     table = markdown(found)
     (output / f"{benchmark}.md").write_text(table, encoding="utf-8")
-    figure(found).savefig(output / f"{benchmark}.png", dpi=150)
+    score_curves(found, xlabel="kept fraction").savefig(output / f"{benchmark}.png", dpi=150)
     typer.echo(table)

@@ -8,6 +8,9 @@ from typing import Any
 
 from stat_prune.plotting.style import Axes, Figure, figure, line_styles
 
+#: Panels side by side.
+COLUMNS = 4
+
 
 def score_curves(
     records: Sequence[Mapping[str, Any]], *, xlabel: str = "kept fraction of MACs"
@@ -18,24 +21,30 @@ def score_curves(
     ----------
     records : sequence of mapping
         With ``task``, ``method``, ``metric``, ``dense`` (the dense model's score) and ``scores``
-        (by kept fraction, as text), one a seed; the records of ``benchmarks/retention.py`` are
-        such. Where there are several seeds, bars show the standard error of their mean.
+        (by kept fraction, as text; None where it is not finite), one a seed; the records of the
+        benchmarks are such. Where there are several seeds, bars show the standard error of their
+        mean. A task without a score of the dense model compares nothing and has no panel.
     xlabel : str
     """
+    records = [record for record in records if record["dense"] is not None]
     tasks = list(dict.fromkeys(record["task"] for record in records))
     methods = list(dict.fromkeys(record["method"] for record in records))
     styles = dict(zip(methods, line_styles(len(methods)), strict=True))
-    fig = figure(4.0 * len(tasks) + 2.0, 4.0)
-    panels = fig.subplots(1, len(tasks), squeeze=False)[0]
+    columns, rows = min(len(tasks), COLUMNS) or 1, -(-len(tasks) // COLUMNS) or 1
+    fig = figure(4.0 * columns + 2.0, 4.0 * rows)
+    panels = fig.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels[len(tasks) :]:
+        panel.set_visible(False)
     lines: dict[str, Any] = {}
-    for panel, task in zip(panels, tasks, strict=True):
+    for panel, task in zip(panels, tasks, strict=False):
         own = [record for record in records if record["task"] == task]
         dense = panel.axhline(own[0]["dense"], color="0.5", linewidth=1, linestyle=(0, (1, 1)))
         lines["dense"] = dense
         for method in dict.fromkeys(record["method"] for record in own):
             scores = [record["scores"] for record in own if record["method"] == method]
-            lines[method] = _draw_line(panel, scores, styles[method])
-        if own[0]["metric"] == "perplexity":
+            if any(value is not None for one in scores for value in one.values()):
+                lines[method] = _draw_line(panel, scores, styles[method])
+        if own[0]["metric"].startswith("perplexity"):
             panel.set_yscale("log")
         panel.set(xlabel=xlabel, ylabel=own[0]["metric"], title=task)
         panel.grid(alpha=0.3)
@@ -74,13 +83,21 @@ def predicted_against_measured(series: Mapping[str, Sequence[tuple[float, float]
     return fig
 
 
-def _draw_line(panel: Axes, scores: Sequence[Mapping[str, float]], style: Mapping[str, Any]) -> Any:
-    kept = sorted({fraction for one in scores for fraction in one}, key=float)
-    values = [[one[fraction] for one in scores if fraction in one] for fraction in kept]
-    errors = [statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values]
+def _draw_line(
+    panel: Axes, scores: Sequence[Mapping[str, float | None]], style: Mapping[str, Any]
+) -> Any:
+    found: dict[str, list[float]] = {}
+    for one in scores:
+        for kept, value in one.items():
+            found.setdefault(kept, []).extend([] if value is None else [value])
+    points = {float(kept): found[kept] for kept in sorted(found, key=float) if found[kept]}
+    errors = [
+        statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        for values in points.values()
+    ]
     return panel.errorbar(
-        [float(fraction) for fraction in kept],
-        [statistics.mean(v) for v in values],
+        list(points),
+        [statistics.mean(values) for values in points.values()],
         yerr=errors if any(errors) else None,
         capsize=2,
         linewidth=1.3,

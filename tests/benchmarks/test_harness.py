@@ -16,7 +16,6 @@ from stalling import task
 
 from harness import records
 from harness.cells import Grid, run
-from harness.figures import figure
 from harness.options import _known_methods
 from harness.tables import markdown
 from stat_prune.errors import DataError
@@ -207,22 +206,3 @@ def test_a_failed_write_leaves_the_record_that_was_there(tmp_path, monkeypatch):
 def test_unknown_methods_are_refused_before_any_work():
     with pytest.raises(typer.BadParameter, match=r"\['stats'\] are none of stat, "):
         _known_methods(["stat", "stats"])
-
-
-def test_figures_have_a_panel_a_task_and_a_line_a_method():
-    rows = [
-        OLD_RECORD | {"task": task, "method": method, "scores": {"0.5": 0.8, "0.7": None}}
-        for task in "abcdef"
-        for method in ("stat", "random")
-    ]
-    nothing_to_compare = OLD_RECORD | {"task": "time", "dense": None}
-
-    chart = figure([*rows, nothing_to_compare])
-
-    panels = [axis for axis in chart.axes if axis.get_visible()]
-    assert [axis.get_title() for axis in panels] == list("abcdef")
-    for axis in panels:
-        lines = {line.get_label(): line for line in axis.get_lines()}
-        assert set(lines) == {"stat", "random", "dense"}
-        assert list(lines["stat"].get_xdata()) == [0.5]
-        assert set(lines["dense"].get_ydata()) == {0.9}
