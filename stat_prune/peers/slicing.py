@@ -101,7 +101,7 @@ def sliced_copy(
     still in the dense basis, to which the last shortcut leads back: the model runs at every step.
     """
     sliced: Any = copy.deepcopy(model)
-    layers = transformer_layers(sliced)
+    layers = sliced.base_model.layers
     for index, layer in enumerate(layers):
         layers[index] = SlicedLayer(layer).train(layer.training)
     _free_the_head(sliced)

@@ -115,4 +115,6 @@ def test_same_sizes_are_the_best_pair_that_fits():
 
 def test_same_sizes_refuse_layers_that_differ():
     with pytest.raises(TargetError, match="uniform=True"):
-        allocate_same_sizes([menu([1, 2], [1, 0]), menu([1, 3], [1, 0])], ["heads", "heads"], 0.9)
+        allocate_same_sizes(
+            [menu([1, 2], [1, 0]), menu([1, 2, 3], [2, 1, 0])], ["heads", "heads"], 0.9
+        )
