@@ -41,7 +41,7 @@ def prune(
     uniform: bool = False,
     objective: Objective | None = None,
     passes: int | None = None,
-    precision: str = "float64",
+    precision: str = "auto",
     output_dir: str | os.PathLike[str] | None = None,
     inplace: bool = False,
     progress: bool = True,
@@ -92,10 +92,12 @@ def prune(
         from the pruned network's own, and the solution that does best on calibration sequences
         held out is taken; for about twice the time. Default: what the method says, 1 for
         ``"stat"``.
-    precision : {"float64", "float32"}
+    precision : {"auto", "float64", "float32"}
         Of the products in the statistics of the activations, which are summed in float64 either
-        way. "float32" is quicker, most of all on GPUs that are slow in float64; it cannot tell an
-        error of a block below about 3e-4 from none. `stat_prune.linalg.Moments` has the details.
+        way. "float32" is quicker, most of all on GPUs that are slow in float64; what is left of a
+        channel once others explain it cannot be told from nothing below about 3e-4 of its norm
+        (`stat_prune.linalg.Moments`). "auto" is "float32", and another pass with "float64" over
+        blocks with channels that come near it, if there are any.
     output_dir : path, optional
         Save there as well; that it can be made is checked before any work.
     inplace : bool

@@ -14,6 +14,9 @@ from stat_prune.errors import SettingsError
 from stat_prune.methods import PEERS, Method, method_named
 from stat_prune.targets import Target
 
+#: Of the products in the statistics; "auto" is float32 but where that is too coarse.
+PRECISIONS = ("auto", "float64", "float32")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -30,7 +33,7 @@ class Settings:
     uniform: bool = False
     objective: Objective | None = None
     passes: int | None = None
-    precision: str = "float64"
+    precision: str = "auto"
     inplace: bool = False
     progress: bool = True
 
@@ -41,10 +44,8 @@ class Settings:
                 raise SettingsError(f"`{name}` must be a positive integer, got {value!r}.")
         if self.passes not in (None, 1, 2):
             raise SettingsError(f"`passes` must be 1 or 2, got {self.passes!r}.")
-        if self.precision not in ("float64", "float32"):
-            raise SettingsError(
-                f"`precision` must be 'float64' or 'float32', got {self.precision!r}."
-            )
+        if self.precision not in PRECISIONS:
+            raise SettingsError(f"`precision` must be one of {PRECISIONS}, got {self.precision!r}.")
         if self.method not in PEERS:
             method_named(self.method)
         elif self.uniform:

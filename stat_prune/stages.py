@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from stat_prune.accounting import account, measure, measure_speed
+from stat_prune.blocks import Block
 from stat_prune.budget.choice import choose
 from stat_prune.budget.sensitivity import output_distance, positions_per_sequence, probe
 from stat_prune.checkpoint import as_pruned_class
@@ -31,28 +32,48 @@ from stat_prune.targets import Target
 
 
 def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
-    """One pass over the calibration set: second moments of every consumer's input.
+    """Second moments of every consumer's input, in one pass over the calibration set.
 
-    And, where the criterion looks at it, another that sees the attention of every head.
+    Products in float32 do where every channel says something of its own; blocks where one does not
+    are measured in another pass.
     """
+    attention = _attention_of_heads(run) if recipe.heads_only else {}
+    automatic = run.settings.precision == "auto"
+    precision = "float32" if automatic else run.settings.precision
+    statistics = _statistics(run, recipe, run.blocks, precision)
+    if automatic:
+        again = agreed(lambda: [one.block for one in statistics.values() if one.has_dependence()])
+        for block in again:
+            del statistics[block.name]  # the memory is needed
+        statistics |= _statistics(run, recipe, again, "float64")
+    return [
+        replace(statistics[block.name], attention=attention.get(block.name)) for block in run.blocks
+    ]
+
+
+def _statistics(
+    run: Run, recipe: Method, blocks: Sequence[Block], precision: str
+) -> dict[str, BlockStatistics]:
+    """Of some blocks, by name; no pass for none."""
+    if not blocks:
+        return {}
     mine = [batch for number, batch in enumerate(run.calibration.batches) if is_mine(number)]
     with run.stage("collect"):
         moments = together(
-            lambda: collect_moments(
-                run.model, run.blocks, run.tracked(mine), precision=run.settings.precision
-            )
+            lambda: collect_moments(run.model, blocks, run.tracked(mine), precision=precision)
         )
         moments = summed(moments)
-    statistics = statistics_of(
-        run.model.base_model, run.blocks, moments, absorb_mean=recipe.absorb_mean
-    )
-    if not recipe.heads_only:
-        return statistics
+    base = run.model.base_model
+    found = statistics_of(base, blocks, moments, absorb_mean=recipe.absorb_mean)
+    return {one.block.name: one for one in found}
+
+
+def _attention_of_heads(run: Run) -> Mapping[str, Mapping[str, torch.Tensor]]:
+    """One more pass, for criteria that look at the attention of every head; by block."""
     with run.stage("collect attention"):
         classes = TokenClasses(run.tokenizer) if run.tokenizer is not None else None
         # Every process reads all of it, and finds the same.
-        heads = stream_statistics(run.model, run.tracked(run.calibration.batches), classes)
-    return [replace(one, attention=heads.values[one.block.name]) for one in statistics]
+        return stream_statistics(run.model, run.tracked(run.calibration.batches), classes).values
 
 
 def decompose(run: Run, recipe: Method, statistics: Sequence[BlockStatistics]) -> list[Candidates]:

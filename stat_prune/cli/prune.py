@@ -97,10 +97,11 @@ def prune(
         str,
         typer.Option(
             metavar="NAME",
-            callback=one_of("float64", "float32"),
-            help="Of products in the statistics; float32 is quicker and a little coarser.",
+            callback=one_of("auto", "float64", "float32"),
+            help="Of products in the statistics; float32 is quicker and a little coarser, auto is "
+            "float32 where that is no loss.",
         ),
-    ] = "float64",
+    ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the model in --output.")
     ] = False,
