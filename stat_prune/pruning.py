@@ -39,6 +39,7 @@ def prune(
     ignore: Iterable[int | str] = (),
     round_to: int = 1,
     uniform: bool = False,
+    remove_blocks: bool = True,
     objective: Objective | None = None,
     passes: int | None = None,
     precision: str = "auto",
@@ -84,6 +85,10 @@ def prune(
         Keep numbers of neurons to multiples of this.
     uniform : bool
         The same sizes in every layer.
+    remove_blocks : bool
+        Whether all heads of a layer, or all neurons, may leave together where the budget is then
+        best spent: of such a block the consumer's bias is left, which has taken up the block's mean
+        output. Not with `uniform`, nor by methods that keep the same fraction of every block.
     objective : callable, optional
         What the default method measures at the output: ``(dense_output, pruned_output, batch)`` to
         a tensor of distances. Default: `stat_prune.budget.sensitivity.output_distance`.
@@ -133,6 +138,7 @@ def prune(
         ignore=ignore,
         round_to=round_to,
         uniform=uniform,
+        remove_blocks=remove_blocks,
         objective=objective,
         passes=passes,
         precision=precision,
@@ -180,6 +186,7 @@ def prune_family(
                 target,
                 seq_length=run.lengths(target),
                 round_to=chosen.round_to,
+                remove=chosen.removes_blocks,
                 timed=run.timed(target),
             )
         if chosen.method in PLANNERS:

@@ -31,6 +31,7 @@ class Settings:
     ignore: Iterable[int | str] = ()
     round_to: int = 1
     uniform: bool = False
+    remove_blocks: bool = True
     objective: Objective | None = None
     passes: int | None = None
     precision: str = "auto"
@@ -57,6 +58,13 @@ class Settings:
         return [self.ignore] if isinstance(self.ignore, int | str) else list(self.ignore)
 
     @property
+    def removes_blocks(self) -> bool:
+        """Whether blocks may leave altogether: not where all layers are to be alike."""
+        if not self.remove_blocks or self.uniform or self.method in PEERS:
+            return False
+        return method_named(self.method).allocation != "even"
+
+    @property
     def ranks_heads_only(self) -> bool:
         """Whether the method's criterion has nothing to say of neurons."""
         return self.method not in PEERS and method_named(self.method).heads_only
@@ -73,6 +81,7 @@ class Settings:
             "ignore": self.ignored,
             "round_to": self.round_to,
             "uniform": self.uniform,
+            "remove_blocks": self.remove_blocks,
             "passes": self.passes,
             "precision": self.precision,
             "objective": getattr(self.objective, "__qualname__", None),

@@ -88,6 +88,7 @@ def decompose(run: Run, recipe: Method, statistics: Sequence[BlockStatistics]) -
             criterion,
             corrected=recipe.corrected,
             generator=torch.Generator().manual_seed(int(seed)),
+            remove=run.settings.removes_blocks,
         )
 
     mine = [number for number in range(len(statistics)) if is_mine(number)]

@@ -198,12 +198,18 @@ def joint_menu(menus: Sequence[Menu], part: str) -> Menu:
     )
 
 
-def raise_unreachable(fraction: float, least: float, total: float, why: str = "") -> NoReturn:
-    """Raise the `TargetError` of a budget below the least that blocks can cost."""
+def raise_unreachable(
+    fraction: float, least: float, total: float, why: str = "", *, remove: bool = False
+) -> NoReturn:
+    """Raise the `TargetError` of a budget below the least that blocks can cost.
+
+    `remove` says whether that is without the blocks that can leave altogether.
+    """
+    what = "what must stay" if remove else "one head and the fewest neurons in every block"
     raise TargetError(
-        f"A kept fraction of {fraction:g} is below the least that can be reached: one head and "
-        f"the fewest neurons in every block already cost {least / total:.4g} of the whole. Ask "
-        f"for more, or lower round_to or shorten ignore. {why}".rstrip()
+        f"A kept fraction of {fraction:g} is below the least that can be reached: {what} already "
+        f"cost{'s' if remove else ''} {least / total:.4g} of the whole. Ask for more, or lower "
+        f"round_to or shorten ignore. {why}".rstrip()
     )
 
 

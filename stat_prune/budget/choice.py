@@ -80,7 +80,9 @@ def choose(
     spread = partial(_spread, candidates, weights, untouched=untouched, uniform=uniform, even=even)
     if timed is None:
         cost = None if isinstance(target, Tolerance) else cost_function(target, seq_length)
-        return spread(target.budgets(blocks), cost, round_to)
+        choice = spread(target.budgets(blocks), cost, round_to)
+        _check_something_left(candidates, choice, target)
+        return choice
 
     def chosen(share: float) -> list[int]:
         return spread([(blocks, share)], timed.cost, timed.round_to)
@@ -92,7 +94,20 @@ def choose(
         ]
         return 1 / timed.compare_sizes(sizes).speed_up
 
-    return search(target.fractions()["all"], 1 / timed.least.speed_up, chosen, measured)
+    choice = search(target.fractions()["all"], 1 / timed.least.speed_up, chosen, measured)
+    _check_something_left(candidates, choice, target)
+    return choice
+
+
+def _check_something_left(
+    candidates: Sequence[Candidates], choice: Sequence[int], target: Target
+) -> None:
+    """Refuse to remove everything: a model that is all biases computes nothing."""
+    if not any(one.prefixes[index][1] for one, index in zip(candidates, choice, strict=True)):
+        raise TargetError(
+            f"With {target!r} nothing would be left of any block that can be pruned. Ask for less, "
+            "or pass remove_blocks=False."
+        )
 
 
 def _spread(
@@ -150,9 +165,12 @@ def check_reachable(
     *,
     seq_length: SeqLength,
     round_to: int,
+    remove: bool = False,
     timed: TimedModel | None = None,
 ) -> None:
     """Refuse, before any work, a target below one head and the fewest neurons in every block.
+
+    With `remove`, blocks that can leave altogether cost nothing, but one of them stays.
 
     Raises
     ------
@@ -166,14 +184,20 @@ def check_reachable(
         return
     cost = cost_function(target, seq_length)
     for members, fraction in target.budgets([*blocks, *untouched]):
-        least = sum(
-            full_cost(block, cost) if block in untouched else _least_cost(block, cost, round_to)
-            for block in members
-        )
         total = sum(full_cost(block, cost) for block in members)
+        least = sum(full_cost(block, cost) for block in members if block in untouched)
+        extra = []
+        for block in members:
+            if block in untouched:
+                continue
+            fewest = _least_cost(block, cost, round_to)
+            lowest = cost(block, 0, 0) if remove and block.removable else fewest
+            least += lowest
+            extra.append(fewest - lowest)
+        least += min(extra, default=0.0)
         if least > fraction * total * (1 + 1e-9):
             reasons = dict.fromkeys(block.fixed for block in members if block.fixed)
-            raise_unreachable(fraction, least, total, " ".join(reasons))
+            raise_unreachable(fraction, least, total, " ".join(reasons), remove=remove)
 
 
 def _check_time(target: Target, timed: TimedModel) -> None:

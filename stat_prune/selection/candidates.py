@@ -103,11 +103,13 @@ def candidates_for(
     *,
     corrected: bool,
     generator: torch.Generator,
+    remove: bool = False,
 ) -> Candidates:
     """Rank the units of a block and price every size.
 
     With shared keys and values a size is a number of key/value heads and an equal number of query
-    heads for each: every pair is a candidate.
+    heads for each: every pair is a candidate. A block of which nothing is left loses all that its
+    consumer makes, or what that varies about its mean where a bias has it.
 
     Parameters
     ----------
@@ -117,6 +119,8 @@ def candidates_for(
         Whether the error is that after the least-squares correction, or that of plain removal.
     generator : torch.Generator
         For criteria that draw at random.
+    remove : bool
+        Whether no unit at all is a size too, where the block allows it.
     """
     block = statistics.block
     ranking = criterion(statistics, block.unit_size, generator)
@@ -133,7 +137,9 @@ def candidates_for(
     for index, (order, step, (output, activation)) in enumerate(
         zip(orders, starts, curves, strict=True)
     ):
-        for length in range(step, len(order) + 1, step):
+        # Of several orders one is enough to begin with nothing.
+        least = 0 if remove and block.removable and index == 0 else step
+        for length in range(least, len(order) + 1, step):
             prefixes.append((index, length))
             groups.append(length // step)
             output_errors.append(output[length])
