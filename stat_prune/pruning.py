@@ -39,7 +39,7 @@ def prune(
     ignore: Iterable[int | str] = (),
     round_to: int = 1,
     uniform: bool = False,
-    remove_blocks: bool = True,
+    remove_blocks: bool = False,
     objective: Objective | None = None,
     passes: int | None = None,
     precision: str = "auto",

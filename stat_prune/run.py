@@ -127,6 +127,7 @@ class Run:
                     batch_size=target.batch_size,
                     seq_length=length,
                     round_to=self.settings.round_to,
+                    remove=self.settings.removes_blocks,
                 )
         return self.timed_models[key]
 

@@ -31,7 +31,7 @@ class Settings:
     ignore: Iterable[int | str] = ()
     round_to: int = 1
     uniform: bool = False
-    remove_blocks: bool = True
+    remove_blocks: bool = False
     objective: Objective | None = None
     passes: int | None = None
     precision: str = "auto"

@@ -205,11 +205,13 @@ def raise_unreachable(
 
     `remove` says whether that is without the blocks that can leave altogether.
     """
-    what = "what must stay" if remove else "one head and the fewest neurons in every block"
+    what = "one head and the fewest neurons in every block"
+    if remove:
+        what = "one head or the fewest neurons, and the blocks that cannot leave,"
     raise TargetError(
         f"A kept fraction of {fraction:g} is below the least that can be reached: {what} already "
-        f"cost{'s' if remove else ''} {least / total:.4g} of the whole. Ask for more, or lower "
-        f"round_to or shorten ignore. {why}".rstrip()
+        f"cost {least / total:.4g} of the whole. Ask for more, or lower round_to or shorten "
+        f"ignore. {why}".rstrip()
     )
 
 

@@ -84,8 +84,11 @@ def choose(
         _check_something_left(candidates, choice, target)
         return choice
 
+    # Below it, nothing would be left of any block.
+    least = timed.least_seconds / max(sum(full_cost(b, timed.cost) for b in blocks), 1e-300)
+
     def chosen(share: float) -> list[int]:
-        return spread([(blocks, share)], timed.cost, timed.round_to)
+        return spread([(blocks, max(share, least))], timed.cost, timed.round_to)
 
     def measured(choice: list[int]) -> float:
         sizes = [
@@ -184,17 +187,17 @@ def check_reachable(
         return
     cost = cost_function(target, seq_length)
     for members, fraction in target.budgets([*blocks, *untouched]):
-        total = sum(full_cost(block, cost) for block in members)
-        least = sum(full_cost(block, cost) for block in members if block in untouched)
-        extra = []
-        for block in members:
-            if block in untouched:
-                continue
-            fewest = _least_cost(block, cost, round_to)
-            lowest = cost(block, 0, 0) if remove and block.removable else fewest
-            least += lowest
-            extra.append(fewest - lowest)
-        least += min(extra, default=0.0)
+        whole = sum(full_cost(block, cost) for block in members if block in untouched)
+        cut = [block for block in members if block not in untouched]
+        fewest = [_least_cost(block, cost, round_to) for block in cut]
+        # What each block costs where another has the one unit that has to stay.
+        lowest = [
+            cost(block, 0, 0) if remove and block.removable else units
+            for block, units in zip(cut, fewest, strict=True)
+        ]
+        one = min((a - b for a, b in zip(fewest, lowest, strict=True)), default=0.0)
+        least = whole + sum(lowest) + one
+        total = whole + sum(full_cost(block, cost) for block in cut)
         if least > fraction * total * (1 + 1e-9):
             reasons = dict.fromkeys(block.fixed for block in members if block.fixed)
             raise_unreachable(fraction, least, total, " ".join(reasons), remove=remove)
@@ -206,10 +209,9 @@ def _check_time(target: Target, timed: TimedModel) -> None:
         batch_size, seq_length = timed.batch["input_ids"].shape
         raise TargetError(
             f"A speed-up of {1 / fraction:.4g} (a kept fraction of {fraction:.4g} of the time) is "
-            "beyond the most that can be reached: with one head and the fewest neurons in every "
-            f"block the model is {most:.4g} times as fast as the dense one, on {batch_size} x "
-            f"{seq_length} tokens; embeddings and the rest stay as they are. Ask for less, or "
-            "time larger batches."
+            "beyond the most that can be reached: with the least of every block the model is "
+            f"{most:.4g} times as fast as the dense one, on {batch_size} x {seq_length} tokens; "
+            "embeddings and the rest stay as they are. Ask for less, or time larger batches."
         )
 
 

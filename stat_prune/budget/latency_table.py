@@ -71,28 +71,44 @@ class LatencyTable:
         )
 
 
-def head_sizes(block: Block) -> list[tuple[int, int]]:
-    """Every number of key/value heads with every equal number of query heads for each."""
+def head_sizes(block: Block, remove: bool = False) -> list[tuple[int, int]]:
+    """Every number of key/value heads with every equal number of query heads for each.
+
+    With `remove` and where the block allows it, none of either comes first.
+    """
     if block.fixed:
         return [(block.num_units, block.num_groups)]
-    return [
+    none = [(0, 0)] if remove and block.removable else []
+    return none + [
         (groups * members, groups)
         for members in range(1, block.units_per_group + 1)
         for groups in range(1, block.num_groups + 1)
     ]
 
 
-def neuron_sizes(block: Block, round_to: int) -> list[int]:
-    """A grid of multiples of `round_to`, from the least to the size that the block has."""
+def neuron_sizes(block: Block, round_to: int, remove: bool = False) -> list[int]:
+    """A grid of multiples of `round_to`, from the least to the size that the block has.
+
+    With `remove` and where the block allows it, no neurons come first.
+    """
+    if block.fixed:
+        return [block.num_units]
     steps = [1 / (2 * NEURON_STEPS), *(i / NEURON_STEPS for i in range(1, NEURON_STEPS))]
     rounded = {round(step * block.num_units / round_to) * round_to for step in steps}
     least = min(round_to, block.num_units)
     inside = {size for size in rounded if least < size < block.num_units}
-    return sorted({least, *inside, block.num_units})
+    none = {0} if remove and block.removable else set()
+    return sorted({least, *inside, block.num_units, *none})
 
 
 def measure_layer(
-    model: PreTrainedModel, heads: Block, neurons: Block, batch: Batch, *, round_to: int
+    model: PreTrainedModel,
+    heads: Block,
+    neurons: Block,
+    batch: Batch,
+    *,
+    round_to: int,
+    remove: bool = False,
 ) -> LatencyTable:
     """Time one layer at every size of its attention and of its feed-forward network.
 
@@ -107,8 +123,11 @@ def measure_layer(
     batch : mapping of str to Tensor
     round_to : int
         Multiples that numbers of neurons are kept to.
+    remove : bool
+        Whether no heads and no neurons are sizes too.
     """
-    by_heads, by_neurons = head_sizes(heads), neuron_sizes(neurons, round_to)
+    by_heads = head_sizes(heads, remove)
+    by_neurons = neuron_sizes(neurons, round_to, remove)
     sizes = [(*size, by_neurons[0]) for size in by_heads]
     least = by_heads[0]
     sizes += [(*least, size) for size in by_neurons[1:]]

@@ -18,7 +18,12 @@ from transformers import PreTrainedModel
 
 from stat_prune.blocks import Block
 from stat_prune.budget.latency_cache import cached_table
-from stat_prune.budget.latency_table import LatencyTable, measure_layer, neuron_sizes
+from stat_prune.budget.latency_table import (
+    LatencyTable,
+    head_sizes,
+    measure_layer,
+    neuron_sizes,
+)
 from stat_prune.errors import TargetError
 from stat_prune.evaluation.latency import forward_turns, undisturbed_clock
 from stat_prune.surgery import cut_copy
@@ -114,7 +119,9 @@ class TimedModel:
     tables : dict of str to LatencyTable
         By the name of each block that may be cut.
     least : Comparison
-        Of the model with the least of every such block.
+        Of the model with the least of every such block, but not nothing of all.
+    least_seconds : float
+        What `cost` says that this model takes.
     round_to : int
         Multiples that numbers of neurons are kept to.
     """
@@ -123,13 +130,12 @@ class TimedModel:
     batch: dict[str, Tensor]
     tables: dict[str, LatencyTable]
     least: Comparison
+    least_seconds: float
     round_to: int
 
     def cost(self, block: Block, num_units: int, num_groups: int) -> float:
         """Seconds beyond those of the block's quickest size; 0 for a block that stays whole."""
-        if block.name not in self.tables:
-            return 0.0
-        return self.tables[block.name].extra_seconds(block.kind, num_units, num_groups)
+        return _cost(self.tables, block, num_units, num_groups)
 
     def compare_sizes(self, sizes: Sequence[tuple[Block, int, int]]) -> Comparison:
         """Time a copy with blocks of these units and key/value heads."""
@@ -148,6 +154,7 @@ def time_model(
     batch_size: int,
     seq_length: int,
     round_to: int,
+    remove: bool = False,
 ) -> TimedModel:
     """Measure a latency table for each shape of layer, and the fastest that the model can be.
 
@@ -159,6 +166,8 @@ def time_model(
     batch_size, seq_length : int
     round_to : int
         Multiples that numbers of neurons are kept to; 1 for `MULTIPLE`.
+    remove : bool
+        Whether blocks may leave altogether.
     """
     multiple = round_to if round_to > 1 else MULTIPLE
     dense = cut_copy(model, [])
@@ -185,15 +194,26 @@ def time_model(
                 "attention": dense.config._attn_implementation,
                 "batch": [batch_size, seq_length],
                 "round_to": multiple,
+                "remove": remove,
                 "heads": _shape(heads),
                 "neurons": _shape(neurons),
             },
-            partial(measure_layer, dense, heads, neurons, batch, round_to=multiple),
+            partial(measure_layer, dense, heads, neurons, batch, round_to=multiple, remove=remove),
         )
         tables |= {block.name: table for block in (heads, neurons) if block in blocks}
-    fastest = cut_copy(dense, [_least_size(block, multiple) for block in blocks])
-    least = compare(dense, fastest, batch, precision=2 * PRECISION)
-    return TimedModel(dense, batch, tables, least, multiple)
+    sizes = _least_sizes(blocks, multiple, tables, remove)
+    least = compare(dense, cut_copy(dense, sizes), batch, precision=2 * PRECISION)
+    least_seconds = sum(_cost(tables, *size) for size in sizes)
+    return TimedModel(dense, batch, tables, least, least_seconds, multiple)
+
+
+def _cost(
+    tables: Mapping[str, LatencyTable], block: Block, num_units: int, num_groups: int
+) -> float:
+    """Seconds beyond those of the block's quickest size; 0 without a table."""
+    if block.name not in tables:
+        return 0.0
+    return tables[block.name].extra_seconds(block.kind, num_units, num_groups)
 
 
 def device_name(device: torch.device) -> str:
@@ -212,9 +232,23 @@ def _shape(block: Block) -> list[Any]:
     return [*sizes, block.input_size, block.output_size, block.consumer_bias, block.fixed, made]
 
 
-def _least_size(block: Block, round_to: int) -> tuple[Block, int, int]:
-    least = 1 if block.kind == "heads" else neuron_sizes(block, round_to)[0]
-    return block, least, least
+def _least_sizes(
+    blocks: Sequence[Block], round_to: int, tables: Mapping[str, LatencyTable], remove: bool
+) -> list[tuple[Block, int, int]]:
+    """The fewest units of every block: none where that is allowed, but not of all blocks."""
+
+    def least(block: Block, remove: bool) -> tuple[Block, int, int]:
+        if block.kind == "heads":
+            return block, *head_sizes(block, remove)[0]
+        units = neuron_sizes(block, round_to, remove)[0]
+        return block, units, units
+
+    sizes = [least(block, remove) for block in blocks]
+    if not any(units for _, units, _ in sizes):
+        kept = [least(block, False) for block in blocks]
+        cheapest = min(range(len(kept)), key=lambda number: _cost(tables, *kept[number]))
+        sizes[cheapest] = kept[cheapest]
+    return sizes
 
 
 def _random_batch(model: PreTrainedModel, batch_size: int, seq_length: int) -> dict[str, Tensor]:

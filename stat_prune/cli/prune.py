@@ -84,6 +84,13 @@ def prune(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="The same sizes in every layer.")
     ] = False,
+    remove_blocks: Annotated[
+        bool,
+        typer.Option(
+            "--remove-blocks",
+            help="All heads of a layer, or all neurons, may leave: for extreme targets.",
+        ),
+    ] = False,
     passes: Annotated[
         int | None,
         typer.Option(
@@ -167,6 +174,7 @@ def prune(
             ignore=[int(name) if name.isdigit() else name for name in ignore or ()],
             round_to=round_to,
             uniform=uniform,
+            remove_blocks=remove_blocks,
             passes=passes,
             precision=precision,
             inplace=True,

@@ -160,12 +160,13 @@ def check_columns(columns: object, num_channels: int, device: torch.device) -> T
     return index
 
 
-def check_count(value: object, name: str) -> int:
-    """Return `value` if it is a positive integer."""
+def check_count(value: object, name: str, minimum: int = 1) -> int:
+    """Return `value` if it is an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be an int, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be positive, got {value}.")
+    if value < minimum:
+        wanted = "positive" if minimum == 1 else f"at least {minimum}"
+        raise ValueError(f"`{name}` must be {wanted}, got {value}.")
     return value
 
 

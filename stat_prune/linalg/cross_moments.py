@@ -22,7 +22,7 @@ class CrossMoments(CentredStream):
     Parameters
     ----------
     num_features, num_targets : int
-        k and d.
+        k, which may be 0, and d.
     device : torch.device or str, optional
         Where the statistics live. Default: the device of the first batch.
     """
@@ -36,7 +36,7 @@ class CrossMoments(CentredStream):
     def __init__(
         self, num_features: int, num_targets: int, *, device: torch.device | str | None = None
     ) -> None:
-        self.num_features = check_count(num_features, "num_features")
+        self.num_features = check_count(num_features, "num_features", minimum=0)
         self.num_targets = check_count(num_targets, "num_targets")
         super().__init__(num_features + num_targets, device=device)
 

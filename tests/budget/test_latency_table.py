@@ -48,6 +48,15 @@ def llama():
 def test_sizes_of_heads_are_all_that_surgery_can_make():
     assert head_sizes(head_block(3, 3, 2, 5)) == [(1, 1), (2, 2), (3, 3)]
     assert head_sizes(head_block(4, 2, 2, 5)) == [(1, 1), (2, 2), (2, 1), (4, 2)]
+    assert head_sizes(head_block(2, 2, 2, 5), remove=True) == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_no_size_is_zero_where_a_block_cannot_be_removed():
+    heads, neurons = head_block(2, 2, 2, 5), neuron_block(48, 4, bias=True)
+    assert neuron_sizes(neurons, 8, remove=True) == [0, *neuron_sizes(neurons, 8)]
+    heads, neurons = (dataclasses.replace(one, removable=False) for one in (heads, neurons))
+    assert head_sizes(heads, remove=True) == head_sizes(heads)
+    assert neuron_sizes(neurons, 8, remove=True) == neuron_sizes(neurons, 8)
 
 
 @pytest.mark.parametrize(("size", "multiple"), [(1536, 8), (11008, 64), (48, 8), (1013, 8), (5, 8)])
@@ -74,30 +83,31 @@ def test_a_smaller_size_that_takes_longer_costs_more_and_nothing_costs_less_than
     assert odd.extra_seconds("neurons", 16, 16) == 0
 
 
+@pytest.mark.parametrize("remove", [False, True])
 @pytest.mark.parametrize("build", [bert, llama])
-def test_a_layer_is_timed_at_every_size_of_each_block(build, linear_clock):
+def test_a_layer_is_timed_at_every_size_of_each_block(build, remove, linear_clock):
     model = build()
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     heads, neurons = find_blocks(model)[2:]
     batch = {"input_ids": torch.arange(TOKENS)[None]}
-    table = measure_layer(model, heads, neurons, batch, round_to=8)
-
-    calls = len(heads.producers) + len(neurons.producers) + 2
+    table = measure_layer(model, heads, neurons, batch, round_to=8, remove=remove)
 
     def seconds(num_heads: int, num_groups: int, num_neurons: int) -> float:
+        # Without heads there is nothing to project.
+        calls = (len(heads.producers) if num_heads else 0) + len(neurons.producers) + 2
         # Attention's own products are no linear layers, so this clock does not count them.
         attention = 2 * TOKENS**2 * heads.unit_size * num_heads
         macs = heads.macs(num_heads, num_groups, TOKENS) - attention
         macs += neurons.macs(num_neurons, num_neurons, TOKENS)
         return calls * PER_CALL + PER_MAC * macs
 
-    assert [row[:2] for row in table.heads] == head_sizes(heads)
-    assert [row[0] for row in table.neurons] == [8, 16, 24, 32, 40, 48]
+    assert [row[:2] for row in table.heads] == head_sizes(heads, remove)
+    assert [row[0] for row in table.neurons] == [0] * remove + [8, 16, 24, 32, 40, 48]
     for units, groups, measured in table.heads:
-        assert measured == pytest.approx(seconds(units, groups, 8))
+        assert measured == pytest.approx(seconds(units, groups, 0 if remove else 8))
     for units, measured in table.neurons:
-        assert measured == pytest.approx(seconds(1, 1, units))
+        assert measured == pytest.approx(seconds(0, 0, units) if remove else seconds(1, 1, units))
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -27,6 +27,11 @@ PROMISES = {
     "dtypes": ["test_models_come_back_in_their_own_dtype"],
     "padding": ["test_padding_does_not_change_the_result"],
     "again": ["test_a_result_can_be_pruned_again_and_saved_again"],
+    "removal": [
+        "test_a_removed_block_leaves_its_bias_and_nothing_else",
+        "test_models_without_some_blocks_load_to_the_bit_in_each_way",
+        "test_blocks_that_add_nothing_leave_altogether_and_nothing_is_lost",
+    ],
     "second pass": [
         "test_the_stream_comes_closer_to_the_dense_one",
         "test_with_one_block_cut_there_is_nothing_to_make_up_for",

@@ -151,15 +151,19 @@ def test_in_place_the_model_itself_is_as_fast_as_asked(model, prune, linear_cloc
     )
 
 
-def test_what_cannot_be_reached_states_the_most_that_can(model, prune, linear_clock):
+@pytest.mark.parametrize("remove", [False, True])
+def test_what_cannot_be_reached_states_the_most_that_can(model, prune, linear_clock, remove):
     before = copy.deepcopy(model)
     with pytest.raises(TargetError, match="2 x 12 tokens") as caught:
-        prune(model, Speedup(100, **BATCH))
+        prune(model, Speedup(100, **BATCH), remove_blocks=remove)
     assert_untouched(model, before)
     most = float(str(caught.value).split("the model is ")[1].split(" ")[0])
-    result = prune(model, Speedup(most, **BATCH))
+    result = prune(model, Speedup(most, **BATCH), remove_blocks=remove)
     assert result.report.speed.speed_up == pytest.approx(most, rel=1e-3)
-    assert all(row.kept == (1 if row.kind == "heads" else 8) for row in result.report.blocks)
+    kept = [(row.kept, 1 if row.kind == "heads" else 8) for row in result.report.blocks]
+    whole = [units for units, least in kept if units == least]
+    assert len(whole) == (1 if remove else len(kept))
+    assert all(units in (0, least) for units, least in kept)
 
 
 def test_a_miss_is_a_warning_with_both_figures(prune, linear_clock):

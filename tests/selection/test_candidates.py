@@ -10,16 +10,18 @@ import pytest
 import torch
 from toys import head_block, neuron_block, random_statistics
 
+from stat_prune.correction import fold
 from stat_prune.methods import CriterionName
 from stat_prune.selection import CRITERIA, candidates_for
 
 
-def candidates_of(statistics, criterion: str, *, corrected: bool = True):
+def candidates_of(statistics, criterion: str, *, corrected: bool = True, remove: bool = False):
     return candidates_for(
         statistics,
         CRITERIA[criterion],
         corrected=corrected,
         generator=torch.Generator().manual_seed(0),
+        remove=remove,
     )
 
 
@@ -69,6 +71,32 @@ def test_shared_keys_offer_every_number_of_groups_and_of_heads_a_group(criterion
             activations, consumer.weight, statistics.block.channels(units), bias=False
         )
         assert float(candidates.output_errors[index]) == pytest.approx(output, rel=1e-4, abs=1e-10)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_no_unit_at_all_is_a_size_where_asked_for_and_loses_what_varies(bias):
+    for block in (neuron_block(12, 5, bias=bias), head_block(6, 2, 3, 5), head_block(4, 4, 3, 5)):
+        block = replace(block, consumer_bias=bias)
+        statistics, activations, consumer = random_statistics(block, bias=bias)
+        without, candidates = (
+            candidates_of(statistics, "interpolative", remove=remove) for remove in (False, True)
+        )
+        none = torch.empty(0, dtype=torch.int64)
+        output, activation = dense_errors(activations, consumer.weight, none, bias=bias)
+        assert candidates.units(0).tolist() == []
+        assert int(candidates.num_groups[0]) == 0
+        assert float(candidates.output_errors[0]) == pytest.approx(output, rel=1e-6)
+        assert float(candidates.activation_errors[0]) == pytest.approx(activation, rel=1e-6)
+        assert list(candidates.prefixes[1:]) == list(without.prefixes)
+        folded = fold(statistics, candidates.units(0))
+        assert folded.weight.shape == (5, 0)
+        assert folded.output_error == pytest.approx(output**0.5, rel=1e-6)
+        if bias:
+            mean = (activations @ consumer.weight.T).mean(0)
+            torch.testing.assert_close(folded.bias, mean)
+        fixed = replace(statistics, block=replace(block, removable=False))
+        prefixes = candidates_of(fixed, "interpolative", remove=True).prefixes
+        assert list(prefixes) == list(without.prefixes)
 
 
 def test_errors_without_correction_are_those_of_plain_removal():
