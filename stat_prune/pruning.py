@@ -88,7 +88,9 @@ def prune(
     remove_blocks : bool
         Whether all heads of a layer, or all neurons, may leave together where the budget is then
         best spent: of such a block the consumer's bias is left, which has taken up the block's mean
-        output. Not with `uniform`, nor by methods that keep the same fraction of every block.
+        output. Ignored with `uniform` and by methods that keep the same fraction of every block.
+        Off by default, as what a block's last units do is hard to foresee; for targets that are out
+        of reach otherwise.
     objective : callable, optional
         What the default method measures at the output: ``(dense_output, pruned_output, batch)`` to
         a tensor of distances. Default: `stat_prune.budget.sensitivity.output_distance`.

@@ -34,13 +34,15 @@ class Menu:
     full_cost: float
 
 
-def menu_for(candidates: Candidates, weight: float, cost: CostFunction, round_to: int = 1) -> Menu:
+def menu_for(
+    candidates: Candidates, weight: float | Tensor, cost: CostFunction, round_to: int = 1
+) -> Menu:
     """The candidates of a block that `round_to` allows, with weighed errors.
 
     Parameters
     ----------
     candidates : Candidates
-    weight : float
+    weight : float or Tensor of shape (c,), float64
         Effect on the output for each unit of the block's relative squared error.
     cost : callable
     round_to : int
@@ -57,7 +59,7 @@ def menu_for(candidates: Candidates, weight: float, cost: CostFunction, round_to
     return Menu(
         indices=indices[ascending],
         costs=costs[ascending],
-        errors=weight * candidates.output_errors[indices][ascending],
+        errors=(weight * candidates.output_errors)[indices][ascending],
         full_cost=full_cost(candidates.block, cost),
     )
 

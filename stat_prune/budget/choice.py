@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.allocation import (
@@ -28,7 +29,7 @@ from stat_prune.targets import MACs, Target, Tolerance
 
 def choose(
     candidates: Sequence[Candidates],
-    weights: Sequence[float],
+    weights: Sequence[float | Tensor],
     target: Target,
     *,
     seq_length: SeqLength,
@@ -43,8 +44,9 @@ def choose(
     Parameters
     ----------
     candidates : sequence of Candidates
-    weights : sequence of float
-        Effect on the output for each unit of a block's relative squared error.
+    weights : sequence of float or of Tensor of shape (c,), float64
+        Effect on the output for each unit of a block's relative squared error, by block or by
+        candidate.
     target : Target
     seq_length : float or mapping of str to float
         Tokens a sequence, for MACs; by mask where a model reads several.
@@ -115,7 +117,7 @@ def _check_something_left(
 
 def _spread(
     candidates: Sequence[Candidates],
-    weights: Sequence[float],
+    weights: Sequence[float | Tensor],
     budgets: Sequence[tuple[list[Block], float]],
     cost: CostFunction | None,
     round_to: int,

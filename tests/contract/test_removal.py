@@ -13,13 +13,18 @@ from test_models import assert_untouched
 import stat_prune
 from stat_prune import MACs, Parameters, Tolerance
 from stat_prune.architectures import find_blocks
+from stat_prune.budget.sensitivity import distance, output_distance
 from stat_prune.calibration import build_calibration_set
 from stat_prune.collectors import collect_moments
 from stat_prune.completion import Completion
 from stat_prune.correction import fold
 from stat_prune.errors import TargetError
+from stat_prune.methods import method_named
 from stat_prune.projections import projection
-from stat_prune.restreaming import can_move, restream
+from stat_prune.restreaming import can_move, pruned_copy, restream
+from stat_prune.run import starting
+from stat_prune.settings import Settings
+from stat_prune.stages import collect, decompose, sensitivities
 from stat_prune.statistics import statistics_of
 
 BY_LABEL = {family.label: family for family in FAMILIES}
@@ -92,6 +97,24 @@ def test_with_removal_the_least_is_one_unit_of_one_block(family: Family, prune):
     ]
     assert any(row.kept for row in result.report.blocks)
     assert sum(row.kept == 0 for row in cut) >= len(cut) - 1
+
+
+@pytest.mark.parametrize("label", ["Bert", "Llama"])
+def test_a_removed_block_has_the_price_that_its_removal_shows(label, texts, word_tokenizer):
+    model = BY_LABEL[label].build("ForSequenceClassification")
+    recipe, settings = method_named("stat"), Settings(remove_blocks=True, progress=False)
+    with starting(model, texts, word_tokenizer, settings) as run:
+        statistics = collect(run, recipe)
+        candidates = decompose(run, recipe, statistics)
+        weights = sensitivities(run, recipe, statistics, candidates)
+        batches = run.probe_batches(1.0)
+    for one, sizes, weight in zip(statistics, candidates, weights, strict=True):
+        removed = pruned_copy(model, [fold(one, sizes.units(0))])
+        measured = distance(model, removed, batches, output_distance)
+        foretold = float(weight[-1] * sizes.output_errors[0])
+        price = float(weight[0] * sizes.output_errors[0])
+        assert price == pytest.approx(max(measured, foretold), rel=1e-3)
+        assert torch.equal(weight[1:], weight[-1:].expand(len(weight) - 1))
 
 
 def test_a_tolerance_that_removes_everything_is_refused(prune):
