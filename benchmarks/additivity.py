@@ -57,14 +57,16 @@ def measure(name: str, budgets: list[float], seed: int) -> list[Record]:
 def markdown(records: list[Record]) -> str:
     """The records as a table."""
     lines = [
-        "| task | kept | predicted | measured, first pass | measured, as taken | ridge |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| task | kept | predicted | measured, first pass | measured / predicted | "
+        "measured, as taken | ridge |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in records:
         ridge = "first pass" if row["ridge"] is None else f"{row['ridge']:g}"
         lines.append(
             f"| {row['task']} | {row['kept']:g} | {row['predicted']:.3g} | "
-            f"{row['first_pass']:.3g} | {row['taken']:.3g} | {ridge} |"
+            f"{row['first_pass']:.3g} | {row['first_pass'] / row['predicted']:.2f} | "
+            f"{row['taken']:.3g} | {ridge} |"
         )
     return "\n".join(lines) + "\n"
 
