@@ -107,8 +107,7 @@ def empty_layer(
 ) -> torch.nn.Module:
     """An uninitialised linear layer of the class, dtype and device of another.
 
-    A `Conv1D` cannot compute without inputs, as its reshaping is then ambiguous: it becomes an
-    `nn.Linear`.
+    A `Conv1D` cannot reshape what has no channels: without inputs it becomes an `nn.Linear`.
     """
     weight: Any = stock.weight
     layer: torch.nn.Module
@@ -199,14 +198,11 @@ def _with_own_bias(
 def compute_without_heads(
     attention: Any, output: str | None = None, passes_bias: bool = False
 ) -> None:
-    """Let an attention layer that has no heads left return what it then computes: a constant.
-
-    Stock forward methods split channels into heads, which is ambiguous where there are none.
+    """Let an attention layer without heads return a constant, as stock methods cannot split none.
 
     Parameters
     ----------
     attention : Module
-        With linear layers of size zero.
     output : str, optional
         Path, below it, of the linear layer that reads the heads. Without one, what it returns is
         their concatenation, of width zero.
@@ -235,8 +231,7 @@ def _without_heads(
         # Generation asks any one layer how many tokens it has seen, and an empty tensor would say
         # none: one number a token stands for the keys.
         seen = hidden_states.new_ones(*batch, 1, length, 1)
-        index = getattr(attention, "layer_idx", None)
-        index = attention.layer_id if index is None else index
+        index = attention.layer_id if hasattr(attention, "layer_id") else attention.layer_idx
         keys, _ = getattr(cache, "self_attention_cache", cache).update(seen, seen, index)
         num_keys = keys.shape[-2]
     result = context if output is None else attention.get_submodule(output)(context)
