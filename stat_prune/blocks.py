@@ -93,6 +93,8 @@ class Block:
         What its number of units is kept to multiples of, whatever the user asks for.
     fixed : str
         Why no unit can leave; ``""`` where units can.
+    removable : bool
+        Whether all units can leave together.
     mask, key_mask : str
         Entries of a batch that say where the tokens are that the block computes with, and those
         that it attends to: others in cross-attention.
@@ -125,6 +127,7 @@ class Block:
     stream_after: str | None = None
     multiple: int = 1
     fixed: str = ""
+    removable: bool = True
     mask: str = "attention_mask"
     key_mask: str = "attention_mask"
     calls: int = 1
@@ -144,7 +147,7 @@ class Block:
     @property
     def units_per_group(self) -> int:
         """Query heads that share a key/value head."""
-        return self.num_units // self.num_groups
+        return self.num_units // max(self.num_groups, 1)
 
     def channels(self, units: Tensor) -> Tensor:
         """Channels of the consumer's input that belong to `units`, in their order.

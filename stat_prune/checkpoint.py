@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_utils import _CAN_RECORD_REGISTRY
 
 from stat_prune import modeling_stat_prune
 from stat_prune.atomic import replace_directory
@@ -36,6 +37,9 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
     in_transformers = getattr(transformers, stock.__name__, None) is stock
     if getattr(model.config, "stat_prune", None):
         model.__class__ = modeling_stat_prune.pruned_class(stock)
+        # transformers notes when it makes a model which hidden states its class can record; this
+        # class may have made none.
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(model)), model._can_record_outputs)
         if in_transformers:
             classes = modeling_stat_prune.auto_classes(type(model.config))
             model.config.auto_map = {

@@ -4,19 +4,21 @@
 all layers. A model pruned by stat-prune has layers of different sizes; its ``config.json`` lists
 them under ``stat_prune``::
 
-    {"format": 2,
+    {"format": 3,
      "linear": {"encoder.layer.0.intermediate.dense": [out_features, in_features, has_bias], ...},
      "parameters": {"layers.0.mlp.experts.down_proj": [experts, out_features, in_features], ...},
      "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...},
-     "position_bias": {"encoder.layer.0.attention.attn": {"heads": [0, 1, 3]}, ...}}
+     "position_bias": {"encoder.layer.0.attention.attn": {"heads": [0, 1, 3]}, ...},
+     "no_heads": {"layers.3.self_attn": {"output": "o_proj"}, ...}}
 
 with paths below the base model, so that one record serves the base class and every head class. An
 attribute ``config.x`` is what the module at that path reads as ``self.config.x``. Format 1 had
-neither those nor parameters.
+neither those nor parameters, format 2 no layers without heads.
 Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.BertForMaskedLM` with
 the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
-else changes: no forward method is replaced. Where layers share a bias of the attention scores for
-every head (MPNet, T5), a hook gives each the part of its own heads.
+else changes: forward methods stay, but for those of attention layers that have lost all their
+heads. Where layers share a bias of the attention scores for every head (MPNet, T5), a hook gives
+each the part of its own heads.
 
 This file is copied into each saved folder, so that
 ``AutoModel.from_pretrained(folder, trust_remote_code=True)`` needs nothing but transformers.
@@ -25,6 +27,8 @@ This file is copied into each saved folder, so that
 from __future__ import annotations
 
 import inspect
+import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +37,7 @@ from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
 #: What this file reads; it is written in the last.
-FORMATS = (1, 2)
+FORMATS = (1, 2, 3)
 
 _pruned_classes: dict[Any, Any] = {}
 
@@ -101,15 +105,20 @@ def set_attributes(module: Any, values: dict[str, int]) -> None:
 def empty_layer(
     stock: torch.nn.Module, out_features: int, in_features: int, has_bias: bool
 ) -> torch.nn.Module:
-    """An uninitialised linear layer of the class, dtype and device of another."""
+    """An uninitialised linear layer of the class, dtype and device of another.
+
+    A `Conv1D` cannot compute without inputs, as its reshaping is then ambiguous: it becomes an
+    `nn.Linear`.
+    """
     weight: Any = stock.weight
     layer: torch.nn.Module
-    if isinstance(stock, Conv1D):
-        with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        if isinstance(stock, Conv1D) and in_features:
             layer = Conv1D(out_features, in_features)
-    else:
-        make: Any = type(stock)
-        layer = make(in_features, out_features, bias=has_bias, device="meta")
+        else:
+            make: Any = torch.nn.Linear if isinstance(stock, Conv1D) else type(stock)
+            layer = make(in_features, out_features, bias=has_bias)
     return layer.to(weight.dtype).to_empty(device=weight.device)
 
 
@@ -140,6 +149,8 @@ def resize_layers(model: transformers.PreTrainedModel) -> None:
     for path, values in record.get("position_bias", {}).items():
         own_position_bias(base.get_submodule(path), **values)
         model._init_weights(base.get_submodule(path))
+    for path, values in record.get("no_heads", {}).items():
+        compute_without_heads(base.get_submodule(path), **values)
 
 
 def position_embedding(like: torch.Tensor, buckets: int, num_heads: int) -> torch.nn.Embedding:
@@ -183,6 +194,56 @@ def _with_own_bias(
     if "position_bias" in kwargs:
         return args, {**kwargs, "position_bias": own}
     return (*args[:place], own, *args[place + 1 :]), kwargs
+
+
+def compute_without_heads(
+    attention: Any, output: str | None = None, passes_bias: bool = False
+) -> None:
+    """Let an attention layer that has no heads left return what it then computes: a constant.
+
+    Stock forward methods split channels into heads, which is ambiguous where there are none.
+
+    Parameters
+    ----------
+    attention : Module
+        With linear layers of size zero.
+    output : str, optional
+        Path, below it, of the linear layer that reads the heads. Without one, what it returns is
+        their concatenation, of width zero.
+    passes_bias : bool
+        Whether it returns the bias of its scores, for the next layer, before the attention weights.
+    """
+    # An attribute hides the method, and is copied and pickled with the module.
+    attention.forward = partial(_without_heads, attention, output, passes_bias)
+
+
+def _without_heads(
+    attention: Any,
+    output: str | None,
+    passes_bias: bool,
+    hidden_states: torch.Tensor,
+    *_args: Any,
+    **kwargs: Any,
+) -> tuple[Any, ...]:
+    """The forward method of an attention layer without heads."""
+    *batch, length, _ = hidden_states.shape
+    context = hidden_states.new_zeros(*batch, length, 0)
+    others = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
+    cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
+    num_keys = length if others is None else others.shape[-2]
+    if cache is not None and others is None:
+        # Generation asks any one layer how many tokens it has seen, and an empty tensor would say
+        # none: one number a token stands for the keys.
+        seen = hidden_states.new_ones(*batch, 1, length, 1)
+        index = getattr(attention, "layer_idx", None)
+        index = attention.layer_id if index is None else index
+        keys, _ = getattr(cache, "self_attention_cache", cache).update(seen, seen, index)
+        num_keys = keys.shape[-2]
+    result = context if output is None else attention.get_submodule(output)(context)
+    implementation = getattr(getattr(attention, "config", None), "_attn_implementation", "eager")
+    # Attention weights are recorded where there are any, of all layers alike.
+    weights = context.new_zeros(*batch, 0, length, num_keys) if implementation == "eager" else None
+    return (result, None, weights) if passes_bias else (result, weights)
 
 
 def align_weights(model: torch.nn.Module) -> None:

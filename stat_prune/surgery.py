@@ -14,7 +14,12 @@ from transformers import PreTrainedModel
 from stat_prune.architectures import find_blocks, stacks_of
 from stat_prune.blocks import Block
 from stat_prune.correction import FoldedConsumer
-from stat_prune.modeling_stat_prune import FORMATS, empty_layer, set_attributes
+from stat_prune.modeling_stat_prune import (
+    FORMATS,
+    compute_without_heads,
+    empty_layer,
+    set_attributes,
+)
 from stat_prune.position_bias import separate_position_biases
 from stat_prune.projections import projection
 
@@ -22,7 +27,8 @@ from stat_prune.projections import projection
 def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     """Remove units from a model, in place, and record the new shapes in its config.
 
-    Blocks that lose no unit and keep their weight are left as they are, to the bit. When every
+    Where none is left of a block, what remains of it is the bias of its consumer. Blocks that lose
+    no unit and keep their weight are left as they are, to the bit. When every
     layer ends with the same sizes and the config can say them, the config does and no record is
     kept.
 
@@ -37,6 +43,7 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     linear: dict[str, list[Any]] = {}
     parameters: dict[str, list[int]] = {}
     attributes: dict[str, dict[str, int]] = {}
+    no_heads: dict[str, dict[str, Any]] = dict(record.get("no_heads", {}))
     added_biases = list(record.get("added_biases", []))
     before, kept = find_blocks(model), {}
     for members in _together(folded):
@@ -55,6 +62,8 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
             kept[block.name] = one.units
         linear |= _shrink(base, one)
         attributes |= _follow(base, block, len(one.units), len(block.groups(one.units)))
+        if block.kind == "heads" and len(one.units) == 0:
+            no_heads |= _remove_heads(base, block)
     if not linear and not parameters:
         return
     position_bias = record.get("position_bias", {}) | separate_position_biases(base, before, kept)
@@ -73,6 +82,8 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
         }
         if position_bias:
             model.config.stat_prune["position_bias"] = position_bias
+        if no_heads:
+            model.config.stat_prune["no_heads"] = no_heads
         if added_biases:
             model.config.stat_prune["added_biases"] = added_biases
         return
@@ -103,7 +114,7 @@ def _first_units(
     model: PreTrainedModel, block: Block, num_units: int, num_groups: int
 ) -> FoldedConsumer:
     """As many units of each of the first key/value heads."""
-    members = torch.arange(num_units // num_groups)
+    members = torch.arange(num_units // max(num_groups, 1))
     units = (torch.arange(num_groups)[:, None] * block.units_per_group + members).reshape(-1)
     weight = projection(model.base_model, block.consumer).weight.detach()
     channels = block.channels(units).to(weight.device)
@@ -113,14 +124,15 @@ def _first_units(
 def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:
     """The config fields that say a model's sizes, or None if its family's config cannot.
 
-    It cannot where layers differ, and where the number of heads is bound to the hidden size.
+    It cannot where layers differ, where a block has nothing left, and where the number of heads is
+    bound to the hidden size.
     """
     sizes: dict[str, set[tuple[int, int, int]]] = {}
     blocks = find_blocks(model)
     for block in blocks:
         size = (block.num_units, block.num_groups, block.unit_size)
         sizes.setdefault(block.part, set()).add(size)
-    if any(len(found) > 1 for found in sizes.values()):
+    if any(len(found) > 1 for found in sizes.values()) or not all(b.num_units for b in blocks):
         return None
     input_sizes = {block.part: block.input_size for block in blocks}
     fields: dict[str, int] = {}
@@ -193,6 +205,19 @@ def _replace(
     return [len(weight), weight.shape[1], bias is not None]
 
 
+def _remove_heads(base_model: nn.Module, block: Block) -> dict[str, dict[str, Any]]:
+    """Let the attention layer of a block compute without heads; what to record, by its path."""
+    ((path, _),) = block.attributes.items()
+    inside = block.consumer.startswith(f"{path}.")
+    values: dict[str, Any] = {}
+    if inside:
+        values["output"] = block.consumer.removeprefix(f"{path}.")
+    if block.position_bias == "own":
+        values["passes_bias"] = True
+    compute_without_heads(base_model.get_submodule(path), **values)
+    return {path: values}
+
+
 def _shrink_experts(
     base_model: nn.Module, members: Sequence[FoldedConsumer]
 ) -> tuple[dict[str, list[int]], int]:
@@ -242,7 +267,7 @@ def _follow(
         "heads": num_units,
         "groups": num_groups,
         "channels": num_units * block.unit_size,
-        "heads_per_group": num_units // num_groups,
+        "heads_per_group": num_units // max(num_groups, 1),
         "neurons": num_units,
     }
     record: dict[str, dict[str, int]] = {}

@@ -223,6 +223,16 @@ def test_the_folder_has_a_model_card_and_the_files_that_were_passed(tmp_path):
     assert 'AutoModel.from_pretrained("out", trust_remote_code=True)' in card
 
 
+@pytest.mark.parametrize("earlier", [1, 2])
+def test_a_record_of_an_earlier_format_loads(earlier, tmp_path):
+    model = pruned("BertModel")
+    save_checkpoint(tmp_path / "out", model=model)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["stat_prune"]["format"] = earlier
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert_same_model(stat_prune.load(tmp_path / "out"), model)
+
+
 def test_a_record_of_an_unknown_format_is_refused(tmp_path):
     save_checkpoint(tmp_path / "out", model=pruned("BertModel"))
     path = tmp_path / "out" / "config.json"

@@ -39,6 +39,8 @@ ALBERT = Architecture(
             head_size="attention_head_size",
             counts={"num_attention_heads": "heads", "all_head_size": "channels"},
             stream_after="albert_layers.0.attention.LayerNorm",
+            # The module that computes the heads adds them to the stream and normalises it.
+            removable=False,
         ),
     ),
     feed_forwards=(

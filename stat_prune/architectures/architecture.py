@@ -47,6 +47,9 @@ class Attention:
         Whether the output is added to the residual stream as it is, with no norm or gate between.
     fixed : str
         Why heads cannot leave; they then stay and count. ``""``: they can.
+    removable : bool
+        Whether all heads can leave together: `module` then returns what `output` makes of nothing,
+        or nothing where `output` is outside of it, and no attention weights.
     name : str
         Last part of the block's name; unique in a layer.
     optional : bool
@@ -76,6 +79,7 @@ class Attention:
     stream_after: str | None = None
     adds_to_stream: bool = True
     fixed: str = ""
+    removable: bool = True
     name: str = "heads"
     optional: bool = False
     cross: bool = False

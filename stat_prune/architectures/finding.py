@@ -84,7 +84,8 @@ class _Finder:
             part=attention.name,
             adds_to_stream=attention.adds_to_stream,
             stream_after=self._stream_after(attention),
-            fixed=attention.fixed,
+            fixed=attention.fixed or _nothing_left(num_heads, f"{self.path}.{attention.name}"),
+            removable=attention.removable,
             key_mask=key_mask,
             position_macs=(once * head_size, per_token * head_size),
             position_bias=attention.position_bias,
@@ -131,6 +132,8 @@ class _Finder:
             consumer_bias=output.bias is not None,
             attributes={f"{self.path}.{owner}": feed_forward.counts} if feed_forward.counts else {},
             part=feed_forward.name,
+            fixed=_nothing_left(num_neurons, f"{name}.{feed_forward.name}"),
+            removable=not expert,
             adds_to_stream=feed_forward.adds_to_stream,
             stream_after=self._stream_after(feed_forward),
             **self.common,
@@ -190,6 +193,11 @@ class _Finder:
             ) from error
         _check(found, where)
         return found
+
+
+def _nothing_left(num_units: int, name: str) -> str:
+    """Why no unit of a block can leave, where that is because all have left."""
+    return "" if num_units else f"Nothing is left of {name}."
 
 
 def _no_macs(_config: PreTrainedConfig) -> tuple[float, float]:
