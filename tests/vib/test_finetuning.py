@@ -213,8 +213,11 @@ def test_a_pruned_model_is_trained_on_towards_the_dense_one():
     assert after < before / 2
 
 
-def test_a_run_that_was_broken_off_goes_on_to_the_same_model(tmp_path, inputs, monkeypatch):
-    config = short(save_steps=2)
+@pytest.mark.parametrize(("steps", "broken_at"), [(6, 6), (14, 12)], ids=["first", "second"])
+def test_a_run_that_was_broken_off_in_an_epoch_goes_on_to_the_same_model(
+    steps, broken_at, tmp_path, inputs, monkeypatch
+):
+    config = short(save_steps=2, mask_steps=steps)
     expected = finetune(classifier(), MACs(0.6), mode=config)
     from stat_prune.vib import objective
 
@@ -222,7 +225,7 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_model(tmp_path, inputs, m
 
     def breaks(self: Any, *args: Any) -> Any:
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) == broken_at:
             raise KeyboardInterrupt
         return whole(self, *args)
 
