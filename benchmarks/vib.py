@@ -202,6 +202,7 @@ METHODS: dict[str, Callable[[Cell], Result]] = {
     "stat halfway, then vib": from_halfway,
     "vib, full": lambda cell: vib(cell, "full"),
     "vib, full, uncorrected": lambda cell: vib(cell, "full", folding="means"),
+    "vib, full, sublayers": lambda cell: vib(cell, "full", sublayers=True),
     "vib, fast": lambda cell: vib(cell, "fast"),
     "vib, masks": masks_alone,
     "vib, masks, uncorrected": lambda cell: masks_alone(cell, folding="means"),
