@@ -40,7 +40,7 @@ class VIBConfig:
         Means and log variances of the masks start at normal draws about these, of this spread.
     sublayers : bool
         Whether there is one mask more over each block as a whole, attention or feed-forward
-        network, which may then leave altogether.
+        network, which may then leave altogether. Off: in short runs it cost accuracy.
     kl_weight : float
         Of the mean over masks of ``KL``, in nats.
     cost_slope : float
