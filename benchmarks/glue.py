@@ -22,7 +22,7 @@ from harness.cells import Grid, run
 from harness.sources import find_data, find_model, load
 from harness.task import Task
 from stat_prune import MACs
-from stat_prune.evaluation.glue import GLUE_TASKS, evaluate_glue, read_glue
+from stat_prune.evaluation.glue import GLUE_TASKS, evaluate_glue, glue_examples
 
 
 def glue_task(
@@ -64,12 +64,8 @@ def glue_task(
 
 def labelled(task: str, folder: Path | None, scale: float) -> list[dict[str, Any]]:
     """The train split as records, in the order of its texts."""
-    train, columns = read_glue(task, folder, split="train"), GLUE_TASKS[task].columns
-    texts = [(text,) if isinstance(text, str) else text for text in train.texts]
-    return [
-        dict(zip(columns, parts, strict=True)) | {"label": label * scale if scale != 1 else label}
-        for parts, label in zip(texts, train.labels.tolist(), strict=True)
-    ]
+    rows = glue_examples(task, folder)
+    return [row | {"label": row["label"] * scale} for row in rows] if scale != 1 else rows
 
 
 def main(

@@ -5,7 +5,15 @@
 Every (task, method, kept fraction, steps, seed) is one record on disk; a run that is broken off
 goes on where it was. Word embeddings are frozen and the learning rate is 1e-4, as when the
 checkpoints were made. Steps count batches of `--batch-size`; methods with two rounds of training
-spend half in each, and masks alone a fifth. PFLOP and seconds are those of the second stage.
+spend half in each, and masks alone a tenth.
+
+PFLOP are of the whole second stage: the matrix products of the student forwards and backwards, of
+the teacher forwards and of the correction after the cut, on batches as they are, padding included;
+attention's count, and scoring does not. They are counted while it runs (`FlopCounterMode`). CPU
+seconds are of the same.
+
+Scores are of the dev split. To choose between settings, score on training examples that no method
+has seen instead: `--held-out 1000`.
 """
 
 from __future__ import annotations
@@ -15,24 +23,38 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 import stat_prune
+from glue import glue_task
+from harness.sources import find_model
 from stat_prune.accounting import measure as measure_size
+from stat_prune.evaluation.glue import GLUE_TASKS, GlueData, evaluate_glue
 from stat_prune.report import REPORT_FILE
-from stat_prune.targets import MACs
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
-from tasks import TASKS
 
 Record = dict[str, Any]
-#: A model and how it was made.
-Result = tuple[PreTrainedModel, dict[str, Any]]
+#: A model, how it was made, and what the second stage took.
+Result = tuple[PreTrainedModel, dict[str, Any], dict[str, float]]
+
+#: What torch counts on a GPU, under the names that it has on a CPU; shapes come first.
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda *shapes, **_: sdpa_flop_count(*shapes[:3])
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])
+    ),
+}
 
 
 class Cell:
@@ -41,8 +63,10 @@ class Cell:
     Parameters
     ----------
     name : str
+        Of the task.
     folder : Path
         For models that several methods start from.
+    model : str
     kept : float
         Fraction of the dense model's MACs.
     steps : int
@@ -50,6 +74,8 @@ class Cell:
     batch_size : int
     limit : int or None
         Training examples.
+    held_out : int
+        Training examples that are scored in place of the dev split, and that no method sees.
     seed : int
     """
 
@@ -58,27 +84,46 @@ class Cell:
         name: str,
         folder: Path,
         *,
+        model: str,
         kept: float,
         steps: int,
         batch_size: int,
         limit: int | None,
+        held_out: int,
         seed: int,
     ) -> None:
         self.name, self.folder, self.kept, self.seed = name, folder, kept, seed
         self.steps, self.batch_size = steps, batch_size
-        self.task = TASKS[name]()
-        self.spent = {"flops": 0.0, "cpu_seconds": 0.0}
+        scale = 0.2 if name == "stsb" else 1.0  # the checkpoint predicts a fifth of the score
+        self.task = glue_task(name, model=find_model(model), label_scale=scale)
         self.model, self.tokenizer = self.task.load()
         embeddings: Any = self.model.get_input_embeddings()
         embeddings.weight.requires_grad_(False)
-        self.data = self.task.calibration()
-        random.Random(seed).shuffle(self.data)
-        self.data = self.data[:limit]
+        data = list(self.task.calibration())
+        random.Random(seed).shuffle(data)
+        self.held, self.data = data[:held_out], data[held_out:][:limit]
+
+    def score(self, model: PreTrainedModel) -> float:
+        """Of the dev split, or of what is held out."""
+        if not self.held:
+            return self.task.score(model, self.tokenizer)[self.task.metric]
+        texts = [tuple(row[name] for name in GLUE_TASKS[self.name].columns) for row in self.held]
+        held = GlueData(
+            [text if len(text) == 2 else text[0] for text in texts],
+            np.array([row["label"] for row in self.held]),
+        )
+        return evaluate_glue(model, self.tokenizer, self.name, held)[self.task.metric]
+
+    @cached_property
+    def dense(self) -> float:
+        """The dense model's score."""
+        return self.score(self.model)
 
     def pruned(self, kept: float | None = None) -> Result:
         """STAT, without labels or training; pruned once for all methods that start there."""
         fraction = kept or self.kept
-        place = self.folder / f"stat-{self.name}-{fraction:g}-{len(self.data)}-{self.seed}"
+        sizes = f"{len(self.data)}-{len(self.held)}-{self.seed}"
+        place = self.folder / f"stat-{self.name}-{fraction:g}-{sizes}"
         if not place.is_dir():
             result = stat_prune.prune(
                 self.model,
@@ -91,7 +136,7 @@ class Cell:
             )
             result.save(place)
         report = json.loads((place / REPORT_FILE).read_text())
-        return stat_prune.load(place), report["settings"]
+        return stat_prune.load(place), report["settings"], {"flops": 0.0, "cpu_seconds": 0.0}
 
     def finetuned(
         self, start: PreTrainedModel, kept: float, config: VIBConfig, **settings: Any
@@ -102,7 +147,7 @@ class Cell:
         for name, parameter in start.named_parameters():
             parameter.requires_grad_(trained[name])
         seconds = time.process_time()
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
             result = vib_finetune(
                 start,
                 self.data,
@@ -113,11 +158,11 @@ class Cell:
                 seed=self.seed,
                 **settings,
             )
-        self.spent = {
-            "flops": counter.get_total_flops(),
+        spent = {
+            "flops": float(counter.get_total_flops()),
             "cpu_seconds": time.process_time() - seconds,
         }
-        return result.model, result.report.settings
+        return result.model, result.report.settings, spent
 
 
 def split(cell: Cell, mode: str, **fields: Any) -> VIBConfig:
@@ -127,8 +172,8 @@ def split(cell: Cell, mode: str, **fields: Any) -> VIBConfig:
 
 
 def masks_alone(cell: Cell, **fields: Any) -> Result:
-    """A fifth of the steps, and no labels."""
-    config = replace(MODES["masks"], mask_steps=max(cell.steps // 5, 1), **fields)
+    """A tenth of the steps, and no labels."""
+    config = replace(MODES["masks"], mask_steps=max(cell.steps // 10, 1), **fields)
     return cell.finetuned(cell.model, cell.kept, config, labels=False)
 
 
@@ -157,48 +202,41 @@ METHODS: dict[str, Callable[[Cell], Result]] = {
     "stat halfway, then vib": from_halfway,
     "vib, full": lambda cell: vib(cell, "full"),
     "vib, full, uncorrected": lambda cell: vib(cell, "full", folding="means"),
+    "vib, full, sublayers": lambda cell: vib(cell, "full", sublayers=True),
     "vib, fast": lambda cell: vib(cell, "fast"),
     "vib, masks": masks_alone,
     "vib, masks, uncorrected": lambda cell: masks_alone(cell, folding="means"),
 }
 
 
-def measure(name: str, method: str, cell: Cell) -> Record:
+def measure(method: str, cell: Cell) -> Record:
     """One model and its score."""
-    model, settings = METHODS[method](cell)
+    model, settings, spent = METHODS[method](cell)
+    length = GLUE_TASKS[cell.name].average_length
+    before, after = (measure_size(one, length or 1.0) for one in (cell.model, model))
     return {
-        "task": name,
+        "task": cell.name,
         "method": method,
         "kept": cell.kept,
         "steps": cell.steps,
         "batch_size": cell.batch_size,
         "examples": len(cell.data),
+        "held_out": len(cell.held),
         "seed": cell.seed,
         "metric": cell.task.metric,
-        "dense": cell.task.score(cell.model, cell.tokenizer),
-        "score": cell.task.score(model, cell.tokenizer),
-        "kept_macs": kept_macs(cell, model),
-        **cell.spent,
+        "dense": cell.dense,
+        "score": cell.score(model),
+        "kept_macs": after.block_macs / before.block_macs,
+        **spent,
         "settings": settings,
     }
 
 
-def kept_macs(cell: Cell, pruned: PreTrainedModel) -> float:
-    """Fraction of the dense model's MACs, or of its blocks' parameters where that is the target."""
-    target = cell.task.target(cell.kept)
-    length = target.seq_length if isinstance(target, MACs) and target.seq_length else 1.0
-    before, after = (measure_size(model, length) for model in (cell.model, pruned))
-    if isinstance(target, MACs):
-        return after.block_macs / before.block_macs
-    return after.block_parameters / before.block_parameters
-
-
-def record_of(folder: Path, name: str, method: str, make: Callable[[], Cell], key: str) -> Record:
+def record_of(path: Path, method: str, make: Callable[[], Cell]) -> Record:
     """The record on disk, or a new measurement that is then on disk."""
-    path = folder / f"{name}-{key}-{method.replace(', ', '-').replace(' ', '_')}.json"
     if path.exists():
         return json.loads(path.read_text())
-    record = measure(name, method, make())
+    record = measure(method, make())
     partial = path.with_suffix(".partial")  # a record on disk is a whole one
     partial.write_text(json.dumps(record, indent=2) + "\n")
     partial.replace(path)
@@ -211,8 +249,9 @@ def markdown(records: list[Record]) -> str:
     for task, kept in dict.fromkeys((record["task"], record["kept"]) for record in records):
         rows = [row for row in records if (row["task"], row["kept"]) == (task, kept)]
         first = rows[0]
+        place = f"{first['held_out']} held-out training examples" if first["held_out"] else "dev"
         parts += [
-            f"**{task}** at {kept:g} of the blocks' MACs: {first['metric']}, dense "
+            f"**{task}** at {kept:g} of the blocks' MACs: {first['metric']} on {place}, dense "
             f"{first['dense']:.4f}; {first['steps']} steps of {first['batch_size']} from "
             f"{first['examples']} examples, seed {first['seed']}.",
             "",
@@ -229,12 +268,18 @@ def markdown(records: list[Record]) -> str:
 
 
 def main(
-    task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(TASKS)}.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(GLUE_TASKS)}.")] = None,
+    model: Annotated[
+        str, typer.Option(help="A folder, a name below models/, or a Hub name; {task} is replaced.")
+    ] = "minilm-{task}",
     method: Annotated[list[str] | None, typer.Option(help=f"Of {'; '.join(METHODS)}.")] = None,
     kept: Annotated[list[float] | None, typer.Option(help="Kept fractions.")] = None,
     steps: Annotated[int, typer.Option(help="Of training, in all.")] = 400,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
     limit: Annotated[int | None, typer.Option(help="Training examples; default: all.")] = None,
+    held_out: Annotated[
+        int, typer.Option(help="Score on so many training examples set apart, not on dev.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for records and table.")] = Path(
         "results/vib"
@@ -242,28 +287,32 @@ def main(
 ) -> None:
     """Measure and tabulate."""
     output.mkdir(parents=True, exist_ok=True)
-    cells = [
-        (name, fraction, chosen)
-        for name in task or ["mrpc"]
-        for fraction in kept or [0.5, 0.3]
-        for chosen in method or METHODS
-    ]
     records = []
-    for name, fraction, chosen in tqdm(cells, desc="vib"):
+    grid = [(name, fraction) for name in task or ["mrpc"] for fraction in kept or [0.5, 0.3]]
+    methods = method or list(METHODS)
+    with tqdm(total=len(grid) * len(methods), desc="vib") as bar:
+        for name, fraction in grid:
 
-        def make(name: str = name, fraction: float = fraction) -> Cell:
-            return Cell(
-                name,
-                output,
-                kept=fraction,
-                steps=steps,
-                batch_size=batch_size,
-                limit=limit,
-                seed=seed,
-            )
+            @cache  # loaded when a record is missing, and once for all methods
+            def make(name: str = name, fraction: float = fraction) -> Cell:
+                return Cell(
+                    name,
+                    output,
+                    model=model.format(task=name),
+                    kept=fraction,
+                    steps=steps,
+                    batch_size=batch_size,
+                    limit=limit,
+                    held_out=held_out,
+                    seed=seed,
+                )
 
-        key = f"{fraction:g}-{steps}x{batch_size}-{limit or 'all'}-{seed}"
-        records.append(record_of(output, name, chosen, make, key))
+            for chosen in methods:
+                sizes = f"{steps}x{batch_size}-{limit or 'all'}-{held_out}-{seed}"
+                label = chosen.replace(", ", "-").replace(" ", "_")
+                path = output / f"{name}-{fraction:g}-{sizes}-{label}.json"
+                records.append(record_of(path, chosen, make))
+                bar.update()
     table = markdown(records)
     (output / "vib.md").write_text(table)
     print(table)

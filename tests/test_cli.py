@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 import stat_prune
 from stat_prune.cli import main
+from stat_prune.cli.finetune import MODES as finetune_modes
 from stat_prune.evaluation import evaluate_squad
+from stat_prune.vib import MODES
 
 TEXTS = [
     "the cat sat on the mat",
@@ -225,6 +229,99 @@ def test_a_speed_up_is_asked_for_and_reported(classifier, texts, run, tmp_path, 
     assert "4 x 16 tokens" in " ".join(shown.split())
 
 
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Path:
+    """SST-2 in the form in which GLUE publishes it, with what `finetune --config` reads."""
+    folder = tmp_path_factory.mktemp("glue")
+    (folder / "sst2").mkdir()
+    rows = "\n".join(f"{text}\t{i % 2}" for i, text in enumerate(TEXTS))
+    (folder / "sst2" / "train.tsv").write_text(f"sentence\tlabel\n{rows}\n")
+    (folder / "short.json").write_text(
+        '{"mask_steps": 3, "finetune_steps": 2, "batch_size": 4, "save_steps": 1}'
+    )
+    return folder
+
+
+def test_finetune_trains_on_a_task_and_leaves_a_model_of_every_fraction(
+    classifier, labelled, tmp_path
+):
+    arguments = (
+        *("finetune", classifier, "--task", "sst2", "-d", labelled, "-o", tmp_path / "run"),
+        *("--config", labelled / "short.json", "--gradual", 0.8, "--macs", 0.6, "--json"),
+    )
+    done = start(*arguments)
+    again, resumed = start(*arguments), start(*arguments, "--resume")
+
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["output"] == str(tmp_path / "run" / "0.6" / "model")
+    assert printed["settings"]["labels"] is True
+    assert printed["settings"]["vib"]["finetune_steps"] == 2
+    sizes = [
+        sum(p.numel() for p in stat_prune.load(place).parameters())
+        for place in (classifier, tmp_path / "run/0.8/model", printed["output"])
+    ]
+    assert sizes[0] > sizes[1] > sizes[2] == printed["after"]["parameters"]
+    assert again.returncode == 1 and "resume" in again.stderr
+    assert json.loads(resumed.stdout) == printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--macs", 0.001), "least that can be reached"),
+        (("--macs", 1, "--labels"), "24 of 24 examples have no label"),
+        (("--macs", 0.5, "--config", "no-such.json"), "no-such.json holds no settings"),
+    ],
+    ids=["too little", "unlabelled", "no such settings"],
+)
+def test_what_cannot_be_trained_is_refused_before_there_is_a_folder(
+    arguments, message, classifier, texts, run, tmp_path
+):
+    done = run("finetune", classifier, "-d", texts, "-o", tmp_path / "run", *arguments)
+
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("stat-prune: error: ") and message in last
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_alone_are_trained_on_texts_without_labels(classifier, texts, run, tmp_path):
+    done = run(
+        *("finetune", classifier, "-d", texts, "--parameters", 0.7, "--mode", "masks"),
+        *("--ignore", "heads", "-o", tmp_path / "run"),
+    )
+    place = tmp_path / "run" / "0.7" / "model"
+    assert done.returncode == 0, done.stderr
+    assert f"Saved to {place}" in " ".join(done.stdout.split())
+    record = json.loads(run("inspect", place, "--json").stdout)["report"]
+    assert record["settings"]["labels"] is False
+    assert record["settings"]["vib"]["train_weights"] is False
+    kept = record["after"]["block_parameters"] / record["before"]["block_parameters"]
+    assert 0.65 < kept <= 0.7
+    assert all(row["kept"] == row["total"] for row in record["blocks"] if row["kind"] == "heads")
+
+
+def test_a_pruned_model_is_trained_on_in_float32_with_the_dense_one_as_teacher(
+    pruned, classifier, labelled, run, tmp_path
+):
+    half = stat_prune.load(pruned[0]).half()
+    half.save_pretrained(tmp_path / "half")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(classifier / file, tmp_path / "half" / file)
+    done = run(
+        *("finetune", tmp_path / "half", "--task", "sst2", "-d", labelled, "--macs", 1),
+        *("--config", labelled / "short.json", "--teacher", classifier, "-o", tmp_path / "run"),
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    trained = stat_prune.load(tmp_path / "run" / "1" / "model")
+    assert trained.dtype == torch.float32
+    assert json.loads(done.stdout)["after"]["parameters"] == sum(
+        p.numel() for p in half.parameters()
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -260,6 +357,15 @@ def test_errors_are_one_line_on_stderr_and_exit_code_one(
         (("prune", "m", "-d", "t", "-o", "o", "--tolerance", "1", "--seq-length", "9"), "length"),
         (("prune", "m", "-d", "t", "-o", "o", "--macs", "1", "--method", "magic"), "magnitude"),
         (("evaluate", "m", "--task", "sst"), "sst2"),
+        (("finetune", "m", "-d", "t", "-o", "o"), "exactly one of --macs"),
+        (("finetune", "m", "--macs", "1", "-o", "o"), "--task sst2"),
+        (("finetune", "m", "-d", "t", "--macs", "1", "-o", "o", "--mode", "quick"), "full, fast"),
+        (("finetune", "m", "-d", "t", "--parameters", "1", "-o", "o", "--seq-length", "9"), "len"),
+        (
+            ("finetune", "m", "-d", "t", "--macs", "1", "-o", "o", "--mode", "full")
+            + ("--config", "c.json"),
+            "one of --mode",
+        ),
     ],
     ids=[
         "no target",
@@ -270,6 +376,11 @@ def test_errors_are_one_line_on_stderr_and_exit_code_one(
         "a length but nothing that depends on it",
         "unknown method",
         "unknown task",
+        "nothing to reach",
+        "nothing to learn from",
+        "unknown mode",
+        "a length but parameters",
+        "two settings",
     ],
 )
 def test_wrong_usage_is_exit_code_two_and_says_what_is_right(arguments, message, run):
@@ -299,6 +410,7 @@ def test_the_process_reports_errors_without_traceback(classifier, texts, tmp_pat
         ("--version",),
         ("prune", "--help"),
         ("evaluate", "--help"),
+        ("finetune", "--help"),
         ("prune", "m", "-d", "t", "-o", "o", "--method", "magic"),
         ("inspect", "{pruned}"),
     ],
@@ -323,9 +435,13 @@ def test_what_computes_nothing_does_not_wait_for_torch(arguments, pruned):
 
 
 def test_help_teaches_by_example(run):
-    overview, detail = run("--help"), run("prune", "--help")
+    overview, detail, second = (run(*a, "--help") for a in ((), ("prune",), ("finetune",)))
 
     assert overview.returncode == detail.returncode == 0
     assert "stat-prune prune path/to/model --dataset texts.txt --macs 0.6" in overview.stdout
-    assert all(name in overview.stdout for name in ("prune", "inspect", "evaluate", "demo"))
+    names = ("prune", "finetune", "inspect", "evaluate", "demo")
+    assert all(name in overview.stdout for name in names)
     assert "--dataset glue/sst2 --macs 0.6 -o out" in detail.stdout
+    assert "--task sst2 --macs 0.5 -o run" in second.stdout
+    assert set(finetune_modes) == MODES.keys()
+    assert all(f"{name}: " in second.stdout for name in MODES)

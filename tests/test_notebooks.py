@@ -1,13 +1,16 @@
-"""The committed notebooks read well without being run: `make notebooks` runs them."""
+"""The committed notebooks read well without being run, and run from top to bottom."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
@@ -17,7 +20,7 @@ def code_cells(path: Path) -> list[dict]:
 
 
 def test_there_are_notebooks():
-    assert [path.name[:2] for path in NOTEBOOKS][:4] == ["01", "02", "03", "04"]
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -38,3 +41,16 @@ def test_outputs_hold_no_path_of_the_machine_and_no_warning(path):
             )
             assert output.get("name") != "stderr"
             assert not any(part in shown for part in ("site-packages", "/home/", "/tmp/", "/root/"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs_from_top_to_bottom_with_what_its_extra_brings(path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("STAT_PRUNE_DATA", raising=False)
+    notebook = nbformat.read(path, as_version=4)
+    place = {"metadata": {"path": str(FOLDER)}}
+    client = NotebookClient(notebook, timeout=900, startup_timeout=300, resources=place)
+    client.execute()  # raises what a cell raises
+    run = [cell["execution_count"] for cell in notebook.cells if cell["cell_type"] == "code"]
+    assert run == list(range(1, len(run) + 1))

@@ -1,4 +1,4 @@
-"""The command line: prune, inspect, evaluate, demo.
+"""The command line: prune, finetune, inspect, evaluate, demo.
 
 A command imports torch and transformers, which take seconds, only when it runs.
 """
@@ -15,6 +15,7 @@ import typer
 
 from stat_prune.cli.demo import demo
 from stat_prune.cli.evaluate import evaluate
+from stat_prune.cli.finetune import finetune
 from stat_prune.cli.inspect import inspect
 from stat_prune.cli.prune import prune
 from stat_prune.errors import StatPruneError
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (prune, inspect, evaluate, demo):
+for command in (prune, finetune, inspect, evaluate, demo):
     app.command()(command)
 
 
@@ -70,6 +71,10 @@ def common(
       stat-prune prune path/to/model --dataset texts.txt --macs 0.6 --output out
       stat-prune inspect out
       stat-prune evaluate out --task sst2
+
+    \b
+    Train what is left, on labels or towards the dense model:
+      stat-prune finetune out --task sst2 --macs 1 --teacher path/to/model --output run
 
     Exit codes: 0 done, 1 an error (one line on stderr says which), 2 wrong usage.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +15,11 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once; changes 
 Device = Annotated[str | None, typer.Option(help="For instance cuda. Default: cpu.")]
 
 
-def one_of(*names: str) -> Callable[[str], str]:
+def one_of(*names: str) -> Callable[[str | None], str | None]:
     """A callback that refuses every other value, as wrong usage."""
 
-    def check(value: str) -> str:
-        if value not in names:
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in names:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}.")
         return value
 
@@ -37,6 +37,11 @@ def file_of(*suffixes: str) -> Callable[[Path | None], Path | None]:
         return path
 
     return check
+
+
+def block_patterns(ignore: Iterable[str] | None) -> list[int | str]:
+    """What to leave alone; layers are told by their numbers."""
+    return [int(name) if name.isdigit() else name for name in ignore or ()]
 
 
 def print_json(content: dict[str, Any]) -> None:

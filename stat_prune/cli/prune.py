@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from stat_prune.cli.options import BatchSize, Device, Json, Seed, file_of, one_of, print_json
+from stat_prune.cli.options import (
+    BatchSize,
+    Device,
+    Json,
+    Seed,
+    block_patterns,
+    file_of,
+    one_of,
+    print_json,
+)
 from stat_prune.methods import METHODS, PEERS
 
 if TYPE_CHECKING:
@@ -171,7 +180,7 @@ def prune(
             batch_size=batch_size,
             seed=seed,
             device=device or shared_device,
-            ignore=[int(name) if name.isdigit() else name for name in ignore or ()],
+            ignore=block_patterns(ignore),
             round_to=round_to,
             uniform=uniform,
             remove_blocks=remove_blocks,

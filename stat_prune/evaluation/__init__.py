@@ -1,6 +1,6 @@
 """Measures of what a model can do: GLUE, SQuAD, sentence similarity, perplexity."""
 
-from stat_prune.evaluation.glue import GLUE_TASKS, GlueData, evaluate_glue, read_glue
+from stat_prune.evaluation.glue import GLUE_TASKS, GlueData, evaluate_glue, glue_examples, read_glue
 from stat_prune.evaluation.perplexity import perplexity
 from stat_prune.evaluation.similarity import (
     cosine_to_reference,
@@ -21,6 +21,7 @@ __all__ = [
     "embed",
     "evaluate_glue",
     "evaluate_squad",
+    "glue_examples",
     "neighbor_recall",
     "perplexity",
     "read_glue",

@@ -93,6 +93,33 @@ def read_glue(task: str, folder: str | Path | None = None, *, split: str = "dev"
     )
 
 
+def glue_examples(
+    task: str, folder: str | Path | None = None, config: PreTrainedConfig | None = None
+) -> list[dict[str, Any]]:
+    """The train split as records, each with its texts and a ``label``.
+
+    Parameters
+    ----------
+    task : str
+        A key of `GLUE_TASKS`.
+    folder : path, optional
+        As for `read_glue`.
+    config : PreTrainedConfig, optional
+        Of the model that is to learn them: where it names the classes as the task does, labels are
+        its numbers of them.
+    """
+    data, known = read_glue(task, folder, split="train"), _task(task)
+    labels = data.labels
+    numbers = _numbers(known, config) if config is not None else None
+    if numbers is not None:
+        labels = np.array(numbers)[labels]
+    return [
+        dict(zip(known.columns, (text,) if isinstance(text, str) else text, strict=True))
+        | {"label": label}
+        for text, label in zip(data.texts, labels.tolist(), strict=True)
+    ]
+
+
 def evaluate_glue(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -181,10 +208,18 @@ def _task(name: str) -> GlueTask:
 def _predictions(logits: np.ndarray, task: GlueTask, config: PreTrainedConfig) -> np.ndarray:
     if logits.shape[1] == 1:
         return logits[:, 0]
-    by_name = {name.lower(): int(number) for name, number in (config.label2id or {}).items()}
-    if task.labels and set(by_name) == set(task.labels):
-        logits = logits[:, [by_name[name] for name in task.labels]]
+    numbers = _numbers(task, config)
+    if numbers is not None:
+        logits = logits[:, numbers]
     return logits.argmax(axis=1)
+
+
+def _numbers(task: GlueTask, config: PreTrainedConfig) -> list[int] | None:
+    """The model's number of each class, where it has the task's names for them."""
+    by_name = {name.lower(): int(number) for name, number in (config.label2id or {}).items()}
+    if not task.labels or set(by_name) != set(task.labels):
+        return None
+    return [by_name[name] for name in task.labels]
 
 
 def _label(value: Any, task: GlueTask) -> float:

@@ -38,6 +38,9 @@ class VIBConfig:
         Constant.
     initial_mean, initial_log_variance, initial_spread : float
         Means and log variances of the masks start at normal draws about these, of this spread.
+    sublayers : bool
+        Whether there is one mask more over each block as a whole, attention or feed-forward
+        network, which may then leave altogether. Off: in short runs it cost accuracy.
     kl_weight : float
         Of the mean over masks of ``KL``, in nats.
     cost_slope : float
@@ -79,6 +82,7 @@ class VIBConfig:
     initial_mean: float = 1.0
     initial_log_variance: float = -9.0
     initial_spread: float = 0.01
+    sublayers: bool = False
     kl_weight: float = 0.1
     cost_slope: float = 1.0
     target_warmup: float = 0.25

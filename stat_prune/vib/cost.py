@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from stat_prune.blocks import Block
 from stat_prune.budget.allocation import raise_unreachable
 from stat_prune.budget.costs import CostFunction, full_cost
+from stat_prune.errors import TargetError
 from stat_prune.vib.masks import VIBMask
 
 
@@ -26,33 +28,60 @@ class MaskCosts:
         What stays whatever the masks: blocks that are left alone, biases of consumers.
     total : float
         Of all blocks as they are; fractions are of this.
+    staying : tuple of bool
+        By block: whether one unit has to stay, for it cannot leave altogether.
     """
 
     per_mask: tuple[float, ...]
     fixed: float
     total: float
+    staying: tuple[bool, ...]
 
     @classmethod
     def of(
-        cls, blocks: Sequence[Block], untouched: Sequence[Block], cost: CostFunction
+        cls,
+        blocks: Sequence[Block],
+        untouched: Sequence[Block],
+        cost: CostFunction,
+        *,
+        sublayers: bool = False,
     ) -> MaskCosts:
-        """Costs are linear in the number of units that stay."""
+        """Costs are linear in the number of units that stay.
+
+        With `sublayers`, blocks leave altogether where their families allow it.
+        """
         empty = [cost(block, 0, 0) for block in blocks]
         each = [cost(b, b.units_per_group, 1) - e for b, e in zip(blocks, empty, strict=True)]
         fixed = sum(empty) + sum(full_cost(block, cost) for block in untouched)
         whole = sum(c * b.num_groups for c, b in zip(each, blocks, strict=True))
-        return cls(tuple(each), fixed, fixed + whole)
+        staying = tuple(not (sublayers and block.removable) for block in blocks)
+        return cls(tuple(each), fixed, fixed + whole, staying)
 
     def check_reachable(self, fraction: float) -> None:
-        """Refuse a target that one unit a block is beyond.
+        """Refuse a target that one unit of every block that stays, or of any, is beyond.
 
         Raises
         ------
         TargetError
         """
-        least = self.fixed + sum(self.per_mask)
-        if least > fraction * self.total * (1 + 1e-9):
+        needed = [each for each, stays in zip(self.per_mask, self.staying, strict=True) if stays]
+        least = self.fixed + (sum(needed) or min(self.per_mask))
+        if least <= fraction * self.total * (1 + 1e-9):
+            return
+        if all(self.staying):
             raise_unreachable(fraction, least, self.total)
+        raise TargetError(
+            f"A kept fraction of {fraction:g} is below the least that can be reached: what has to "
+            f"stay already costs {least / self.total:.4g} of the whole. Ask for more."
+        )
+
+    def of_blocks(self, present: Sequence[bool]) -> MaskCosts:
+        """With masks on some of the blocks, the others having nothing left."""
+        return replace(
+            self,
+            per_mask=tuple(compress(self.per_mask, present)),
+            staying=tuple(compress(self.staying, present)),
+        )
 
     def fraction(self, counts: Iterable[float | Tensor]) -> float | Tensor:
         """Fraction of the whole that so many masks of each block cost."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from stat_prune.batching import padded, token_mask
 from stat_prune.calibration import CalibrationSet
@@ -18,6 +20,9 @@ from stat_prune.input_rows import TokenRow
 
 #: What transformers' losses leave out.
 IGNORED = -100
+
+#: Batches that are sorted by length together.
+_POOL = 50
 
 
 class TrainingSet(Dataset[TokenRow]):
@@ -41,6 +46,42 @@ class TrainingSet(Dataset[TokenRow]):
     def collate(self, rows: list[TokenRow]) -> dict[str, Tensor]:
         """A batch, padded on the right."""
         return padded(rows, self.examples.pad_token_id)
+
+
+class BatchesOfOneLength(Sampler[int]):
+    """Batches of sequences about as long as each other, in a random order, anew every epoch.
+
+    Trainer's own grouping does not sort at all what is less than eight batches, so that few data
+    would be padded more than many, and goes from the longest to the shortest in every pool, so that
+    a run of less than a pool would see no short sequence.
+
+    Parameters
+    ----------
+    lengths : list of int
+    batch_size : int
+    seed : int
+        With the epoch, it decides about the order.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer says which one begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        size = self.batch_size
+        indices = get_length_grouped_indices(self.lengths, size, _POOL, generator)
+        whole = len(indices) // size
+        # what fills no batch stays at the end: in between, it would shift all others
+        for batch in [*torch.randperm(whole, generator=generator).tolist(), whole]:
+            yield from indices[batch * size : (batch + 1) * size]
 
 
 def training_set(examples: CalibrationSet, fraction: float, *, seed: int) -> TrainingSet:

@@ -132,10 +132,10 @@ def vib_finetune(
         ignore=ignore if isinstance(ignore, int | str) else list(ignore),
         progress=progress,
     )
-    folder = RunFolder.opened(output_dir, config, resume) if output_dir is not None else None
     with starting(model, train_dataset, tokenizer, settings) as run, _teaching(run, teacher) as one:
         finetuning = Finetuning.prepared(run, target, config, one, labels, hidden)
         finetuning.prices(finetuning.hidden).check_reachable(fractions[-1])
+        folder = RunFolder.opened(output_dir, config, resume) if output_dir is not None else None
         return finetuning.results(fractions, folder)[-1]
 
 

@@ -65,5 +65,5 @@ def _multiply_means(
 ) -> None:
     for block, mask in zip(blocks, masks, strict=True):
         weight = projection(model.base_model, block.consumer).weight
-        means = mask.mean.repeat_interleave(mask.width)
+        means = mask.means().repeat_interleave(mask.width)
         weight.copy_(weight.double() * means.double())

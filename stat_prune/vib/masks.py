@@ -36,6 +36,8 @@ class VIBMask(nn.Module):
     config : VIBConfig
         Its initial values.
     generator : torch.Generator
+    whole : VIBMask of one mask, optional
+        Over all of them: what the block computes is multiplied with it too.
 
     Attributes
     ----------
@@ -47,10 +49,15 @@ class VIBMask(nn.Module):
     kept: Tensor
 
     def __init__(
-        self, size: int, width: int, config: VIBConfig, generator: torch.Generator
+        self,
+        size: int,
+        width: int,
+        config: VIBConfig,
+        generator: torch.Generator,
+        whole: VIBMask | None = None,
     ) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.whole = width, whole
 
         def about(centre: float) -> nn.Parameter:
             noise = torch.randn(size, generator=generator)
@@ -69,11 +76,22 @@ class VIBMask(nn.Module):
 
         Dai et al. 2018, section 3: the divergence from the prior of the best variance.
         """
-        return functional.softplus(-self.log_alpha()).sum() / 2
+        own = functional.softplus(-self.log_alpha()).sum() / 2
+        return own if self.whole is None else own + self.whole.kl()
+
+    @property
+    def num_masks(self) -> int:
+        """How many `kl` is the sum over."""
+        return len(self.mean) + (self.whole is not None)
 
     def keep_probability(self, slope: float) -> Tensor:
         """``sigmoid(-slope * log alpha)``: a smooth stand-in for ``log alpha < 0``."""
-        return torch.sigmoid(-slope * self.log_alpha())
+        own = torch.sigmoid(-slope * self.log_alpha())
+        return own if self.whole is None else own * self.whole.keep_probability(slope)
+
+    def means(self) -> Tensor:
+        """What evaluation multiplies units with that stay; (size,)."""
+        return self.mean if self.whole is None else self.mean * self.whole.mean
 
     def values(self, draws: int) -> Tensor:
         """The masks: so many draws in training, else one row of means; (draws, size) or (1, size).
@@ -81,9 +99,10 @@ class VIBMask(nn.Module):
         Means of units that are not kept are 0.
         """
         if not self.training:
-            return (self.mean * self.kept)[None]
+            return (self.means() * self.kept)[None]
         noise = torch.randn(draws, len(self.mean), device=self.mean.device)
-        return self.mean + noise * (self.log_variance / 2).exp()
+        own = self.mean + noise * (self.log_variance / 2).exp()
+        return own if self.whole is None else own * self.whole.values(draws)
 
     def forward(self, activations: Tensor) -> Tensor:
         """Mask a consumer's input of shape (batch, sequence, m) or (tokens, m)."""
@@ -94,12 +113,16 @@ class VIBMask(nn.Module):
 
 
 def make_masks(blocks: Sequence[Block], config: VIBConfig, *, seed: int) -> list[VIBMask]:
-    """One `VIBMask` a block, in order."""
+    """One `VIBMask` a block, in order; with one over it, where sublayers have masks and can go."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        VIBMask(block.num_groups, block.units_per_group * block.unit_size, config, generator)
-        for block in blocks
-    ]
+    masks = []
+    for block in blocks:
+        whole = None
+        if config.sublayers and block.removable:
+            whole = VIBMask(1, block.num_channels, config, generator)
+        width = block.units_per_group * block.unit_size
+        masks.append(VIBMask(block.num_groups, width, config, generator, whole))
+    return masks
 
 
 @contextmanager

@@ -126,7 +126,7 @@ class MaskedObjective:
             width, self.objective.dimensions = weights.sum(), weights.detach()
         terms = self.objective.terms(model, batch, step)
         information = torch.stack([mask.kl() for mask in masks]).sum()
-        terms["kl"] = config.kl_weight * information / sum(len(mask.mean) for mask in masks)
+        terms["kl"] = config.kl_weight * information / sum(mask.num_masks for mask in masks)
         expected = self.costs(width).expected(self.masks, config.cost_slope)
         target = self._target(self.start, self.target, step)
         terms["constraint"] = self.lagrangian(expected, target)

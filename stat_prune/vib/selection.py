@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stat_prune.blocks import Block
 from stat_prune.vib.cost import MaskCosts
+from stat_prune.vib.masks import VIBMask
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Selection:
     fraction : float
         Of the whole cost that it keeps.
     threshold_fraction : float
-        That ``log alpha < 0`` alone would have kept, with one unit a block at least.
+        That ``log alpha < 0`` alone would have kept, with one unit of every block that has to stay.
     """
 
     kept: list[Tensor]
@@ -31,38 +32,47 @@ class Selection:
     threshold_fraction: float
 
 
-def select(log_alphas: Sequence[Tensor], costs: MaskCosts, target: float) -> Selection:
+def select(masks: Sequence[VIBMask], costs: MaskCosts, target: float) -> Selection:
     """Keep the units of least ``log alpha`` that fit, whatever their block.
 
     The threshold of the method, ``log alpha < 0``, meets a budget only as well as the multipliers
     have converged. The order of ``log alpha`` fills it: a unit that is too dear for what is left is
-    passed over, and cheaper ones go on. The best unit of every block stays, for a sublayer of none
-    is no model that transformers can run.
+    passed over, and cheaper ones go on. A unit under the mask of a whole sublayer counts by the
+    greater of the two, for it stays only if both do; units that the sublayer's mask makes equal
+    follow in their own order. The best unit of every block that cannot leave altogether stays.
 
     Parameters
     ----------
-    log_alphas : sequence of Tensor of shape (masks,)
+    masks : sequence of VIBMask
         By block.
     costs : MaskCosts
     target : float
-        Kept fraction, no less than one unit a block costs.
+        Kept fraction, no less than `MaskCosts.check_reachable` admits.
     """
-    alphas = [one.detach().double().cpu() for one in log_alphas]
+    own = [mask.log_alpha().detach().double().cpu() for mask in masks]
+    alphas = [
+        one if mask.whole is None else one.maximum(mask.whole.log_alpha().detach().double().cpu())
+        for one, mask in zip(own, masks, strict=True)
+    ]
     kept = [torch.zeros(len(one), dtype=torch.bool) for one in alphas]
-    for mask, one in zip(kept, alphas, strict=True):
-        mask[one.argmin()] = True
-    counts = [len(one) for one in alphas]
-    owners = torch.arange(len(alphas)).repeat_interleave(torch.tensor(counts)).tolist()
-    places = [place for count in counts for place in range(count)]
-    remaining = (target - float(costs.fraction([1.0] * len(alphas)))) * costs.total
+    for mask, one, stays in zip(kept, own, costs.staying, strict=True):
+        mask[one.argmin()] = stays
+    units = sorted(
+        (alpha, its_own, owner, place)
+        for owner, both in enumerate(zip(alphas, own, strict=True))
+        for place, (alpha, its_own) in enumerate(zip(*(one.tolist() for one in both), strict=True))
+    )
+    remaining = (target - float(costs.fraction(map(float, costs.staying)))) * costs.total
     remaining += 1e-9 * costs.total  # sums of costs are rounded
-    for index in torch.cat(alphas).argsort(stable=True).tolist():
-        owner, place = owners[index], places[index]
+    for _, _, owner, place in units:
         price = costs.per_mask[owner]
         if not kept[owner][place] and price <= remaining:
             kept[owner][place] = True
             remaining -= price
-    below = [max(int((one < 0).sum()), 1) for one in alphas]
+    below = [
+        max(int((one < 0).sum()), int(stays))
+        for one, stays in zip(alphas, costs.staying, strict=True)
+    ]
     return Selection(
         kept=kept,
         fraction=float(costs.fraction([int(mask.sum()) for mask in kept])),

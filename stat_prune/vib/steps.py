@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,19 +81,26 @@ class Finetuning:
 
     def prices(self, hidden: int | Tensor | None) -> MaskCosts:
         """What masks pay for between so many hidden dimensions; None for all of them."""
-        run, target = self.run, self.target
+        run, target, sublayers = self.run, self.target, self.config.sublayers
         cost = cost_function(target, run.seq_length(target))
-        dense = MaskCosts.of(run.blocks, run.untouched, cost)
+        dense = MaskCosts.of(run.blocks, run.untouched, cost, sublayers=sublayers)
         if hidden is None:
             return dense
         counted = isinstance(target, Parameters)
         blocks, untouched = narrowed(run.blocks, hidden), narrowed(run.untouched, hidden)
-        narrow = MaskCosts.of(blocks, untouched, cost)
+        narrow = MaskCosts.of(blocks, untouched, cost, sublayers=sublayers)
         size = int(run.model.config.hidden_size)
         others: list[Any] = [
             other_parameters(run.model, n) if counted else 0 for n in (hidden, size)
         ]
-        return MaskCosts(narrow.per_mask, narrow.fixed + others[0], dense.total + others[1])
+        fixed, total = narrow.fixed + others[0], dense.total + others[1]
+        return replace(narrow, fixed=fixed, total=total)
+
+    def _prices_of(self, blocks: Sequence[Block], hidden: int | Tensor | None) -> MaskCosts:
+        """`prices` of the blocks that a smaller model still has."""
+        names = {block.name for block in blocks}
+        present = [block.name in names for block in self.run.blocks]
+        return self.prices(hidden).of_blocks(present)
 
     def results(self, fractions: Sequence[float], folder: RunFolder | None) -> list[PruningResult]:
         """The model of each fraction, from the one before."""
@@ -147,8 +155,7 @@ class Finetuning:
             masks = make_masks(blocks, self.config, seed=run.settings.seed)
             hidden = self._hidden_mask()
             self._train_masks(student, blocks, masks, hidden, fraction, place)
-            prices = self.prices(self.hidden)
-            selection = select([mask.log_alpha() for mask in masks], prices, fraction)
+            selection = select(masks, self._prices_of(blocks, self.hidden), fraction)
             units = [kept_units(b, kept) for b, kept in zip(blocks, selection.kept, strict=True)]
             facts["threshold_fraction"] = selection.threshold_fraction
         plans = fold_masks(student, blocks, masks, units, self.config, run)
@@ -203,9 +210,9 @@ class Finetuning:
         objective = MaskedObjective(
             objective=self.objective,
             masks=masks,
-            costs=self.prices,
+            costs=partial(self._prices_of, blocks),
             lagrangian=lagrangian,
-            start=float(self.prices(None).fraction([block.num_groups for block in blocks])),
+            start=float(self._prices_of(blocks, None).fraction([b.num_groups for b in blocks])),
             target=fraction,
             warmup_steps=math.ceil(config.target_warmup * steps),
         )
@@ -231,7 +238,9 @@ def in_dense_units(
     result: PruningResult, blocks: Sequence[Block], before: PruningResult
 ) -> PruningResult:
     """The plan and the sizes of a model that was cut from a smaller one, told of the dense one."""
-    plan = {name: [before.plan[name][i] for i in kept] for name, kept in result.plan.items()}
+    plan = {
+        name: [units[i] for i in result.plan.get(name, ())] for name, units in before.plan.items()
+    }
     dense = {block.name: block for block in blocks}
     rows = [
         replace(row, total=dense[row.name].num_units, total_groups=dense[row.name].num_groups)
@@ -239,4 +248,7 @@ def in_dense_units(
         else row
         for row in result.report.blocks
     ]
+    there = {row.name for row in rows}
+    rows += [row for row in before.report.blocks if row.name not in there]
+    rows.sort(key=lambda row: (row.layer, row.kind))
     return replace(result, plan=plan, report=replace(result.report, blocks=rows))

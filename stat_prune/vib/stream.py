@@ -22,6 +22,9 @@ FAMILIES = (
     "qwen3",
 )  # fmt: skip
 
+#: Of the record of a pruned model, what does not depend on the hidden size.
+_KEPT = ("added_biases", "position_bias", "no_heads")
+
 #: Norms of queries and keys are over a head, whatever their size.
 _OF_HEADS = ("q_norm", "k_norm")
 
@@ -206,7 +209,7 @@ def _record(model: PreTrainedModel) -> None:
             del model.config.stat_prune
         return
     model.config.stat_prune = {
-        **{key: value for key, value in previous.items() if key == "added_biases"},
+        **{key: value for key, value in previous.items() if key in _KEPT},
         "format": FORMATS[-1],
         "linear": linear,
         "parameters": {},

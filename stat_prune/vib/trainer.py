@@ -22,12 +22,13 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from stat_prune.batching import row_length
 from stat_prune.collectors import Batch
 from stat_prune.errors import NonFiniteLossError
 from stat_prune.run import Run
 from stat_prune.vib.config import VIBConfig
 from stat_prune.vib.cost import Lagrangian
-from stat_prune.vib.data import TrainingSet
+from stat_prune.vib.data import BatchesOfOneLength, TrainingSet
 from stat_prune.vib.masks import MASKS, VIBMask
 
 
@@ -135,7 +136,6 @@ def _arguments(stage: Stage, folder: Path, config: VIBConfig, run: Run) -> Train
         save_strategy="no" if stage.folder is None else "steps",
         save_steps=config.save_steps,
         save_total_limit=2,
-        train_sampling_strategy="group_by_length",
         logging_strategy="no",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -174,6 +174,11 @@ class VIBTrainer(Trainer):
         loss = values.sum()
         self.shown = {"loss": float(loss.detach()), **self.objective.progress()}
         return loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> BatchesOfOneLength:
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [row_length(data[index]) for index in range(len(data))]
+        return BatchesOfOneLength(lengths, self.args.train_batch_size, self.args.seed)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW: descent for weights and masks, ascent for the multipliers."""

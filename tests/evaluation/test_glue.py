@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from stat_prune.errors import DataError
-from stat_prune.evaluation import GLUE_TASKS, GlueData, evaluate_glue, read_glue
+from stat_prune.evaluation import GLUE_TASKS, GlueData, evaluate_glue, glue_examples, read_glue
 from stat_prune.evaluation.forward import forward_texts
 from stat_prune.evaluation.glue import glue_scores
 
@@ -38,6 +38,29 @@ FILES = {
         [0, 1],
     ),
 }
+
+
+@pytest.mark.parametrize("task", FILES)
+def test_training_examples_are_records_of_the_train_split(task, tmp_path):
+    content, texts, labels = FILES[task]
+    (tmp_path / task).mkdir()
+    (tmp_path / task / "train.tsv").write_text(content)
+    rows = glue_examples(task, tmp_path)
+    columns = GLUE_TASKS[task].columns
+    assert [row["label"] for row in rows] == labels
+    assert [tuple(row[name] for name in columns) for row in rows] == [
+        (text,) if isinstance(text, str) else text for text in texts
+    ]
+
+
+def test_labels_are_the_models_own_numbers_of_the_classes_it_names(tmp_path):
+    (tmp_path / "qnli").mkdir()
+    (tmp_path / "qnli" / "train.tsv").write_text(FILES["qnli"][0])
+    named = {"NOT_ENTAILMENT": 0, "entailment": 1}
+    for given, expected in ((named, [1, 0]), ({"LABEL_0": 0, "LABEL_1": 1}, [0, 1])):
+        names = {number: name for name, number in given.items()}
+        config = classifier(2, label2id=given, id2label=names).config
+        assert [row["label"] for row in glue_examples("qnli", tmp_path, config)] == expected
 
 
 def classifier(num_labels: int, **config) -> PreTrainedModel:

@@ -66,13 +66,16 @@ def test_the_result_reloads_to_the_bit_and_the_model_is_untouched(build, inputs,
 
 
 @pytest.mark.parametrize("build", [classifier, tiny_llama])
-def test_the_masked_model_in_mean_mode_is_the_cut_model(build, inputs):
+@pytest.mark.parametrize("without", [(), (0, 3)], ids=["all sublayers", "some sublayers"])
+def test_the_masked_model_in_mean_mode_is_the_cut_model(build, without, inputs):
     model = build()
     blocks = find_blocks(model)
-    config = VIBConfig(initial_spread=0.3, folding="means")
+    config = VIBConfig(initial_spread=0.3, folding="means", sublayers=True)
     masks = make_masks(blocks, config, seed=0)
-    for mask in masks:
+    for index, mask in enumerate(masks):
         mask.eval().kept[::2] = False
+        if index in without:
+            mask.kept[:] = False
     with masking(model, blocks, masks, Lagrangian()):
         masked = output(model, inputs)
     run_of_plans = plans_of(model, masks, config)
@@ -90,6 +93,57 @@ def plans_of(model: PreTrainedModel, masks: Any, config: VIBConfig) -> Any:
     units = [kept_units(block, mask.kept) for block, mask in zip(blocks, masks, strict=True)]
     with starting(model, sequences(), None, Settings(progress=False)) as run:
         return fold_masks(model, blocks, masks, units, config, run)
+
+
+def without_sublayers(monkeypatch, *gone: str) -> None:
+    """Let the masks over these blocks say from the start that they leave."""
+    from stat_prune.vib import steps
+
+    def made(blocks: Any, config: VIBConfig, *, seed: int) -> Any:
+        masks = make_masks(blocks, config, seed=seed)
+        for block, mask in zip(blocks, masks, strict=True):
+            if block.name in gone:
+                mask.whole.log_variance.data.fill_(9.0)
+        return masks
+
+    monkeypatch.setattr(steps, "make_masks", made)
+
+
+@pytest.mark.parametrize("build", [classifier, tiny_llama])
+@pytest.mark.parametrize("mode", ["full", "masks"])
+def test_sublayers_that_leave_are_gone_and_the_model_reloads_to_the_bit(
+    build, mode, inputs, tmp_path, monkeypatch
+):
+    model = build()
+    first, *_, last = (block.name for block in find_blocks(model))
+    without_sublayers(monkeypatch, first, last)
+    result = finetune(model, Parameters(0.3), mode=short(mode, sublayers=True))
+    assert result.plan[first] == result.plan[last] == []
+    sizes = {block.name: block.num_units for block in find_blocks(result.model)}
+    assert sizes[first] == sizes[last] == 0
+    assert sizes == {row.name: row.kept for row in result.report.blocks}
+    report = result.report
+    assert report.after.parameters == sum(p.numel() for p in result.model.parameters())
+    assert report.after.block_parameters / report.before.block_parameters <= 0.3
+    result.save(tmp_path / "out")
+    loaded = stat_prune.load(tmp_path / "out")
+    assert torch.equal(output(loaded, inputs), output(result.model, inputs))
+    again = finetune(loaded, Parameters(0.9), mode=short(mode, sublayers=True))
+    assert again.report.after.parameters < report.after.parameters
+
+
+def test_what_has_left_in_a_gradual_run_stays_away(tmp_path, monkeypatch):
+    model = wide()
+    names = [block.name for block in find_blocks(model)]
+    without_sublayers(monkeypatch, names[1])
+    settings = {"mode": short(sublayers=True), "output_dir": tmp_path / "run"}
+    result = finetune(model, MACs(0.3), gradual=[0.5], **settings)
+    rows = {row.name: row for row in result.report.blocks}
+    assert list(rows) == names
+    assert (rows[names[1]].kept, rows[names[1]].total) == (0, 300)
+    assert result.plan[names[1]] == []
+    after, before = result.report.after.block_macs, result.report.before.block_macs
+    assert after / before == pytest.approx(0.3, rel=0.02)
 
 
 def test_keeping_everything_without_training_is_the_identity(inputs):
@@ -213,8 +267,11 @@ def test_a_pruned_model_is_trained_on_towards_the_dense_one():
     assert after < before / 2
 
 
-def test_a_run_that_was_broken_off_goes_on_to_the_same_model(tmp_path, inputs, monkeypatch):
-    config = short(save_steps=2)
+@pytest.mark.parametrize(("steps", "broken_at"), [(6, 6), (14, 12)], ids=["first", "second"])
+def test_a_run_that_was_broken_off_in_an_epoch_goes_on_to_the_same_model(
+    steps, broken_at, tmp_path, inputs, monkeypatch
+):
+    config = short(save_steps=2, mask_steps=steps)
     expected = finetune(classifier(), MACs(0.6), mode=config)
     from stat_prune.vib import objective
 
@@ -222,7 +279,7 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_model(tmp_path, inputs, m
 
     def breaks(self: Any, *args: Any) -> Any:
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) == broken_at:
             raise KeyboardInterrupt
         return whole(self, *args)
 

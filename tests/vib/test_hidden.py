@@ -199,3 +199,20 @@ def test_a_model_that_lost_hidden_dimensions_can_lose_heads_too(inputs, tmp_path
     pruned.save_pretrained(tmp_path / "out")
     loaded = stat_prune.load(tmp_path / "out")
     assert torch.equal(output(loaded, inputs), output(pruned, inputs))
+
+
+@pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
+def test_a_model_that_lost_sublayers_can_lose_hidden_dimensions_too(build, inputs, tmp_path):
+    model = build()
+    blocks = find_blocks(model)
+    none = torch.empty(0, dtype=torch.int64)
+    weight = torch.empty(32, 0, dtype=torch.float64)
+    apply(model, [FoldedConsumer(blocks[i], none, weight, None, 1.0) for i in (0, 3)])
+    mask = random_mask(32, 24)
+    with hiding(model, mask, 1.0):
+        masked = output(model, inputs)
+    cut_hidden(model, mask.kept.nonzero().squeeze(1), mask.mean)
+    found = output(model, inputs)
+    assert (found - (masked[..., mask.kept] if build is tiny_bert else masked)).abs().max() <= 1e-4
+    as_pruned_class(model).save_pretrained(tmp_path / "out")
+    assert torch.equal(output(stat_prune.load(tmp_path / "out"), inputs), found)

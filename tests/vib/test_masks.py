@@ -19,11 +19,13 @@ from stat_prune.vib.cost import Lagrangian, MaskCosts, warmed_up
 from stat_prune.vib.masks import MASKS, VIBMask, make_masks, masking
 from stat_prune.vib.selection import kept_units, select
 
-IDENTITY = VIBConfig(initial_spread=0.0, initial_log_variance=-80.0)
+IDENTITY = VIBConfig(initial_spread=0.0, initial_log_variance=-80.0, sublayers=True)
 
 
-def mask_of(means: list[float], log_variances: list[float], width: int = 1) -> VIBMask:
-    mask = VIBMask(len(means), width, VIBConfig(), torch.Generator().manual_seed(0))
+def mask_of(
+    means: list[float], log_variances: list[float], width: int = 1, whole: VIBMask | None = None
+) -> VIBMask:
+    mask = VIBMask(len(means), width, VIBConfig(), torch.Generator().manual_seed(0), whole)
     mask.mean.data, mask.log_variance.data = torch.tensor(means), torch.tensor(log_variances)
     return mask
 
@@ -62,6 +64,20 @@ def test_masks_in_evaluation_are_their_means():
     assert mask(torch.ones(1, 1, 4)).flatten().tolist() == [0.0, 0.0, 2.0, 2.0]
 
 
+def test_a_mask_over_a_sublayer_multiplies_all_units_by_one_more_draw():
+    whole = mask_of([3.0], [math.log(0.16)], width=4)
+    mask = mask_of([0.5, 2.0], [-80.0, -80.0], width=2, whole=whole).train()
+    torch.manual_seed(0)
+    drawn = mask(torch.ones(20_000, 2, 4)) / torch.tensor([0.5, 0.5, 2.0, 2.0])
+    assert torch.allclose(drawn, drawn[:, :1, :1].expand_as(drawn))
+    assert float(drawn[:, 0, 0].mean()) == pytest.approx(3.0, abs=0.02)
+    assert float(drawn[:, 0, 0].var()) == pytest.approx(0.16, rel=0.05)
+    assert mask.eval()(torch.ones(1, 1, 4)).flatten().tolist() == [1.5, 1.5, 6.0, 6.0]
+    alone = mask_of([0.5, 2.0], [-80.0, -80.0], width=2)
+    assert float(mask.kl()) == pytest.approx(float(alone.kl()) + float(whole.kl()))
+    assert mask.num_masks == 3
+
+
 @pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
 @pytest.mark.parametrize("training", [True, False])
 def test_masks_of_mean_one_without_noise_change_nothing(build, training, inputs):
@@ -96,6 +112,18 @@ def test_the_expected_cost_of_certain_masks_is_the_cost_of_the_cut_model(build, 
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("target", [MACs(0.5), Parameters(0.5)])
+def test_a_sublayer_that_is_certain_to_leave_costs_no_more_than_its_bias(target):
+    blocks, cost = find_blocks(tiny_bert()), cost_function(target, 20)
+    costs = MaskCosts.of(blocks, [], cost, sublayers=True)
+    masks = make_masks(blocks, VIBConfig(sublayers=True), seed=0)
+    masks[1].whole.log_variance.data.fill_(80.0)
+    left = [b for i, b in enumerate(blocks) if i != 1]
+    expected = sum(full_cost(block, cost) for block in left) + cost(blocks[1], 0, 0)
+    found = float(costs.expected(masks, 1.0)) * costs.total
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 def test_the_multipliers_climb_while_the_cost_is_above_the_target():
     lagrangian = Lagrangian()
     cost = torch.tensor(0.8, requires_grad=True)
@@ -120,7 +148,8 @@ def test_what_is_kept_is_the_best_that_fits(fraction):
     costs = MaskCosts.of(blocks, [], cost)
     generator = torch.Generator().manual_seed(3)
     alphas = [torch.randn(block.num_groups, generator=generator) for block in blocks]
-    chosen = select(alphas, costs, fraction)
+    masks = [mask_of([1.0] * len(alpha), alpha.tolist()) for alpha in alphas]
+    chosen = select(masks, costs, fraction)
     total = sum(full_cost(block, cost) for block in blocks)
     paid = sum(
         cost(block, len(units), len(block.groups(units)))
@@ -133,6 +162,41 @@ def test_what_is_kept_is_the_best_that_fits(fraction):
     worst = max(float(alphas[i][chosen.kept[i]].max()) for i in neurons)
     best = min(float(alphas[i][~chosen.kept[i]].min()) for i in neurons)
     assert worst < best
+
+
+def test_units_go_with_their_sublayer_whatever_their_own_masks_say():
+    blocks = find_blocks(tiny_bert(intermediate_size=200))
+    cost = cost_function(Parameters(0.5), 20)
+    costs = MaskCosts.of(blocks, [], cost, sublayers=True)
+    generator = torch.Generator().manual_seed(3)
+    masks = [
+        mask_of(
+            [1.0] * block.num_groups,
+            (torch.randn(block.num_groups, generator=generator) - 4).tolist(),
+            whole=mask_of([1.0], [5.0 if i in (0, 3) else -5.0]),
+        )
+        for i, block in enumerate(blocks)
+    ]
+    rest = costs.fixed + sum(full_cost(b, cost) - cost(b, 0, 0) for b in (blocks[1], blocks[2]))
+    chosen = select(masks, costs, 0.9 * rest / costs.total)
+    assert not chosen.kept[0].any() and not chosen.kept[3].any()
+    assert chosen.fraction == pytest.approx(0.9 * rest / costs.total, rel=0.01)
+    assert chosen.threshold_fraction == pytest.approx(rest / costs.total)
+    # a budget beyond what is certain to stay is spent on the best of what is left
+    more = select(masks, costs, 1.01 * rest / costs.total)
+    assert more.kept[1].all() and more.kept[2].all()
+    assert more.kept[0].any() or more.kept[3].any()
+
+
+def test_where_sublayers_may_leave_one_unit_of_any_is_the_least():
+    blocks = find_blocks(tiny_bert())
+    costs = MaskCosts.of(blocks, [], cost_function(Parameters(0.5), 20), sublayers=True)
+    least = (costs.fixed + min(costs.per_mask)) / costs.total
+    costs.check_reachable(least)
+    with pytest.raises(TargetError, match="least that can be reached"):
+        costs.check_reachable(0.99 * least)
+    masks = make_masks(blocks, VIBConfig(sublayers=True), seed=0)
+    assert sum(int(kept.sum()) for kept in select(masks, costs, least).kept) == 1
 
 
 def test_a_target_below_one_unit_a_block_is_refused():
