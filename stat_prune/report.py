@@ -150,6 +150,8 @@ class PruningReport:
         Measured where the target speaks of time.
     lengths : dict of str to float, or None
         Tokens a sequence by the name of their mask, where the model has several.
+    predicted_peak_memory : int or None
+        Bytes: what `peak_memory` was predicted to be, where the model was pruned layer by layer.
     """
 
     blocks: list[BlockRow]
@@ -164,6 +166,7 @@ class PruningReport:
     second_pass: dict[str, Any] | None = None
     speed: Speed | None = None
     lengths: dict[str, float] | None = None
+    predicted_peak_memory: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -232,9 +235,14 @@ class PruningReport:
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
-                f"seconds           {stages}; peak memory {self.peak_memory / 2**20:.0f} MiB",
+                f"seconds           {stages}; peak memory {self._memory()}",
             )
         )
+
+    def _memory(self) -> str:
+        predicted = self.predicted_peak_memory
+        beside = "" if predicted is None else f" ({predicted / 2**20:.0f} predicted)"
+        return f"{self.peak_memory / 2**20:.0f} MiB{beside}"
 
     def _lengths(self) -> str:
         """Tokens a sequence, as people say them."""

@@ -71,8 +71,9 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
+        """Where the model is, or, where its weights are read layer by layer, where they go."""
+        where = next(self.model.parameters()).device
+        return torch.device(self.settings.device or "cpu") if where.type == "meta" else where
 
     @property
     def masks(self) -> list[str]:
@@ -216,6 +217,32 @@ def starting(
         Before any work, if model or data cannot be used.
     """
     _check_model(model)
+    module: nn.Module = model
+    home = next(module.parameters()).device
+    with opened(model, dataset, tokenizer, settings, left_alone) as run:
+        try:
+            if settings.device is not None:
+                module.to(settings.device)
+            yield run
+        finally:
+            module.to(home)
+
+
+@contextmanager
+def opened(
+    model: PreTrainedModel,
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: Settings,
+    left_alone: Sequence[str] = (),
+) -> Iterator[Run]:
+    """Find the blocks and read the data; the model stays where it is, and may have no weights yet.
+
+    Raises
+    ------
+    StatPruneError
+        Before any work, if model or data cannot be used.
+    """
     found = find_blocks(model)
     if all(block.fixed or block.kind in left_alone for block in found):
         left_alone = ()  # no block that the target names can be pruned: its own error says why
@@ -233,15 +260,8 @@ def starting(
         )
     check_same("The calibration set", calibration.fingerprint)
     _warn_if_few_tokens(calibration, blocks)
-    module: nn.Module = model
-    home = next(module.parameters()).device
-    try:
-        if settings.device is not None:
-            module.to(settings.device)
-        with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
-            yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
-    finally:
-        module.to(home)
+    with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
+        yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
 
 
 def _check_model(model: PreTrainedModel) -> None:
@@ -260,6 +280,12 @@ def _check_model(model: PreTrainedModel) -> None:
         raise ModelError(
             f"{type(model).__name__} is quantized. Prune the full-precision model and quantize "
             "the result."
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(
+            f"The weights of {type(model).__name__} are not in this process's memory (offloaded). "
+            "Load the model on one device, without device_map; or, where it is larger than memory, "
+            "give the folder of its checkpoint to stat_prune.prune_checkpoint."
         )
     if len({parameter.device for parameter in model.parameters()}) > 1:
         raise ModelError(

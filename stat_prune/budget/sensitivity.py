@@ -22,7 +22,7 @@ from stat_prune.projections import Projection, projection
 Objective = Callable[[Any, Any, Batch], Tensor]
 
 #: Logits that are compared at a time, to bound the memory for float64 copies.
-_PIECE = 2**24
+_PIECE = 2**21
 
 
 def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Objective) -> float:
@@ -107,7 +107,7 @@ def probe(
                 with answering(known), ExitStack() as stack:
                     for folded in members:
                         consumer = projection(model.base_model, folded.block.consumer)
-                        stack.enter_context(_replaced(consumer, folded))
+                        stack.enter_context(replaced(consumer, folded))
                     distances = objective(dense, model(**inputs), batch)
                 sums[name] += float(distances.double().sum())
                 for folded in members:
@@ -212,7 +212,7 @@ def recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
 
 
 @contextmanager
-def _replaced(consumer: Projection, folded: FoldedConsumer) -> Iterator[None]:
+def replaced(consumer: Projection, folded: FoldedConsumer) -> Iterator[None]:
     """The consumer computes with the probe's weight and bias."""
     dense = [(consumer.weight, consumer.weight.clone())]
     consumer.weight.copy_(folded.scattered_weight())
