@@ -162,7 +162,7 @@ class PruningReport:
     seconds: dict[str, float]
     peak_memory: int
     settings: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=lambda: _versions())
+    versions: dict[str, str] = field(default_factory=lambda: versions())
     second_pass: dict[str, Any] | None = None
     speed: Speed | None = None
     lengths: dict[str, float] | None = None
@@ -271,7 +271,8 @@ def _share(after: float, before: float) -> str:
     return f"{after / before:.1%} kept" if before else "nothing to count"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result may depend on."""
     names = ("stat-prune", "torch", "transformers", "datasets", "numpy", "scipy")
     return {"python": platform.python_version()} | {name: _version(name) for name in names}
 

@@ -49,7 +49,13 @@ class BlockStatistics:
 
     @classmethod
     def of(
-        cls, block: Block, moments: Moments, consumer: Projection, *, absorb_mean: bool = True
+        cls,
+        block: Block,
+        moments: Moments,
+        consumer: Projection,
+        *,
+        absorb_mean: bool = True,
+        overwrite: bool = False,
     ) -> BlockStatistics:
         """Statistics for decisions about `block`.
 
@@ -61,10 +67,15 @@ class BlockStatistics:
         consumer : Projection
         absorb_mean : bool
             Decompose the centred moments and leave the mean to the bias, if there is one.
+        overwrite : bool
+            Take over the memory of `moments`, which are of no use afterwards.
         """
         weight = consumer.weight.detach().double()
         centred = absorb_mean and consumer.bias is not None
-        gram = moments.scatter if centred else moments.gram
+        if centred:
+            gram = moments.scatter
+        else:
+            gram = moments.pop_gram() if overwrite else moments.gram
         mean_energy = moments.count * float(moments.mean.square().sum()) if centred else 0.0
         mean_output = weight @ moments.mean if centred else weight.new_zeros(1)
         return cls(

@@ -29,8 +29,12 @@ def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Obje
     """How many values an objective has for a sequence: one, or one a token."""
     device = next(model.parameters()).device
     with evaluating(model):
-        output = model(**model_inputs(model, batch, device))
-        return objective(output, output, batch).numel() / num_sequences(batch)
+        return positions_of(model(**model_inputs(model, batch, device)), batch, objective)
+
+
+def positions_of(output: Any, batch: Batch, objective: Objective) -> float:
+    """How many values an objective has for a sequence of a batch, by the model's output on it."""
+    return objective(output, output, batch).numel() / num_sequences(batch)
 
 
 def distance(
