@@ -41,8 +41,8 @@ def needs_of(run: Run, recipe: Method, checkpoint: Checkpoint, target: Target) -
     """Predict what a run will take.
 
     The peak is one layer and the most that is done with it at a time: its statistics are
-    collected; a block is decomposed, which takes the Gram matrix, its factor, and two float64
-    copies of the consumer's weight; outputs are compared; or a correction is solved.
+    collected; a block is decomposed, which takes the Gram matrix, its factor, and a float64 copy of
+    the consumer's weight; outputs are compared; or a correction is solved.
     """
     model, batches = run.model, run.calibration.batches
     layers = [checkpoint.num_bytes(checkpoint.layer_names(n)) for n in range(checkpoint.num_layers)]
@@ -87,7 +87,7 @@ def _collecting(blocks: Sequence[Block], tokens: int, width: int) -> int:
 
 def _decomposing(block: Block) -> int:
     m, d = block.num_channels, block.output_size
-    return _DOUBLE * (2 * m * m + 2 * d * m)
+    return _DOUBLE * (2 * m * m + d * m + 1024 * d)
 
 
 def _folding(block: Block, kept: float) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,14 +83,11 @@ class Walk:
                 self._probes = run.probe_batches(self._positions_per_sequence())
             if todo:
                 checkpoint.load(outside)
+                checkpoint.release_embeddings()
             for number in todo:
-                if number:
-                    checkpoint.release_embeddings()
                 with self.workspace.piece(names[number]) as folder:
                     with run.stage("collect and probe"):
-                        checkpoint.load(checkpoint.layer_names(number))
                         self._pass_layer(number, folder)
-                        checkpoint.release(checkpoint.layer_names(number))
                     write(run.stopwatch.seconds, folder / SECONDS)
                 if number:
                     self.workspace.forget(f"{names[number - 1]}/states")
@@ -145,21 +144,39 @@ class Walk:
 
     def _pass_layer(self, number: int, folder: Path) -> None:
         """Take everything through one layer, and decompose its blocks."""
-        run = self.run
+        run, checkpoint = self.run, self.checkpoint
         (folder / "states").mkdir()
+        names = checkpoint.layer_names(number)
         blocks = {n: block for n, block in enumerate(run.blocks) if block.layer == number}
         earlier = [_variant(n) for n, block in enumerate(run.blocks) if block.layer < number]
         streams = [DENSE, *earlier] if self._probes else []
+        checkpoint.load(names)
         if number <= self._last:
-            self._collect(number, blocks, folder)
+            with self._embeddings(number):
+                self._collect(number, blocks, folder)
+        # A decomposition takes more memory than anything else, and only the consumer's weight.
+        consumers = {checkpoint.weight_name(block.consumer) for block in blocks.values()}
+        others = [name for name in names if name not in consumers]
+        checkpoint.release(others)
         folded = self._folded_probes(blocks, folder)
+        checkpoint.load(others if self._probes else [])
         run.expect(len(self._probes) * (len(streams) + len(folded)))
-        for stream in streams:
-            self._pass(number, stream, folder)
-        for n, probe in folded.items():
-            consumer = projection(run.model.base_model, probe.block.consumer)
-            with replaced(consumer, probe):
-                self._pass(number, DENSE, folder, to=_variant(n))
+        with self._embeddings(number):
+            for stream in streams:
+                self._pass(number, stream, folder)
+            for n, probe in folded.items():
+                consumer = projection(run.model.base_model, probe.block.consumer)
+                with replaced(consumer, probe):
+                    self._pass(number, DENSE, folder, to=_variant(n))
+        checkpoint.release(names)
+
+    @contextmanager
+    def _embeddings(self, number: int) -> Iterator[None]:
+        """Token embeddings are in memory for the first layer, while anything goes through it."""
+        if number == 0:
+            self.checkpoint.load(self.checkpoint.embedding_names())
+        yield
+        self.checkpoint.release_embeddings()
 
     def _pass(self, number: int, stream: str, folder: Path, *, to: str = "") -> None:
         """Take the probes' sequences of one stream through a layer."""

@@ -70,6 +70,10 @@ class Checkpoint:
         """Parameters and saved buffers of a layer."""
         return self._names(lambda name: name.startswith(self._layers[layer]))
 
+    def weight_name(self, path: str) -> str:
+        """The weight of a linear layer below the base model."""
+        return f"{self._base}{path}.weight"
+
     def outer_names(self, *, base: bool, head: bool) -> list[str]:
         """Those of no layer, below the base model or in the head."""
         layers = tuple(self._layers)
@@ -91,7 +95,10 @@ class Checkpoint:
         return [] if embeddings is None else [f"{paths[embeddings]}.weight"]
 
     def _embeddings(self) -> nn.Embedding | None:
-        embeddings = self.model.get_input_embeddings()
+        try:
+            embeddings = self.model.get_input_embeddings()
+        except NotImplementedError:  # a model that reads no text
+            return None
         return embeddings if isinstance(embeddings, nn.Embedding) else None
 
     def _names(self, wanted: Callable[[str], bool]) -> list[str]:
@@ -245,6 +252,9 @@ def _sources(model: PreTrainedModel, held: dict[str, Path]) -> dict[str, tuple[P
                 f"({key}), which needs the whole model. Load it and use stat_prune.prune."
             )
         sources[name if name in state else key] = (file, key)
+    # What was renamed is named back when weights are saved, as after from_pretrained.
+    used = [one for one in conversions if one.was_used()]
+    model._weight_conversions = used  # type: ignore[assignment]
     for group in _tied(model):
         known = next((sources[name] for name in group if name in sources), None)
         sources |= {name: known for name in group if known is not None and name not in sources}
