@@ -23,6 +23,7 @@ from stat_prune.errors import LoadError, ModelError, SaveError, SettingsError, T
 from stat_prune.methods import PEERS, Method, method_named
 from stat_prune.pretrained import load_tokenizer
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport, versions
+from stat_prune.result import Reported
 from stat_prune.run import Run, opened
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import chosen, weights_of
@@ -44,7 +45,7 @@ _REPORT = "report"
 
 
 @dataclass(frozen=True)
-class PrunedCheckpoint:
+class PrunedCheckpoint(Reported):
     """A pruned model on disk and the account of it.
 
     Attributes
