@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,13 +151,16 @@ class Walk:
         earlier = [_variant(n) for n, block in enumerate(run.blocks) if block.layer < number]
         streams = [DENSE, *earlier] if self._probes else []
         checkpoint.load(names)
+        moments: dict[str, Moments] = {}
         if number <= self._last:
             with self._embeddings(number):
-                self._collect(number, blocks, folder)
+                moments = self._collect(number, list(blocks.values()), folder)
         # A decomposition takes more memory than anything else, and only the consumer's weight.
         consumers = {checkpoint.weight_name(block.consumer) for block in blocks.values()}
         others = [name for name in names if name not in consumers]
         checkpoint.release(others)
+        for n, block in blocks.items():
+            write_statistics(self._statistics(block, moments.pop(block.name)), folder, n)
         folded = self._folded_probes(blocks, folder)
         checkpoint.load(others if self._probes else [])
         run.expect(len(self._probes) * (len(streams) + len(folded)))
@@ -186,12 +189,12 @@ class Walk:
             write(state, _state_file(folder, to or stream, position))
             self.run.advance()
 
-    def _collect(self, number: int, blocks: dict[int, Block], folder: Path) -> None:
-        """Take the calibration set through a layer, and leave the moments of its blocks there."""
+    def _collect(self, number: int, blocks: Sequence[Block], folder: Path) -> dict[str, Moments]:
+        """Take the calibration set through a layer; the moments of its blocks."""
         run = self.run
         collector = MomentsCollector(
             run.model.base_model,
-            list(blocks.values()),
+            blocks,
             precision=run.settings.precision,
             device=self.checkpoint.device,
         )
@@ -202,8 +205,7 @@ class Walk:
                 state = run_layer(run.model, number, batch, states, self.checkpoint.device)
                 if number < self._last:
                     write(state, _state_file(folder, CALIBRATION, position))
-        for n, block in blocks.items():
-            write_statistics(self._statistics(block, collector.moments.pop(block.name)), folder, n)
+        return collector.moments
 
     def _statistics(self, block: Block, moments: Moments) -> BlockStatistics:
         consumer = projection(self.run.model.base_model, block.consumer)
