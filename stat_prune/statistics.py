@@ -125,7 +125,7 @@ def statistics_of(
 
 def quadratic(gram: Tensor, weight: Tensor) -> float:
     """``trace(W G W^T)``: squared Frobenius norm of ``A W^T`` from the Gram matrix of ``A``."""
-    return float(((weight @ gram) * weight).sum())
+    return float((weight @ gram).mul_(weight).sum())
 
 
 def complement(kept: Tensor, size: int) -> Tensor:

@@ -187,6 +187,8 @@ def _supported_method(settings: Settings, target: Target) -> Method:
             f"method={settings.method!r} looks at more than one layer's inputs, and cannot prune "
             "layer by layer. Use method='stat', or stat_prune.prune where the model fits in memory."
         )
+    if settings.inplace:
+        raise SettingsError("inplace=True: a checkpoint is never changed. Leave it away.")
     recipe = method_named(settings.method)
     if (settings.passes or recipe.passes) > 1:
         raise SettingsError(

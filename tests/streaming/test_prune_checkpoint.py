@@ -101,7 +101,10 @@ def test_the_folder_loads_without_stat_prune(tmp_path, word_tokenizer):
     stat_prune.prune_checkpoint(tmp_path / "dense", TEXTS, output_dir=tmp_path / "out", **options)
     ids = torch.tensor([[5, 9, 3, 17, 8, 2, 13, 11]])
 
-    (found,) = outputs_without_stat_prune([(tmp_path / "out", "AutoModelForCausalLM")], ids)
+    (tmp_path / "work").mkdir()
+    (found,) = outputs_without_stat_prune(
+        [(tmp_path / "out", "AutoModelForCausalLM")], ids, tmp_path / "work"
+    )
 
     with torch.no_grad():
         assert torch.equal(found, whole.model(ids)[0])
