@@ -23,6 +23,7 @@ from transformers.utils import (
 
 from stat_prune.architectures import transformer_layers
 from stat_prune.checkpoint import saved_class
+from stat_prune.clock import return_freed_memory
 from stat_prune.errors import LoadError, ModelError
 
 
@@ -131,6 +132,7 @@ class Checkpoint:
         for source in released:
             group = [name for name, own in self._sources.items() if own == source]
             self._put(group, torch.empty_like(_tensor(self.model, group[0]), device="meta"))
+        return_freed_memory()
 
     def release_embeddings(self) -> None:
         """Forget the token embeddings: the model goes on to run, with zeros for each token."""
