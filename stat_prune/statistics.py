@@ -89,16 +89,18 @@ class BlockStatistics:
             num_tokens=moments.count,
         )
 
-    def has_dependence(self) -> bool:
+    def has_dependence(self, *, overwrite: bool = False) -> bool:
         """Whether some channel is nearly a combination of others, too nearly for float32 products.
 
         The squared share of a channel's norm that those before it leave is a pivot of the Cholesky
         factorization of the correlations. Products in float32 make an error of about 1e-7 in it.
+        With `overwrite`, `gram` is of no use afterwards.
         """
         norms = self.gram.diagonal().sqrt()
         alive = norms > 0
         scale = torch.where(alive, 1 / norms, 0)
-        correlations = scale[:, None] * self.gram * scale
+        correlations = self.gram if overwrite else self.gram.clone()
+        correlations.mul_(scale[:, None]).mul_(scale)
         correlations.diagonal()[~alive] = 1
         factor, failed = torch.linalg.cholesky_ex(correlations)
         return bool(failed) or float(factor.diagonal().min()) ** 2 < DEPENDENCE

@@ -146,23 +146,18 @@ class Walk:
         """Take everything through one layer, and decompose its blocks."""
         run, checkpoint = self.run, self.checkpoint
         (folder / "states").mkdir()
-        names = checkpoint.layer_names(number)
         blocks = {n: block for n, block in enumerate(run.blocks) if block.layer == number}
         earlier = [_variant(n) for n, block in enumerate(run.blocks) if block.layer < number]
         streams = [DENSE, *earlier] if self._probes else []
-        checkpoint.load(names)
-        moments: dict[str, Moments] = {}
         if number <= self._last:
-            with self._embeddings(number):
-                moments = self._collect(number, list(blocks.values()), folder)
-        # A decomposition takes more memory than anything else, and only the consumer's weight.
-        consumers = {checkpoint.weight_name(block.consumer) for block in blocks.values()}
-        others = [name for name in names if name not in consumers]
-        checkpoint.release(others)
-        for n, block in blocks.items():
-            write_statistics(self._statistics(block, moments.pop(block.name)), folder, n)
+            automatic = run.settings.precision == "auto"
+            precision = "float32" if automatic else run.settings.precision
+            dependent = self._measure_blocks(number, blocks, folder, precision, check=automatic)
+            if dependent:
+                self._measure_blocks(number, dependent, folder, "float64")
         folded = self._folded_probes(blocks, folder)
-        checkpoint.load(others if self._probes else [])
+        names = checkpoint.layer_names(number)
+        checkpoint.load(names if self._probes else [])
         run.expect(len(self._probes) * (len(streams) + len(folded)))
         with self._embeddings(number):
             for stream in streams:
@@ -189,22 +184,50 @@ class Walk:
             write(state, _state_file(folder, to or stream, position))
             self.run.advance()
 
-    def _collect(self, number: int, blocks: Sequence[Block], folder: Path) -> dict[str, Moments]:
+    def _measure_blocks(
+        self,
+        number: int,
+        blocks: dict[int, Block],
+        folder: Path,
+        precision: str,
+        *,
+        check: bool = False,
+    ) -> dict[int, Block]:
+        """Leave the statistics of a layer's blocks in the folder, and their consumers in memory.
+
+        Returns the blocks whose statistics need products in float64, where that is to be checked.
+        """
+        checkpoint = self.checkpoint
+        names = checkpoint.layer_names(number)
+        checkpoint.load(names)
+        with self._embeddings(number):
+            moments = self._collect(number, list(blocks.values()), folder, precision)
+        # A decomposition takes more memory than anything else, and only the consumer's weight.
+        layer = [block for block in self.run.blocks if block.layer == number]
+        consumers = {checkpoint.weight_name(block.consumer) for block in layer}
+        checkpoint.release(name for name in names if name not in consumers)
+        dependent = {}
+        for n, block in blocks.items():
+            statistics = self._statistics(block, moments.pop(block.name))
+            write_statistics(statistics, folder, n)
+            if check and statistics.has_dependence(overwrite=True):
+                dependent[n] = block
+        return dependent
+
+    def _collect(
+        self, number: int, blocks: Sequence[Block], folder: Path, precision: str
+    ) -> dict[str, Moments]:
         """Take the calibration set through a layer; the moments of its blocks."""
-        run = self.run
-        collector = MomentsCollector(
-            run.model.base_model,
-            blocks,
-            precision=run.settings.precision,
-            device=self.checkpoint.device,
-        )
+        run, model, device = self.run, self.run.model, self.checkpoint.device
+        collector = MomentsCollector(model.base_model, blocks, precision=precision, device=device)
         with collector:
             for position, batch in enumerate(run.tracked(run.calibration.batches)):
                 collector.expect(batch)
                 states = self._entering(number, CALIBRATION, position)
-                state = run_layer(run.model, number, batch, states, self.checkpoint.device)
-                if number < self._last:
-                    write(state, _state_file(folder, CALIBRATION, position))
+                state = run_layer(model, number, batch, states, device)
+                file = _state_file(folder, CALIBRATION, position)
+                if number < self._last and not file.exists():
+                    write(state, file)
         return collector.moments
 
     def _statistics(self, block: Block, moments: Moments) -> BlockStatistics:

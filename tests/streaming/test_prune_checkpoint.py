@@ -23,7 +23,18 @@ WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then i
 _random = random.Random(0)
 TEXTS = [" ".join(_random.choices(WORDS, k=_random.randint(4, 20))) for _ in range(60)]
 
+
+def bert_with_twin_neurons() -> PreTrainedModel:
+    """Of one block only, the statistics need products in float64."""
+    model = tiny_bert(BertForSequenceClassification, num_hidden_layers=3)
+    twins = model.bert.encoder.layer[1].intermediate.dense
+    with torch.no_grad():
+        twins.weight[1] = twins.weight[0]
+    return model
+
+
 MODELS = {
+    "bert-twins": bert_with_twin_neurons,
     "bert": lambda: tiny_bert(BertForSequenceClassification, num_hidden_layers=3),
     "llama": lambda: tiny_llama(num_hidden_layers=3),
     "llama-tied": lambda: tiny_llama(tie_word_embeddings=True),
