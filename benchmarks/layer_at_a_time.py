@@ -66,6 +66,7 @@ def prune(folder: Path, samples: int, tokens: int, kept: float, method: str) -> 
             output_dir=Path(place) / "out",
             method=method,
             batch_size=1,
+            progress=False,
         ).report
     heads = config.num_attention_heads * config.head_dim
     return {

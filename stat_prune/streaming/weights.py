@@ -58,6 +58,9 @@ class Checkpoint:
         self.files = _weight_files(folder)
         held = {key: file for file in self.files for key in _keys(file)}
         self.model = _empty_model(folder, lambda: self._read(*next(iter(held.items()))[::-1]).dtype)
+        for module in self.model.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, buffer.to(device))
         self._sources = _sources(self.model, held)
         base = next(
             p for p, module in self.model.named_modules() if module is self.model.base_model

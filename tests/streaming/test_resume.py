@@ -106,6 +106,24 @@ def test_a_full_disk_keeps_what_is_finished_for_a_resume(piece, dense, tmp_path,
     assert set(passed) == ({1, 2} if piece == "layer-0001" else set())
 
 
+def test_a_run_killed_when_all_was_done_but_tidying_up_is_finished_by_a_resume(
+    dense, tmp_path, monkeypatch
+):
+    def stop(_self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workspace.Workspace, "delete", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prune(dense, tmp_path / "out")
+    monkeypatch.undo()
+    wanted = contents(tmp_path / "out")
+
+    prune(dense, tmp_path / "out", resume=True)
+
+    assert contents(tmp_path / "out") == wanted
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
+
+
 def test_too_little_space_is_an_error_before_any_work(dense, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(SaveError, match="will take .* GiB, and 0.0 GiB are free"):
