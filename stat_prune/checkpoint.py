@@ -39,6 +39,7 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
     in_transformers = getattr(transformers, stock.__name__, None) is stock
     if getattr(model.config, "stat_prune", None):
         model.__class__ = modeling_stat_prune.pruned_class(stock)
+        modeling_stat_prune.keep_names(model)
         if in_transformers:
             classes = modeling_stat_prune.auto_classes(type(model.config))
             model.config.auto_map = {

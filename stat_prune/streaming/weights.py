@@ -21,6 +21,7 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
 )
 
+from stat_prune import modeling_stat_prune
 from stat_prune.architectures import transformer_layers
 from stat_prune.checkpoint import saved_class
 from stat_prune.clock import return_freed_memory
@@ -221,6 +222,7 @@ def _empty_model(folder: Path, stored_dtype: Callable[[], torch.dtype]) -> PreTr
         model: PreTrainedModel = model_class._from_config(config, dtype=dtype)
     if model.can_generate() and (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    modeling_stat_prune.keep_names(model)
     return model.eval()
 
 
@@ -257,9 +259,6 @@ def _sources(model: PreTrainedModel, held: dict[str, Path]) -> dict[str, tuple[P
                 f"({key}), which needs the whole model. Load it and use stat_prune.prune."
             )
         sources[name if name in state else key] = (file, key)
-    # What was renamed is named back when weights are saved, as after from_pretrained.
-    used = [one for one in conversions if one.was_used()]
-    model._weight_conversions = used  # type: ignore[assignment]
     for group in _tied(model):
         known = next((sources[name] for name in group if name in sources), None)
         sources |= {name: known for name in group if known is not None and name not in sources}
