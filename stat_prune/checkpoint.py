@@ -227,16 +227,27 @@ def saved_class(
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise LoadError(f"{str(directory)!r} cannot be loaded: {error}") from error
+    return config, class_of(config, auto_class)
+
+
+def class_of(config: transformers.PreTrainedConfig, auto_class: type | str | None = None) -> Any:
+    """The class of the model that a config makes.
+
+    Raises
+    ------
+    LoadError
+        If it is not known.
+    """
     name = _model_class_name(config, auto_class)
     model_class = modeling_stat_prune.stock_class(name, type(config))
     if model_class is None:
         raise LoadError(
-            f"{str(directory)!r} is of the class {name}, which transformers does not know. "
+            f"The config is of the class {name}, which transformers does not know. "
             "Register it first (AutoConfig.register, AutoModel.register)."
         )
     if getattr(config, "stat_prune", None):
         model_class = modeling_stat_prune.pruned_class(model_class)
-    return config, model_class
+    return model_class
 
 
 def _model_class_name(config: transformers.PreTrainedConfig, auto_class: type | str | None) -> str:

@@ -175,10 +175,15 @@ class Run:
         `MIN_PROBE_SEQUENCES`.
         """
         calibration = self.calibration
-        affordable = 2 * calibration.num_samples // len(self.blocks)
-        needed = math.ceil(PROBE_POSITIONS / positions_per_sequence)
-        count = max(min(needed, affordable), MIN_PROBE_SEQUENCES)
+        count = num_probe_samples(calibration.num_samples, len(self.blocks), positions_per_sequence)
         return list(calibration.subset(count, seed=self.settings.seed).batches)
+
+
+def num_probe_samples(num_samples: int, num_blocks: int, positions_per_sequence: float) -> int:
+    """How many of so many calibration sequences each of so many probes is measured on."""
+    affordable = 2 * num_samples // num_blocks
+    needed = math.ceil(PROBE_POSITIONS / positions_per_sequence)
+    return min(max(min(needed, affordable), MIN_PROBE_SEQUENCES), num_samples)
 
 
 def calibration_set_for(

@@ -1,4 +1,4 @@
-"""The command line: prune, inspect, evaluate, demo.
+"""The command line: plan, prune, inspect, evaluate, demo.
 
 A command imports torch and transformers, which take seconds, only when it runs.
 """
@@ -16,6 +16,7 @@ import typer
 from stat_prune.cli.demo import demo
 from stat_prune.cli.evaluate import evaluate
 from stat_prune.cli.inspect import inspect
+from stat_prune.cli.plan import plan
 from stat_prune.cli.prune import prune
 from stat_prune.errors import StatPruneError
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (prune, inspect, evaluate, demo):
+for command in (plan, prune, inspect, evaluate, demo):
     app.command()(command)
 
 

@@ -12,23 +12,24 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.accounting import measure, report_of
 from stat_prune.architectures import find_blocks, stacks_of
 from stat_prune.budget.choice import check_reachable
 from stat_prune.checkpoint import as_pruned_class, check_output_directory, save_checkpoint
+from stat_prune.clock import peak_memory
 from stat_prune.distributed import num_processes
 from stat_prune.errors import LoadError, ModelError, SaveError, SettingsError, TargetError
 from stat_prune.methods import PEERS, Method, method_named
 from stat_prune.pretrained import load_tokenizer
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport, versions
 from stat_prune.result import Reported
-from stat_prune.run import Run, opened
+from stat_prune.run import Run, num_probe_samples, opened
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import chosen, weights_of
 from stat_prune.streaming.cutting import Cut
-from stat_prune.streaming.memory import Needs, needs_of
+from stat_prune.streaming.memory import Needs, Reading, needs_of, values_per_sequence
 from stat_prune.streaming.walk import Measured, Walk
 from stat_prune.streaming.weights import Checkpoint
 from stat_prune.streaming.workspace import SECONDS, Workspace, read, write
@@ -120,7 +121,7 @@ def prune_checkpoint(
         As for `stat_prune.prune`.
     """
     chosen_settings = Settings(**settings)
-    recipe = _supported_method(chosen_settings, target)
+    recipe = supported_method(chosen_settings, target)
     output = Path(os.path.realpath(output_dir))
     working = Path(os.path.realpath(work_dir)) if work_dir else Path(f"{output}.working")
     # A run that was killed when all was done but its working folder deleted.
@@ -139,7 +140,8 @@ def prune_checkpoint(
             seq_length=run.lengths(target),
             round_to=chosen_settings.round_to,
         )
-        needs = needs_of(run, recipe, checkpoint, target)
+        needs = needs_of(run.model, run.blocks, _reading(run), recipe, target)
+        predicted = peak_memory(run.device) + needs.memory
         fingerprint = _fingerprint(run, checkpoint, target)
         if not working.exists():
             _check_space(working, needs)
@@ -157,7 +159,7 @@ def prune_checkpoint(
         after = measure(run.model, run.lengths(target))
         outer = checkpoint.outer_names(base=True, head=True)
         checkpoint.load(outer)
-        report = report_of(run, target, rows, before, after, predicted_peak_memory=needs.memory)
+        report = report_of(run, target, rows, before, after, predicted_peak_memory=predicted)
         if not written:
             with workspace.piece(_REPORT) as new:
                 (new / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
@@ -174,7 +176,7 @@ def prune_checkpoint(
     return PrunedCheckpoint(output, report, cut.units)
 
 
-def _supported_method(settings: Settings, target: Target) -> Method:
+def supported_method(settings: Settings, target: Target) -> Method:
     """The recipe, where one layer at a time is enough for it.
 
     Raises
@@ -220,8 +222,8 @@ def _folder(model: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def _check_model(checkpoint: Checkpoint) -> None:
-    model = checkpoint.model
+def obstacle(model: PreTrainedModel) -> str | None:
+    """Why a model's layers cannot be pruned one by one; None where they can."""
     blocks = find_blocks(model)
     reasons = {
         "has several stacks of layers": len(stacks_of(model)) > 1,
@@ -229,7 +231,12 @@ def _check_model(checkpoint: Checkpoint) -> None:
         "shares weights between layers": any(block.calls > 1 for block in blocks),
         "hands position biases from layer to layer": any(b.position_bias == "own" for b in blocks),
     }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _check_model(checkpoint: Checkpoint) -> None:
+    model = checkpoint.model
+    reason = obstacle(model)
     if reason is not None:
         raise ModelError(
             f"{type(model).__name__} {reason} and cannot be pruned layer by layer. Load it and use "
@@ -240,6 +247,21 @@ def _check_model(checkpoint: Checkpoint) -> None:
             f"The checkpoint {str(checkpoint.folder)!r} is quantized. Prune the full-precision "
             "model and quantize the result."
         )
+
+
+def _reading(run: Run) -> Reading:
+    """What is read in this run."""
+    mask, calibration = run.calibration.main_mask, run.calibration
+    sizes = [batch[mask].shape for batch in calibration.batches]
+    length = max(tokens for _, tokens in sizes)
+    return Reading(
+        num_samples=calibration.num_samples,
+        length=length,
+        batch_tokens=max(sequences * tokens for sequences, tokens in sizes),
+        num_probe_samples=num_probe_samples(
+            calibration.num_samples, len(run.blocks), values_per_sequence(run.model, length)
+        ),
+    )
 
 
 def _check_space(working: Path, needs: Needs) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import (
@@ -217,13 +217,20 @@ def _damaged(file: Path, error: Exception) -> LoadError:
 def _empty_model(folder: Path, stored_dtype: Callable[[], torch.dtype]) -> PreTrainedModel:
     """The model that a folder's config names, its parameters on the meta device."""
     config, model_class = saved_class(folder)
-    dtype = config.dtype or stored_dtype()
-    with _parameters_on_meta():
-        model: PreTrainedModel = model_class._from_config(config, dtype=dtype)
+    model = empty_model(config, model_class, config.dtype or stored_dtype())
     if model.can_generate() and (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     modeling_stat_prune.keep_names(model)
     return model.eval()
+
+
+def empty_model(
+    config: PreTrainedConfig, model_class: type[PreTrainedModel], dtype: str | torch.dtype
+) -> PreTrainedModel:
+    """A model whose parameters are on the meta device."""
+    with _parameters_on_meta():
+        model: PreTrainedModel = model_class._from_config(config, dtype=dtype)
+    return model
 
 
 @contextmanager
