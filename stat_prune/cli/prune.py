@@ -116,11 +116,15 @@ def prune(
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with a run of --layer-at-a-time that was broken off."),
+        typer.Option(
+            "--resume",
+            help="Go on with a run that was broken off: of --layer-at-a-time, or one that was "
+            "begun with --resume itself and so kept what it had finished.",
+        ),
     ] = False,
     work_dir: Annotated[
         Path | None,
-        typer.Option(help="Working folder of --layer-at-a-time. Default: --output with .working."),
+        typer.Option(help="For finished work. Default: --output with .working."),
     ] = None,
     plot: Annotated[
         Path | None,
@@ -162,10 +166,6 @@ def prune(
       torchrun --nproc-per-node 4 -m stat_prune prune ./llama -d texts.jsonl --parameters 0.8 -o out
     """
     target = _target(macs, parameters, tolerance, speedup, seq_length, latency_batch)
-    if (resume or work_dir is not None) and not layer_at_a_time:
-        raise typer.BadParameter(
-            "only --layer-at-a-time has a working folder", param_hint="--resume or --work-dir"
-        )
 
     from stat_prune import distributed, pruning, streaming
     from stat_prune.checkpoint import check_output_directory
@@ -208,6 +208,7 @@ def prune(
                 dataset,
                 tokenizer=load_tokenizer(model),
                 device=device or shared_device,
+                work_dir=(work_dir or f"{output}.working") if resume else work_dir,
                 inplace=True,
                 **settings,
             )
