@@ -17,6 +17,7 @@ __all__ = [
     "Tolerance",
     "load",
     "prune",
+    "prune_checkpoint",
     "prune_family",
     "register_architecture",
 ]
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from stat_prune.methods import Method
     from stat_prune.pruning import prune, prune_family
     from stat_prune.result import PruningResult
+    from stat_prune.streaming import prune_checkpoint
     from stat_prune.targets import Latency, MACs, Parameters, Speedup, Tolerance
 else:
     # Imported at first use: torch and transformers take seconds, and the command line's help
@@ -51,6 +53,7 @@ else:
         "Tolerance": "targets",
         "load": "checkpoint",
         "prune": "pruning",
+        "prune_checkpoint": "streaming",
         "prune_family": "pruning",
         "register_architecture": "architectures",
     }

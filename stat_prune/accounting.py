@@ -74,11 +74,25 @@ def account(
     second_pass: SecondPass | None = None,
 ) -> PruningReport:
     """The report of one pruned model."""
-    rows = [_pruned_row(plan) for plan in plans] + [_whole_row(block) for block in run.untouched]
+    return report_of(
+        run, target, [row_of(plan) for plan in plans], before, after, speed, second_pass
+    )
+
+
+def report_of(
+    run: Run,
+    target: Target,
+    pruned: Sequence[BlockRow],
+    before: Size,
+    after: Size,
+    speed: Speed | None = None,
+    second_pass: SecondPass | None = None,
+    predicted_peak_memory: int | None = None,
+) -> PruningReport:
+    """The report of one pruned model, from the rows of the blocks that were pruned."""
+    rows = [*pruned, *(_whole_row(block) for block in run.untouched)]
     predicted = [
-        plan.sensitivity * plan.folded.output_error**2
-        for plan in plans
-        if plan.sensitivity is not None
+        row.sensitivity * row.output_error**2 for row in pruned if row.sensitivity is not None
     ]
     return PruningReport(
         blocks=sorted(rows, key=lambda row: (row.layer, row.kind)),
@@ -92,10 +106,12 @@ def account(
         settings=_settings(run, target),
         second_pass=None if second_pass is None else asdict(second_pass),
         speed=speed,
+        predicted_peak_memory=predicted_peak_memory,
     )
 
 
-def _pruned_row(plan: BlockPlan) -> BlockRow:
+def row_of(plan: BlockPlan) -> BlockRow:
+    """What a report says of a block that was pruned."""
     block, units = plan.folded.block, plan.folded.units
     return BlockRow(
         name=block.name,

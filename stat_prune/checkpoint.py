@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_utils import _CAN_RECORD_REGISTRY
 
 from stat_prune import modeling_stat_prune
 from stat_prune.atomic import replace_directory
 from stat_prune.errors import LoadError, SaveError
+from stat_prune.shards import join_shards
 
 
 def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
@@ -40,6 +43,7 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
         # transformers notes when it makes a model which hidden states its class can record; this
         # class may have made none.
         dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(model)), model._can_record_outputs)
+        modeling_stat_prune.keep_names(model)
         if in_transformers:
             classes = modeling_stat_prune.auto_classes(type(model.config))
             model.config.auto_map = {
@@ -97,6 +101,8 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase | None = None,
     files: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    state_dict: dict[str, Tensor] | None = None,
+    shards: Sequence[Path] = (),
 ) -> None:
     """Write weights (safetensors), config, tokenizer, modeling file and further text files.
 
@@ -114,6 +120,10 @@ def save_checkpoint(
         Names and contents of further text files. ``README.md`` replaces the generic model card.
     overwrite : bool
         Replace the saved model that `directory` holds, with all files in it.
+    state_dict : dict of str to Tensor, optional
+        Weights to write, where the model itself does not hold them.
+    shards : sequence of Path
+        Safetensors files with the other weights, which become shards of the checkpoint.
 
     Raises
     ------
@@ -132,7 +142,9 @@ def save_checkpoint(
     contents = {"README.md": _model_card(model, Path(directory).name), **(files or {})}
     try:
         with replace_directory(Path(directory)) as folder:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=state_dict)
+            if shards:
+                join_shards(folder, shards)
             _let_weights_follow_umask(folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
@@ -186,19 +198,8 @@ def load(
     LoadError
         If the folder is missing, damaged, or of a class or format that is not known.
     """
-    if not os.path.isdir(directory):
-        raise LoadError(f"{str(directory)!r} is not a folder. Pass the folder that was saved.")
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        name = _model_class_name(config, auto_class)
-        model_class = modeling_stat_prune.stock_class(name, type(config))
-        if model_class is None:
-            raise LoadError(
-                f"{str(directory)!r} is of the class {name}, which transformers does not know. "
-                "Register it first (AutoConfig.register, AutoModel.register)."
-            )
-        if getattr(config, "stat_prune", None):
-            model_class = modeling_stat_prune.pruned_class(model_class)
+        config, model_class = saved_class(directory, auto_class)
         model = model_class.from_pretrained(
             directory, config=config, dtype=dtype, local_files_only=True
         )
@@ -212,6 +213,45 @@ def load(
         ) from error
     modeling_stat_prune.align_weights(model)
     return model if device is None else model.to(device)
+
+
+def saved_class(
+    directory: str | os.PathLike[str], auto_class: type | str | None = None
+) -> tuple[transformers.PreTrainedConfig, Any]:
+    """The config in a folder, and the class of the model that it makes.
+
+    Raises
+    ------
+    LoadError
+        If the folder or its config is missing or damaged, or of a class that is not known.
+    """
+    if not os.path.isdir(directory):
+        raise LoadError(f"{str(directory)!r} is not a folder. Pass the folder that was saved.")
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LoadError(f"{str(directory)!r} cannot be loaded: {error}") from error
+    return config, class_of(config, auto_class)
+
+
+def class_of(config: transformers.PreTrainedConfig, auto_class: type | str | None = None) -> Any:
+    """The class of the model that a config makes.
+
+    Raises
+    ------
+    LoadError
+        If it is not known.
+    """
+    name = _model_class_name(config, auto_class)
+    model_class = modeling_stat_prune.stock_class(name, type(config))
+    if model_class is None:
+        raise LoadError(
+            f"The config is of the class {name}, which transformers does not know. "
+            "Register it first (AutoConfig.register, AutoModel.register)."
+        )
+    if getattr(config, "stat_prune", None):
+        model_class = modeling_stat_prune.pruned_class(model_class)
+    return model_class
 
 
 def _model_class_name(config: transformers.PreTrainedConfig, auto_class: type | str | None) -> str:

@@ -1,7 +1,8 @@
-"""Time by stage, and peak memory."""
+"""Time by stage, and memory."""
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import resource
 import time
@@ -25,6 +26,17 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def return_freed_memory() -> None:
+    """Let the C library give the system what it holds of freed memory, where it can (glibc).
+
+    Else tensors of some tens of megabytes that come and go leave holes, which count as resident.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        pass
 
 
 def peak_memory(device: torch.device) -> int:

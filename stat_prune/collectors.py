@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,52 +97,92 @@ def collect_moments(
     """
     base = model.base_model
     device = next(base.parameters()).device
-    moments = {
-        block.name: Moments(block.num_channels, precision=precision, device=device)
-        for block in blocks
-    }
-    masks: dict[str, Tensor | None] = {}
-    batch: Batch = {}
-    position = 0
+    collector = MomentsCollector(
+        base, blocks, transform=transform, precision=precision, device=device
+    )
+    with evaluating(model), collector:
+        for batch in batches:
+            collector.expect(batch)
+            base(**model_inputs(base, batch, device))
+    return collector.moments
 
-    def count(block: Block, rows: Tensor) -> None:
+
+class MomentsCollector:
+    """While entered, hooks count what the consumers of some blocks read.
+
+    Parameters
+    ----------
+    base_model : nn.Module
+    blocks : sequence of Block
+    transform, precision
+        As for `collect_moments`.
+    device : torch.device
+        Of the activations.
+
+    Attributes
+    ----------
+    moments : dict of str to Moments
+        By block name.
+    """
+
+    def __init__(
+        self,
+        base_model: nn.Module,
+        blocks: Sequence[Block],
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        precision: str = "float64",
+        device: torch.device,
+    ) -> None:
+        self._base, self._blocks, self._device = base_model, blocks, device
+        self._transform = transform
+        self.moments = {
+            block.name: Moments(block.num_channels, precision=precision, device=device)
+            for block in blocks
+        }
+        self._masks: dict[str, Tensor | None] = {}
+        self._batch: Batch = {}
+        self._position = -1
+
+    def expect(self, batch: Batch) -> None:
+        """Name the batch that the model runs on next."""
+        self._position += 1
+        self._batch = batch
+        names = {block.mask for block in self._blocks}
+        self._masks = {name: _mask_if_padded(batch, name, self._device) for name in names}
+
+    def __enter__(self) -> MomentsCollector:
+        self._handles = [
+            projection(self._base, block.consumer).module.register_forward_pre_hook(
+                partial(self._hook, block)
+            )
+            for block in self._blocks
+        ]
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, block: Block, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        mask = self._masks[block.mask]
+        if block.expert_of:
+            self._count(block, routed_rows(self._base, block, args, mask))
+        elif self._transform is None:
+            self._count(block, _token_rows(args[0], mask))
+        else:
+            kept = token_mask(self._batch, block.mask).to(self._device)
+            for sequence, tokens in zip(by_token(args[0], kept), kept, strict=True):
+                self._count(block, self._transform(sequence[tokens]))
+
+    def _count(self, block: Block, rows: Tensor) -> None:
         try:
-            moments[block.name].update(rows)
+            self.moments[block.name].update(rows)
         except ValueError as error:  # of all that is wrong with rows, only non-finite entries
             raise NonFiniteActivationsError(
-                f"{block.name}: the input of {block.consumer} in batch {position}: {error} Run the "
-                "model in float32 or bfloat16, or remove the example."
+                f"{block.name}: the input of {block.consumer} in batch {self._position}: {error} "
+                "Run the model in float32 or bfloat16, or remove the example."
             ) from error
-
-    def hook_for(block: Block) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if block.expert_of:
-                count(block, routed_rows(base, block, args, masks[block.mask]))
-            elif transform is None:
-                count(block, _token_rows(args[0], masks[block.mask]))
-            else:
-                kept = token_mask(batch, block.mask).to(device)
-                for sequence, tokens in zip(by_token(args[0], kept), kept, strict=True):
-                    count(block, transform(sequence[tokens]))
-
-        return hook
-
-    handles = [
-        projection(base, block.consumer).module.register_forward_pre_hook(hook_for(block))
-        for block in blocks
-    ]
-    try:
-        with evaluating(model):
-            for position, batch in enumerate(batches):  # noqa: B007 (the hooks read them)
-                masks = {
-                    name: _mask_if_padded(batch, name, device)
-                    for name in {block.mask for block in blocks}
-                }
-                base(**model_inputs(base, batch, device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return moments
 
 
 def _mask_if_padded(batch: Batch, name: str, device: torch.device) -> Tensor | None:

@@ -75,10 +75,10 @@ def fold(
     lost = 0.0
     if output_error is None:
         # What removal alone loses, squared: ||A_D W_D^T||^2; of the mean, nothing yet.
-        lost = quadratic(gram[dropped][:, dropped], weight[:, dropped])
+        lost = quadratic(gram[dropped[:, None], dropped], weight[:, dropped])
     if corrected and len(dropped):
-        cross = gram[kept][:, dropped] @ weight[:, dropped].T
-        correction = solve_normal(gram[kept][:, kept], cross, 0.0)
+        cross = gram[kept[:, None], dropped] @ weight[:, dropped].T
+        correction = solve_normal(gram[kept[:, None], kept], cross, 0.0)
         folded = folded + correction.T
         # Least squares explains <cross, correction> of it.
         lost -= float((cross * correction).sum())

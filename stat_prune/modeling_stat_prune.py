@@ -252,6 +252,16 @@ def align_weights(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
+def keep_names(model: Any) -> None:
+    """Let a model save its weights under the names they have in it.
+
+    Of some families transformers renames weights when it loads them, and names them back when it
+    saves. It does neither for classes that come with their own code; so a model that was loaded
+    as a stock one, and is loaded again as a pruned one, has to be saved as it is.
+    """
+    model._weight_conversions = []
+
+
 def pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
     """The subclass of a model class, of the same name, that reads recorded layer sizes."""
     if stock not in _pruned_classes:

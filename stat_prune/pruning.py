@@ -18,6 +18,7 @@ from stat_prune.peers import PLANNERS
 from stat_prune.peers.requirements import check_no_experts
 from stat_prune.restreaming import can_move
 from stat_prune.result import PruningResult
+from stat_prune.resuming import FinishedWork
 from stat_prune.run import starting
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import collect, decompose, finish, plan, sensitivities
@@ -44,6 +45,7 @@ def prune(
     passes: int | None = None,
     precision: str = "auto",
     output_dir: str | os.PathLike[str] | None = None,
+    work_dir: str | os.PathLike[str] | None = None,
     inplace: bool = False,
     progress: bool = True,
 ) -> PruningResult:
@@ -107,6 +109,10 @@ def prune(
         blocks with channels that come near it, if there are any.
     output_dir : path, optional
         Save there as well; that it can be made is checked before any work.
+    work_dir : path, optional
+        Keep statistics and probes there until the run is done. A run that was broken off and is
+        begun again with the same arguments and weights goes on from them, to the same result, on a
+        CPU to the bit. It takes a float64 matrix a block.
     inplace : bool
         Cut the given model itself.
     progress : bool
@@ -144,6 +150,7 @@ def prune(
         objective=objective,
         passes=passes,
         precision=precision,
+        work_dir=work_dir,
         inplace=inplace,
         progress=progress,
     )
@@ -158,13 +165,14 @@ def prune_family(
     *,
     targets: Sequence[Target],
     tokenizer: PreTrainedTokenizerBase | None = None,
+    work_dir: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> list[PruningResult]:
     """Models of several sizes from one collection, one decomposition and one round of probes.
 
     Parameters
     ----------
-    model, dataset, tokenizer
+    model, dataset, tokenizer, work_dir
         As for `prune`.
     targets : sequence of MACs, Parameters, Latency or Tolerance
         One a model.
@@ -193,6 +201,10 @@ def prune_family(
             )
         if chosen.method in PLANNERS:
             check_no_experts(run, str(chosen.method))
+            if work_dir is not None:
+                raise SettingsError(
+                    f"method={chosen.method!r} cannot be taken up again; leave out work_dir."
+                )
             planner = PLANNERS[chosen.method]
             return [finish(run, target, planner(run, target)) for target in targets]
         recipe = method_named(chosen.method)
@@ -201,10 +213,13 @@ def prune_family(
                 "passes=2 has nothing to solve again: the residual stream of "
                 f"{type(model).__name__} gets no consumer's output as it is. Use passes=1."
             )
-        statistics = collect(run, recipe)
+        work = FinishedWork(run, work_dir)
+        statistics = work.statistics(lambda: collect(run, recipe))
         candidates = decompose(run, recipe, statistics)
-        weights = sensitivities(run, recipe, statistics, candidates)
-        return [
+        weights = work.sensitivities(lambda: sensitivities(run, recipe, statistics, candidates))
+        results = [
             finish(run, target, *plan(run, recipe, statistics, candidates, weights, target))
             for target in targets
         ]
+        work.delete()
+        return results

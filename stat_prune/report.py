@@ -150,6 +150,8 @@ class PruningReport:
         Measured where the target speaks of time.
     lengths : dict of str to float, or None
         Tokens a sequence by the name of their mask, where the model has several.
+    predicted_peak_memory : int or None
+        Bytes: what `peak_memory` was predicted to be, where the model was pruned layer by layer.
     """
 
     blocks: list[BlockRow]
@@ -160,10 +162,11 @@ class PruningReport:
     seconds: dict[str, float]
     peak_memory: int
     settings: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=lambda: _versions())
+    versions: dict[str, str] = field(default_factory=lambda: versions())
     second_pass: dict[str, Any] | None = None
     speed: Speed | None = None
     lengths: dict[str, float] | None = None
+    predicted_peak_memory: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -232,9 +235,14 @@ class PruningReport:
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
-                f"seconds           {stages}; peak memory {self.peak_memory / 2**20:.0f} MiB",
+                f"seconds           {stages}; peak memory {self._memory()}",
             )
         )
+
+    def _memory(self) -> str:
+        predicted = self.predicted_peak_memory
+        beside = "" if predicted is None else f" ({predicted / 2**20:.0f} predicted)"
+        return f"{self.peak_memory / 2**20:.0f} MiB{beside}"
 
     def _lengths(self) -> str:
         """Tokens a sequence, as people say them."""
@@ -263,7 +271,8 @@ def _share(after: float, before: float) -> str:
     return f"{after / before:.1%} kept" if before else "nothing to count"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result may depend on."""
     names = ("stat-prune", "torch", "transformers", "datasets", "numpy", "scipy")
     return {"python": platform.python_version()} | {name: _version(name) for name in names}
 

@@ -7,26 +7,21 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import stacks_of, transformer_layers
 from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
 from stat_prune.budget.sensitivity import Objective, distance
 from stat_prune.calibration import CalibrationSet
-from stat_prune.collectors import Batch, answering, by_token, evaluating, model_inputs
+from stat_prune.collectors import Batch, by_token, evaluating
 from stat_prune.correction import FoldedConsumer
+from stat_prune.layerwise import SeenEnough, States, run_layer, stack_numbers
 from stat_prune.linalg import CrossMoments
 from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.projections import projection
 from stat_prune.surgery import apply
-
-#: What the last layer so far of each stack has returned, by the number of the stack.
-States: TypeAlias = dict[int, Any]
 
 #: Ridges towards the one-pass solution, relative to each channel's squared norm: the second is
 #: tried where the first is better than one pass.
@@ -144,7 +139,7 @@ def restream(
     with evaluating(model), evaluating(pruned):
         dense_states: list[States] = [{} for _ in batches]
         states: list[States] = [{} for _ in batches]
-        for layer, stack in enumerate(_stack_numbers(model)):
+        for layer, stack in enumerate(stack_numbers(model)):
             indices = by_layer.get(layer, [])
             blocks = [folded[i].block for i in indices if can_move(folded[i].block)]
             wanted = [
@@ -161,11 +156,6 @@ def restream(
             for state, batch in zip(states, batches, strict=True):
                 state[stack] = _Stream(pruned, layer, [], batch, state).output
     return result
-
-
-def _stack_numbers(model: PreTrainedModel) -> list[int]:
-    """For each layer of a model, which of its stacks it belongs to."""
-    return [number for number, (_, layers) in enumerate(stacks_of(model)) for _ in layers]
 
 
 def can_move(block: Block) -> bool:
@@ -219,10 +209,8 @@ class _Stream:
     after : dict of str to Tensor of shape (batch, sequence, hidden)
         The stream with their outputs added; likewise.
     output : object
-        Whatever the layer returned: the state for the next. Missing where all is seen before it.
+        Whatever the layer returned: the state for the next. None where all is seen before it.
     """
-
-    output: Any
 
     def __init__(
         self,
@@ -234,10 +222,9 @@ class _Stream:
         *,
         whole: bool = True,
     ) -> None:
-        layers, base = transformer_layers(model), model.base_model
+        base = model.base_model
         self.inputs: dict[str, Tensor] = {}
         self.after: dict[str, Tensor] = {}
-        self._blocks = blocks
         with ExitStack() as stack:
             for block in blocks:
                 stack.callback(
@@ -251,19 +238,11 @@ class _Stream:
                         .register_forward_pre_hook(self._noting(self.after, block, last=not whole))
                         .remove
                     )
-            # The layers before answer with what the last of their stack has returned, which so
-            # enters this one.
-            numbers = _stack_numbers(model)[:layer]
-            answers = {
-                one: partial(states.get, number)
-                for one, number in zip(layers, numbers, strict=False)
-            }
-            stack.enter_context(answering(answers))
-            stack.callback(layers[layer].register_forward_hook(self._finish).remove)
-            try:
-                base(**model_inputs(base, batch, next(base.parameters()).device))
-            except _SeenEnough:
-                pass
+            self.output = run_layer(model, layer, batch, states)
+        if self.output is not None:
+            stream = self.output[0] if isinstance(self.output, tuple) else self.output
+            for block in blocks:
+                self.after.setdefault(block.name, stream)
 
     @staticmethod
     def _noting(
@@ -272,17 +251,6 @@ class _Stream:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             notes[block.name] = args[0]
             if last:
-                raise _SeenEnough
+                raise SeenEnough
 
         return hook
-
-    def _finish(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self.output = output
-        stream = output[0] if isinstance(output, tuple) else output
-        for block in self._blocks:
-            self.after.setdefault(block.name, stream)
-        raise _SeenEnough
-
-
-class _SeenEnough(Exception):
-    """Raised in a hook: what comes later in the forward pass is not needed."""

@@ -18,26 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class PruningResult:
-    """A pruned model and the account of it.
+class Reported:
+    """What a result shows of its ``report`` and ``plan``."""
 
-    Attributes
-    ----------
-    model : PreTrainedModel
-        Of the same class as the dense model, or a subclass of the same name that knows how to
-        reload shapes that differ by layer.
-    report : PruningReport
-    plan : dict of str to list of int
-        By block name, the units (neurons or query heads) of the dense model that were kept.
-    tokenizer : PreTrainedTokenizerBase or None
-        Saved beside the model.
-    """
-
-    model: PreTrainedModel
     report: PruningReport
     plan: dict[str, list[int]]
-    tokenizer: Any = None
 
     def plot(self) -> Figure:
         """What was kept in each layer and, where known, what other sizes would have cost.
@@ -77,6 +62,28 @@ class PruningResult:
             Path(path).write_text(page, encoding="utf-8")
         except OSError as error:
             raise SaveError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+@dataclass(frozen=True)
+class PruningResult(Reported):
+    """A pruned model and the account of it.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        Of the same class as the dense model, or a subclass of the same name that knows how to
+        reload shapes that differ by layer.
+    report : PruningReport
+    plan : dict of str to list of int
+        By block name, the units (neurons or query heads) of the dense model that were kept.
+    tokenizer : PreTrainedTokenizerBase or None
+        Saved beside the model.
+    """
+
+    model: PreTrainedModel
+    report: PruningReport
+    plan: dict[str, list[int]]
+    tokenizer: Any = None
 
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write model, config, tokenizer, report and plan; atomically.

@@ -71,8 +71,9 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
+        """Where the model is, or, where its weights are read layer by layer, where they go."""
+        where = next(self.model.parameters()).device
+        return torch.device(self.settings.device or "cpu") if where.type == "meta" else where
 
     @property
     def masks(self) -> list[str]:
@@ -175,10 +176,15 @@ class Run:
         `MIN_PROBE_SEQUENCES`.
         """
         calibration = self.calibration
-        affordable = 2 * calibration.num_samples // len(self.blocks)
-        needed = math.ceil(PROBE_POSITIONS / positions_per_sequence)
-        count = max(min(needed, affordable), MIN_PROBE_SEQUENCES)
+        count = num_probe_samples(calibration.num_samples, len(self.blocks), positions_per_sequence)
         return list(calibration.subset(count, seed=self.settings.seed).batches)
+
+
+def num_probe_samples(num_samples: int, num_blocks: int, positions_per_sequence: float) -> int:
+    """How many of so many calibration sequences each of so many probes is measured on."""
+    affordable = 2 * num_samples // num_blocks
+    needed = math.ceil(PROBE_POSITIONS / positions_per_sequence)
+    return min(max(min(needed, affordable), MIN_PROBE_SEQUENCES), num_samples)
 
 
 def calibration_set_for(
@@ -217,6 +223,32 @@ def starting(
         Before any work, if model or data cannot be used.
     """
     _check_model(model)
+    module: nn.Module = model
+    home = next(module.parameters()).device
+    with opened(model, dataset, tokenizer, settings, left_alone) as run:
+        try:
+            if settings.device is not None:
+                module.to(settings.device)
+            yield run
+        finally:
+            module.to(home)
+
+
+@contextmanager
+def opened(
+    model: PreTrainedModel,
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: Settings,
+    left_alone: Sequence[str] = (),
+) -> Iterator[Run]:
+    """Find the blocks and read the data; the model stays where it is, and may have no weights yet.
+
+    Raises
+    ------
+    StatPruneError
+        Before any work, if model or data cannot be used.
+    """
     found = find_blocks(model)
     if all(block.fixed or block.kind in left_alone for block in found):
         left_alone = ()  # no block that the target names can be pruned: its own error says why
@@ -234,15 +266,8 @@ def starting(
         )
     check_same("The calibration set", calibration.fingerprint)
     _warn_if_few_tokens(calibration, blocks)
-    module: nn.Module = model
-    home = next(module.parameters()).device
-    try:
-        if settings.device is not None:
-            module.to(settings.device)
-        with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
-            yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
-    finally:
-        module.to(home)
+    with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
+        yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
 
 
 def _check_model(model: PreTrainedModel) -> None:
@@ -261,6 +286,12 @@ def _check_model(model: PreTrainedModel) -> None:
         raise ModelError(
             f"{type(model).__name__} is quantized. Prune the full-precision model and quantize "
             "the result."
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(
+            f"The weights of {type(model).__name__} are not in this process's memory (offloaded). "
+            "Load the model on one device, without device_map; or, where it is larger than memory, "
+            "give the folder of its checkpoint to stat_prune.prune_checkpoint."
         )
     if len({parameter.device for parameter in model.parameters()}) > 1:
         raise ModelError(

@@ -84,22 +84,26 @@ def _attention_of_heads(run: Run) -> Mapping[str, Mapping[str, torch.Tensor]]:
 
 def decompose(run: Run, recipe: Method, statistics: Sequence[BlockStatistics]) -> list[Candidates]:
     """Rank each block's units; one decomposition prices every size."""
-    criterion = CRITERIA[recipe.criterion]
 
     def of_block(number: int) -> Candidates:
-        # A stream of its own for each block, whichever process draws from it.
-        seed = np.random.SeedSequence([run.settings.seed, number]).generate_state(1)[0]
-        return candidates_for(
-            statistics[number],
-            criterion,
-            corrected=recipe.corrected,
-            generator=torch.Generator().manual_seed(int(seed)),
-            remove=run.settings.removes_blocks,
-        )
+        return candidates_of(run, recipe, statistics[number], number)
 
     mine = [number for number in range(len(statistics)) if is_mine(number)]
     with run.stage("decompose"):
         return merged(together(lambda: {number: of_block(number) for number in run.tracked(mine)}))
+
+
+def candidates_of(run: Run, recipe: Method, statistics: BlockStatistics, number: int) -> Candidates:
+    """Rank the units of the block with this number among those to be pruned."""
+    # A stream of its own for each block, whichever process draws from it.
+    own = np.random.SeedSequence([run.settings.seed, number]).generate_state(1)[0]
+    return candidates_for(
+        statistics,
+        CRITERIA[recipe.criterion],
+        corrected=recipe.corrected,
+        generator=torch.Generator().manual_seed(int(own)),
+        remove=run.settings.removes_blocks,
+    )
 
 
 def sensitivities(
@@ -126,7 +130,12 @@ def sensitivities(
             folded = _folded(
                 recipe, some, [candidates[number] for number in numbers], choice, "the probes"
             )
-            return _weights(_distances(run, folded, batches, objective), folded, some)
+            return weights_of(
+                _distances(run, folded, batches, objective),
+                [one.output_error for one in folded],
+                [one.output_energy for one in some],
+                [one.block.set_name for one in some],
+            )
 
         every = range(len(candidates))
         weights = [
@@ -162,27 +171,36 @@ def _distances(
     return merged(dict(zip(mine, found, strict=True)))
 
 
-def _weights(
+def weights_of(
     distances: Sequence[float],
-    probes: Sequence[FoldedConsumer],
-    statistics: Sequence[BlockStatistics],
+    errors: Sequence[float],
+    energies: Sequence[float],
+    sets: Sequence[str],
 ) -> list[float]:
     """Distance for each unit of relative squared error.
 
     Experts of a set were probed together, so their distance is spread over their errors by the
     energy of what each adds to the residual stream.
+
+    Parameters
+    ----------
+    distances, errors : sequence of float
+        Of the model's output, and the relative one of the block's own, for each probe.
+    energies : sequence of float
+        Squared norms of the blocks' outputs.
+    sets : sequence of str
+        Names of what was probed together.
     """
     lost: dict[str, float] = {}
     energy: dict[str, float] = {}
-    for folded, one in zip(probes, statistics, strict=True):
-        name = one.block.set_name
-        lost[name] = lost.get(name, 0.0) + folded.output_error**2 * one.output_energy
-        energy[name] = energy.get(name, 0.0) + one.output_energy
+    for error, own, name in zip(errors, energies, sets, strict=True):
+        lost[name] = lost.get(name, 0.0) + error**2 * own
+        energy[name] = energy.get(name, 0.0) + own
     weights = []
-    for distance, one in zip(distances, statistics, strict=True):
-        whole = max(energy[one.block.set_name], 1e-300)
-        error = max(lost[one.block.set_name] / whole, 1e-30)
-        weights.append(distance / error * one.output_energy / whole)
+    for distance, own, name in zip(distances, energies, sets, strict=True):
+        whole = max(energy[name], 1e-300)
+        error = max(lost[name] / whole, 1e-30)
+        weights.append(distance / error * own / whole)
     return weights
 
 
@@ -195,37 +213,55 @@ def plan(
     target: Target,
 ) -> tuple[list[BlockPlan], SecondPass | None]:
     """Spread the budget, and fold the correction into each consumer."""
-    settings, timed = run.settings, run.timed(target)
-    with run.stage("allocate, time and fold" if timed else "allocate and fold"):
-        # Rounding may differ between processors; the choice may not.
-        choice = agreed(
-            lambda: choose(
-                candidates,
-                weights or [1.0] * len(candidates),
-                target,
-                seq_length=run.lengths(target),
-                untouched=run.untouched,
-                round_to=settings.round_to,
-                uniform=settings.uniform,
-                even=recipe.allocation == "even",
-                timed=timed,
-            )
-        )
+    settings = run.settings
+    with run.stage("allocate, time and fold" if run.timed(target) else "allocate and fold"):
+        choice = chosen(run, recipe, candidates, weights, target)
         folded = _folded(recipe, statistics, candidates, choice, "the correction")
     second = None
     passes = settings.passes or recipe.passes
     if passes > 1 and recipe.corrected and run.calibration.num_samples >= HELD_OUT:
         folded, second = _second_pass(run, folded)
     plans = [
-        BlockPlan(
-            folded=one,
-            activation_error=float(sizes.activation_errors[index].clamp_min(0)) ** 0.5,
-            sensitivity=float(weights[position][index]) if weights else None,
-            error_curve=sizes.error_curve(),
-        )
+        planned(one, sizes, index, float(weights[position][index]) if weights else None)
         for position, (one, sizes, index) in enumerate(zip(folded, candidates, choice, strict=True))
     ]
     return plans, second
+
+
+def chosen(
+    run: Run,
+    recipe: Method,
+    candidates: Sequence[Candidates],
+    weights: Sequence[float] | Sequence[Tensor] | None,
+    target: Target,
+) -> list[int]:
+    """The candidate of each block."""
+    # Rounding may differ between processors; the choice may not.
+    return agreed(
+        lambda: choose(
+            candidates,
+            weights or [1.0] * len(candidates),
+            target,
+            seq_length=run.lengths(target),
+            untouched=run.untouched,
+            round_to=run.settings.round_to,
+            uniform=run.settings.uniform,
+            even=recipe.allocation == "even",
+            timed=run.timed(target),
+        )
+    )
+
+
+def planned(
+    folded: FoldedConsumer, candidates: Candidates, index: int, sensitivity: float | None
+) -> BlockPlan:
+    """A candidate of a block, folded, with what is known of it."""
+    return BlockPlan(
+        folded=folded,
+        activation_error=float(candidates.activation_errors[index].clamp_min(0)) ** 0.5,
+        sensitivity=sensitivity,
+        error_curve=candidates.error_curve(),
+    )
 
 
 def _folded(
@@ -241,7 +277,9 @@ def _folded(
     def fold_mine() -> dict[int, FoldedConsumer]:
         with gathered_numerical_warnings(f"folding {what}"):
             return {
-                number: _fold(recipe, statistics[number], candidates[number], choice[number])
+                number: fold_candidate(
+                    recipe, statistics[number], candidates[number], choice[number]
+                )
                 for number in mine
             }
 
@@ -271,7 +309,7 @@ def _second_pass(
     return best, second
 
 
-def _fold(
+def fold_candidate(
     recipe: Method, statistics: BlockStatistics, candidates: Candidates, index: int
 ) -> FoldedConsumer:
     """Fold one candidate; after the correction its error is what the decomposition said."""

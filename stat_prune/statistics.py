@@ -49,7 +49,13 @@ class BlockStatistics:
 
     @classmethod
     def of(
-        cls, block: Block, moments: Moments, consumer: Projection, *, absorb_mean: bool = True
+        cls,
+        block: Block,
+        moments: Moments,
+        consumer: Projection,
+        *,
+        absorb_mean: bool = True,
+        overwrite: bool = False,
     ) -> BlockStatistics:
         """Statistics for decisions about `block`.
 
@@ -61,10 +67,15 @@ class BlockStatistics:
         consumer : Projection
         absorb_mean : bool
             Decompose the centred moments and leave the mean to the bias, if there is one.
+        overwrite : bool
+            Take over the memory of `moments`, which are of no use afterwards.
         """
         weight = consumer.weight.detach().double()
         centred = absorb_mean and consumer.bias is not None
-        gram = moments.scatter if centred else moments.gram
+        if centred:
+            gram = moments.scatter
+        else:
+            gram = moments.pop_gram() if overwrite else moments.gram
         mean_energy = moments.count * float(moments.mean.square().sum()) if centred else 0.0
         mean_output = weight @ moments.mean if centred else weight.new_zeros(1)
         return cls(
@@ -78,16 +89,18 @@ class BlockStatistics:
             num_tokens=moments.count,
         )
 
-    def has_dependence(self) -> bool:
+    def has_dependence(self, *, overwrite: bool = False) -> bool:
         """Whether some channel is nearly a combination of others, too nearly for float32 products.
 
         The squared share of a channel's norm that those before it leave is a pivot of the Cholesky
         factorization of the correlations. Products in float32 make an error of about 1e-7 in it.
+        With `overwrite`, `gram` is of no use afterwards.
         """
         norms = self.gram.diagonal().sqrt()
         alive = norms > 0
         scale = torch.where(alive, 1 / norms, 0)
-        correlations = scale[:, None] * self.gram * scale
+        correlations = self.gram if overwrite else self.gram.clone()
+        correlations.mul_(scale[:, None]).mul_(scale)
         correlations.diagonal()[~alive] = 1
         factor, failed = torch.linalg.cholesky_ex(correlations)
         return bool(failed) or float(factor.diagonal().min()) ** 2 < DEPENDENCE
@@ -114,7 +127,7 @@ def statistics_of(
 
 def quadratic(gram: Tensor, weight: Tensor) -> float:
     """``trace(W G W^T)``: squared Frobenius norm of ``A W^T`` from the Gram matrix of ``A``."""
-    return float(((weight @ gram) * weight).sum())
+    return float((weight @ gram).mul_(weight).sum())
 
 
 def complement(kept: Tensor, size: int) -> Tensor:

@@ -127,6 +127,26 @@ def test_inspect_shows_what_was_kept_and_lists_removed_heads(pruned, run):
     assert as_json["report"]["blocks"] == printed["blocks"]
 
 
+def test_prune_goes_layer_by_layer_to_the_same_model(pruned, classifier, texts, run, tmp_path):
+    done = run(
+        "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out", "--json",
+        "--layer-at-a-time", "--resume",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    plan = "stat_prune_plan.json"
+    assert (tmp_path / "out" / plan).read_text() == (pruned[0] / plan).read_text()
+    assert json.loads(done.stdout)["predicted_peak_memory"] > 0
+
+
+def test_resume_is_of_runs_layer_by_layer_only(classifier, texts, run, tmp_path):
+    done = run(
+        "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out", "--resume"
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "only --layer-at-a-time has a working folder" in done.stderr
+
+
 def test_prune_draws_and_writes_a_web_page(classifier, texts, run, tmp_path):
     done = run(
         "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out", "--json",

@@ -28,7 +28,7 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
     UnsupportedArchitectureError
         If the family is unknown, or a layer lacks what its description names.
     ModelError
-        If a layer that should be an ordinary linear one with its weights in memory is not.
+        If a layer that should be an ordinary linear one with its weights in one piece is not.
     """
     blocks: list[Block] = []
     stacks = stacks_of(model)
@@ -212,7 +212,7 @@ def _parameter(layer: nn.Module, path: str) -> Tensor:
 
 
 def _check(found: Projection, where: str) -> None:
-    """Refuse layers that are not linear ones of full precision, in memory."""
+    """Refuse layers that are not linear ones of full precision, in one piece."""
     module, weight = found.module, found.weight
     kind = type(module)
     # Classes of transformers itself compute what nn.Linear does (FalconLinear).
@@ -223,10 +223,10 @@ def _check(found: Projection, where: str) -> None:
             "plain torch.nn.Linear. Prune the full-precision model first (merge adapters, load "
             "without a quantization config) and quantize the result."
         )
-    if weight.is_meta or not _is_plain_tensor(weight):
+    if not _is_plain_tensor(weight):
         raise ModelError(
-            f"The weights of {where} are not in this process's memory (offloaded or sharded). "
-            "Load the model on one device, without device_map or tensor parallelism."
+            f"The weights of {where} are not all in this process's memory (sharded). "
+            "Load the model on one device, without tensor parallelism."
         )
 
 

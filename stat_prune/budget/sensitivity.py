@@ -22,15 +22,19 @@ from stat_prune.projections import Projection, projection
 Objective = Callable[[Any, Any, Batch], Tensor]
 
 #: Logits that are compared at a time, to bound the memory for float64 copies.
-_PIECE = 2**24
+_PIECE = 2**21
 
 
 def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Objective) -> float:
     """How many values an objective has for a sequence: one, or one a token."""
     device = next(model.parameters()).device
     with evaluating(model):
-        output = model(**model_inputs(model, batch, device))
-        return objective(output, output, batch).numel() / num_sequences(batch)
+        return positions_of(model(**model_inputs(model, batch, device)), batch, objective)
+
+
+def positions_of(output: Any, batch: Batch, objective: Objective) -> float:
+    """How many values an objective has for a sequence of a batch, by the model's output on it."""
+    return objective(output, output, batch).numel() / num_sequences(batch)
 
 
 def distance(
@@ -107,7 +111,7 @@ def probe(
                 with answering(known), ExitStack() as stack:
                     for folded in members:
                         consumer = projection(model.base_model, folded.block.consumer)
-                        stack.enter_context(_replaced(consumer, folded))
+                        stack.enter_context(replaced(consumer, folded))
                     distances = objective(dense, model(**inputs), batch)
                 sums[name] += float(distances.double().sum())
                 for folded in members:
@@ -212,7 +216,7 @@ def recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
 
 
 @contextmanager
-def _replaced(consumer: Projection, folded: FoldedConsumer) -> Iterator[None]:
+def replaced(consumer: Projection, folded: FoldedConsumer) -> Iterator[None]:
     """The consumer computes with the probe's weight and bias."""
     dense = [(consumer.weight, consumer.weight.clone())]
     consumer.weight.copy_(folded.scattered_weight())

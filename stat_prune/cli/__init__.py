@@ -1,4 +1,4 @@
-"""The command line: prune, finetune, inspect, evaluate, demo.
+"""The command line: plan, prune, finetune, inspect, evaluate, demo.
 
 A command imports torch and transformers, which take seconds, only when it runs.
 """
@@ -17,6 +17,7 @@ from stat_prune.cli.demo import demo
 from stat_prune.cli.evaluate import evaluate
 from stat_prune.cli.finetune import finetune
 from stat_prune.cli.inspect import inspect
+from stat_prune.cli.plan import plan
 from stat_prune.cli.prune import prune
 from stat_prune.errors import StatPruneError
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (prune, finetune, inspect, evaluate, demo):
+for command in (plan, prune, finetune, inspect, evaluate, demo):
     app.command()(command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +22,7 @@ from stat_prune.cli.options import (
 from stat_prune.methods import METHODS, PEERS
 
 if TYPE_CHECKING:
+    from stat_prune.result import Reported
     from stat_prune.targets import Target
 
 
@@ -121,6 +122,26 @@ def prune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the model in --output.")
     ] = False,
+    layer_at_a_time: Annotated[
+        bool,
+        typer.Option(
+            "--layer-at-a-time",
+            help="For models larger than memory: weights are read layer by layer, and pruned "
+            "layers written.",
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with a run that was broken off: of --layer-at-a-time, or one that was "
+            "begun with --resume itself and so kept what it had finished.",
+        ),
+    ] = False,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(help="For finished work. Default: --output with .working."),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -154,43 +175,63 @@ def prune(
     Twice as fast on this machine, on batches of 16 x 128 tokens:
       stat-prune prune ./bert -d texts.txt --speedup 2 --latency-batch 16 --seq-length 128 -o out
     \b
+    Larger than memory, one layer at a time; after an interruption, the same with --resume:
+      stat-prune prune ./llama-70b -d texts.jsonl --parameters 0.8 --layer-at-a-time -o out
+    \b
     On four GPUs, or four processes, that share out the examples:
       torchrun --nproc-per-node 4 -m stat_prune prune ./llama -d texts.jsonl --parameters 0.8 -o out
     """
     target = _target(macs, parameters, tolerance, speedup, seq_length, latency_batch)
 
-    from stat_prune import distributed, pruning
+    from stat_prune import distributed, pruning, streaming
     from stat_prune.checkpoint import check_output_directory
     from stat_prune.pretrained import load_pretrained, load_tokenizer
 
     if plot is not None or report is not None:
         import_module("stat_prune.plotting")  # says so now where matplotlib is missing
 
-    with distributed.launched() as shared_device:
-        if distributed.rank() == 0:
-            check_output_directory(output, overwrite=overwrite)
-        result = pruning.prune(
-            load_pretrained(model),
+    settings: dict[str, Any] = {
+        "target": target,
+        "method": method,
+        "num_calibration_samples": num_calibration_samples,
+        "max_seq_length": max_seq_length,
+        "batch_size": batch_size,
+        "seed": seed,
+        "ignore": block_patterns(ignore),
+        "round_to": round_to,
+        "uniform": uniform,
+        "remove_blocks": remove_blocks,
+        "passes": passes,
+        "precision": precision,
+    }
+    result: Reported
+    if layer_at_a_time:
+        result = streaming.prune_checkpoint(
+            model,
             dataset,
-            target=target,
-            tokenizer=load_tokenizer(model),
-            method=method,
-            num_calibration_samples=num_calibration_samples,
-            max_seq_length=max_seq_length,
-            batch_size=batch_size,
-            seed=seed,
-            device=device or shared_device,
-            ignore=block_patterns(ignore),
-            round_to=round_to,
-            uniform=uniform,
-            remove_blocks=remove_blocks,
-            passes=passes,
-            precision=precision,
-            inplace=True,
+            output_dir=output,
+            resume=resume,
+            work_dir=work_dir,
+            overwrite=overwrite,
+            device=device,
+            **settings,
         )
-        if distributed.rank() > 0:
-            return
-    result.save(output, overwrite=overwrite)
+    else:
+        with distributed.launched() as shared_device:
+            if distributed.rank() == 0:
+                check_output_directory(output, overwrite=overwrite)
+            result = pruning.prune(
+                load_pretrained(model),
+                dataset,
+                tokenizer=load_tokenizer(model),
+                device=device or shared_device,
+                work_dir=(work_dir or f"{output}.working") if resume else work_dir,
+                inplace=True,
+                **settings,
+            )
+            if distributed.rank() > 0:
+                return
+        result.save(output, overwrite=overwrite)
     if plot is not None:
         result.plot().savefig(plot, dpi=150)
     if report is not None:

@@ -149,9 +149,10 @@ def _factor(
         weights[silent] = 1.0
         factor /= weights[:, None]
         # Columns of weight zero had no say in the pivots; their rows of the factor follow from G.
-        factor[silent] = torch.linalg.solve_triangular(
-            factor[pivots], silent_rows[:, pivots].T, upper=False
-        ).T
+        if len(silent):
+            factor[silent] = torch.linalg.solve_triangular(
+                factor[pivots], silent_rows[:, pivots].T, upper=False
+            ).T
     remainder = diagonal
     for columns in factor.split(_CHUNK, dim=1):
         remainder = remainder - columns.square().sum(dim=1)

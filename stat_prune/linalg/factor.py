@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .checks import check_rank, check_weight
 
+_COLUMNS = 1024
+
 
 @dataclass
 class PivotedCholesky:
@@ -63,7 +65,12 @@ class PivotedCholesky:
             beyond = self.remainder.sum()
         else:
             matrix = check_weight(weight, len(self.order), self.factor.device)
-            energy = torch.linalg.vector_norm(matrix @ self.factor, dim=0).square()
+            # Some columns at a time: the product would be as large again as the weight.
+            norms = [
+                torch.linalg.vector_norm(matrix @ columns, dim=0)
+                for columns in self.factor.split(_COLUMNS, dim=1)
+            ]
+            energy = torch.cat(norms).square()
             beyond = self._beyond(matrix, energy.sum())
         return torch.cat([energy, beyond.reshape(1)]).flip(0).cumsum(0).flip(0)
 

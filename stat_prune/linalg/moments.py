@@ -90,6 +90,12 @@ class Moments(CentredStream):
         """Sum of a aᵀ, of shape (m, m), float64: a new matrix."""
         return torch.addr(self.scatter, self.mean, self.mean, alpha=self.count)
 
+    def pop_gram(self) -> Float64[Tensor, "m m"]:
+        """`gram` in the memory of the scatter, which is gone: the last that is asked of moments."""
+        gram = self.scatter.addr_(self.mean, self.mean, alpha=self.count)
+        del self._scatter
+        return gram
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state: `num_channels`, `count`, `mean` (m,) and `scatter` (m, m)."""
         mirror_upper(self.scatter)

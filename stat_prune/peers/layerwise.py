@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import transformer_layers
 from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
-from stat_prune.collectors import Batch, answering, model_inputs
+from stat_prune.collectors import Batch
+from stat_prune.layerwise import States, run_layer, run_rest
 from stat_prune.linalg import CrossMoments
 from stat_prune.projections import projection
 
@@ -36,43 +36,22 @@ class LayerwiseModel:
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         self.model, self.batches = model, batches
         self.layer = 0
-        self._layers = list(transformer_layers(model))
-        self._entering: list[Any] = [None] * len(batches)
+        self._entering: list[States] = [{} for _ in batches]
 
     def finish(self, position: int) -> Any:
         """The model's output for a batch, by its number, from this layer on."""
-        below = {layer: self._entered(position) for layer in self._layers[: self.layer]}
-        with answering(below):
-            return self.model(**self._inputs(self.model, position))
+        return run_rest(self.model, self.layer, self.batches[position], self._entering[position])
 
     def run_layer(self, position: int) -> Any:
         """Run this layer alone on a batch, and return what it does."""
-        returned: list[Any] = []
-        current = self._layers[self.layer]
-        answers: dict[nn.Module, Callable[[], Any]] = {}
-        answers |= {layer: self._entered(position) for layer in self._layers[: self.layer]}
-        answers |= {layer: lambda: returned[0] for layer in self._layers[self.layer + 1 :]}
-        handle = current.register_forward_hook(lambda _module, _args, out: returned.append(out))
-        base = self.model.base_model
-        try:
-            with answering(answers):
-                base(**self._inputs(base, position))
-        finally:
-            handle.remove()
-        return returned[0]
+        return run_layer(self.model, self.layer, self.batches[position], self._entering[position])
 
     def advance(self, outputs: Sequence[Any] | None = None) -> None:
         """Go to the next layer; `outputs` are those of this one, if they were computed already."""
         if outputs is None:
             outputs = [self.run_layer(position) for position in range(len(self.batches))]
-        self._entering = list(outputs)
+        self._entering = [{0: output} for output in outputs]
         self.layer += 1
-
-    def _entered(self, position: int) -> Callable[[], Any]:
-        return lambda: self._entering[position]
-
-    def _inputs(self, module: nn.Module, position: int) -> dict[str, Any]:
-        return model_inputs(module, self.batches[position], self.model.device)
 
 
 def dense_sums(dense: LayerwiseModel, blocks: Iterable[Block]) -> dict[str, list[Tensor]]:

@@ -1,0 +1,59 @@
+"""``stat-prune plan``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from stat_prune.cli.options import BatchSize, Device, Json, print_json
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A folder with config.json, or a name on the Hugging Face Hub."
+        ),
+    ],
+    macs: Annotated[
+        float | None, typer.Option(help="Keep this fraction of multiply-accumulates, e.g. 0.6.")
+    ] = None,
+    parameters: Annotated[
+        float | None, typer.Option(help="Keep this fraction of the blocks' parameters.")
+    ] = None,
+    num_calibration_samples: Annotated[
+        int, typer.Option(min=1, help="Examples to be drawn from the dataset.")
+    ] = 512,
+    seq_length: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 512,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    json_output: Json = False,
+) -> None:
+    """Foresee memory, disk and time of pruning, from the config alone: no weights are read.
+
+    Time is estimated from a few seconds of measuring this machine.
+
+    \b
+      stat-prune plan meta-llama/Llama-2-7b-hf --macs 0.7 --num-calibration-samples 128
+      stat-prune plan path/to/model --parameters 0.5 --json
+    """
+    if (macs is None) == (parameters is None):
+        raise typer.BadParameter("Pass one of --macs and --parameters.")
+    from stat_prune.streaming.estimate import estimate
+    from stat_prune.targets import MACs, Parameters
+
+    target = Parameters(parameters) if parameters is not None else MACs(macs or 1.0)
+    found = estimate(
+        model,
+        target=target,
+        seq_length=seq_length,
+        num_calibration_samples=num_calibration_samples,
+        batch_size=batch_size,
+        device=device,
+    )
+    if json_output:
+        print_json(found.to_dict())
+    else:
+        Console().print(found.table())

@@ -1,0 +1,127 @@
+"""A run that was broken off measures nothing again that it had measured."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stat_prune.distributed import agreed
+from stat_prune.report import versions
+from stat_prune.run import Run
+from stat_prune.statistics import BlockStatistics
+from stat_prune.streaming.walk import read_statistics, write_statistics
+from stat_prune.streaming.workspace import SECONDS, Workspace, read, write
+
+Value = TypeVar("Value")
+
+_PROBES = "sensitivities.pt"
+
+
+class FinishedWork:
+    """What a run has measured, in a folder; nothing is kept where none is given.
+
+    Of several processes the first reads and writes.
+
+    Parameters
+    ----------
+    run : Run
+    folder : path or None
+
+    Raises
+    ------
+    SettingsError
+        If the folder is of a run with other settings, data or weights.
+    SaveError
+        If the folder cannot be made.
+    """
+
+    def __init__(self, run: Run, folder: str | os.PathLike[str] | None) -> None:
+        self._run, self._workspace = run, None
+        if folder is not None:
+            self._folder = Path(os.path.realpath(folder))
+            self._workspace = agreed(self._open)
+
+    def statistics(self, collect: Callable[[], list[BlockStatistics]]) -> list[BlockStatistics]:
+        """Those of an earlier run, or those that are collected now."""
+        blocks = self._run.blocks
+
+        def save(found: list[BlockStatistics], folder: Path) -> None:
+            for number, one in enumerate(found):
+                write_statistics(one, folder, number)
+
+        def load(folder: Path) -> list[BlockStatistics]:
+            return [
+                read_statistics(self._run, block, folder, number)
+                for number, block in enumerate(blocks)
+            ]
+
+        return self._kept("statistics", collect, save, load)
+
+    def sensitivities(self, probe: Callable[[], list[Tensor] | None]) -> list[Tensor] | None:
+        """Those of an earlier run, or those that are measured now."""
+        return self._kept(
+            "probes",
+            probe,
+            lambda found, folder: write(found, folder / _PROBES),
+            lambda folder: read(folder / _PROBES),
+        )
+
+    def delete(self) -> None:
+        """Nothing of it is needed any more."""
+        workspace = self._workspace
+        if workspace is not None:
+            agreed(workspace.delete)
+
+    def _open(self) -> Workspace:
+        return Workspace(self._folder, _fingerprint(self._run), resume=True)
+
+    def _kept(
+        self,
+        name: str,
+        measure: Callable[[], Value],
+        save: Callable[[Value, Path], None],
+        load: Callable[[Path], Value],
+    ) -> Value:
+        workspace = self._workspace
+        if workspace is None:
+            return measure()
+        if agreed(lambda: workspace.done(name)):
+            self._run.stopwatch.seconds |= agreed(workspace.seconds)
+            return agreed(lambda: load(workspace.folder / name))
+        found = measure()
+
+        def finish() -> None:
+            with workspace.piece(name) as folder:
+                save(found, folder)
+                write(self._run.stopwatch.seconds, folder / SECONDS)
+
+        agreed(finish)
+        return found
+
+
+def _fingerprint(run: Run) -> dict[str, str]:
+    """All that statistics and probes depend on, by what it is."""
+    decisive = ("stat-prune", "torch", "transformers")
+    return {
+        **{name: str(value) for name, value in run.settings.to_dict().items()},
+        "blocks": " ".join(block.name for block in run.blocks),
+        "calibration set": run.calibration.fingerprint,
+        "weights": _digest(run.model),
+        **{name: version for name, version in versions().items() if name in decisive},
+    }
+
+
+def _digest(model: PreTrainedModel) -> str:
+    """sha256 of names, shapes and values of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,186 @@
+"""What pruning will take of memory and disk, known before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.architectures import transformer_layers
+from stat_prune.blocks import Block
+from stat_prune.methods import Method
+from stat_prune.targets import Target, Tolerance
+
+#: Bytes of a float64.
+_DOUBLE = 8
+
+#: Float64 copies, of 2^21 values each, that the divergence of two outputs takes.
+_OBJECTIVE = 4 * _DOUBLE * 2**21
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes.
+
+    Attributes
+    ----------
+    memory : int
+        Peak of the process beyond what it has taken before.
+    disk : int
+        Of the working folder, with the pruned layers.
+    """
+
+    memory: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read for calibration.
+
+    Attributes
+    ----------
+    num_samples : int
+        Sequences.
+    length : int
+        Tokens of the longest.
+    batch_tokens : int
+        Tokens of the largest batch, padding included.
+    num_probe_samples : int
+        Sequences that each probe is measured on.
+    """
+
+    num_samples: int
+    length: int
+    batch_tokens: int
+    num_probe_samples: int
+
+
+def needs_of(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    reading: Reading,
+    recipe: Method,
+    target: Target,
+) -> Needs:
+    """Predict what pruning layer by layer will take; the model may be without weights.
+
+    The peak is one layer and the most that is done with it at a time: its statistics are
+    collected; a block is decomposed, which takes the Gram matrix, its factor, and a float64 copy of
+    the consumer's weight; outputs are compared; or a correction is solved.
+    """
+    layers, outer = weights_of(model)
+    element = next(model.parameters()).element_size()
+    width = blocks[0].output_size
+    probed = recipe.allocation == "probed"
+    output = _comparing(model, reading) if probed else 0
+    stages = [
+        outer + (layers[0] if probed else 0) + output,
+        *(_collecting(members, reading.batch_tokens, width) for members in _by_layer(blocks)),
+        *(max(_decomposing(block), _folding(block, kept_of(target))) for block in blocks),
+    ]
+    sequence = reading.length * width * element
+    streams = 1 + len(blocks) if probed else 0
+    states = sequence * (reading.num_samples + streams * reading.num_probe_samples)
+    return Needs(
+        memory=max(layers) + max(stages),
+        # A layer's states are there until the next's are.
+        disk=2 * states + statistics_bytes(blocks) + sum(layers) + outer,
+    )
+
+
+def needs_in_memory(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    reading: Reading,
+    recipe: Method,
+    target: Target,
+) -> int:
+    """Bytes that `stat_prune.prune` will take: the model, its copy, the statistics of all blocks.
+
+    Plus the most that is done with one of them at a time.
+    """
+    layers, outer = weights_of(model)
+    weights = sum(layers) + outer
+    widest = max(block.num_channels for block in blocks)
+    activations = 4 * reading.batch_tokens * (4 * blocks[0].output_size + 3 * widest)
+    comparing = _comparing(model, reading) if recipe.allocation == "probed" else 0
+    solving = max(max(_decomposing(block), _folding(block, kept_of(target))) for block in blocks)
+    consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
+    # The pruned model is a whole copy before it is cut.
+    cutting = kept_of(target) * consumers + weights
+    most = max(activations + comparing, solving, cutting)
+    return round(weights + statistics_bytes(blocks) + consumers + most)
+
+
+def kept_of(target: Target) -> float:
+    """The largest fraction that a target keeps of a block on average."""
+    return 1.0 if isinstance(target, Tolerance) else max(target.fractions().values())
+
+
+def weights_of(model: PreTrainedModel) -> tuple[list[int], int]:
+    """Bytes of each layer's parameters and buffers, and of the rest; tied ones count once."""
+    layers = transformer_layers(model)
+    inside = [num_bytes(layer) for layer in layers]
+    return inside, num_bytes(model) - num_bytes(nn.ModuleList(layers))
+
+
+def num_bytes(module: nn.Module) -> int:
+    """Of parameters and of buffers that are saved with them; tied ones count once."""
+    return sum(tensor.nbytes for tensor in _unique(module.state_dict(keep_vars=True).values()))
+
+
+def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def statistics_bytes(blocks: Sequence[Block]) -> int:
+    """A float64 Gram matrix a block."""
+    return sum(_DOUBLE * block.num_channels**2 for block in blocks)
+
+
+def values_per_sequence(model: PreTrainedModel, length: int) -> int:
+    """About how many values of the output a probe has for a sequence, before there is an output."""
+    return 1 if type(model).__name__.endswith("ForSequenceClassification") else length
+
+
+def _by_layer(blocks: Sequence[Block]) -> list[list[Block]]:
+    layers: dict[int, list[Block]] = {}
+    for block in blocks:
+        layers.setdefault(block.layer, []).append(block)
+    return list(layers.values())
+
+
+def _collecting(blocks: Sequence[Block], tokens: int, width: int) -> int:
+    """Moments with their buffers of 1,024 rows, and the activations of a batch."""
+    moments = sum(_DOUBLE * b.num_channels * (b.num_channels + 1025) for b in blocks)
+    widest = max(block.num_channels for block in blocks)
+    return moments + 4 * tokens * (4 * width + 3 * widest)
+
+
+def _decomposing(block: Block) -> int:
+    m, d = block.num_channels, block.output_size
+    return _DOUBLE * (2 * m * m + d * m + 1024 * d)
+
+
+def _folding(block: Block, kept: float) -> int:
+    """The Gram matrix, its kept part and that part's factor, the weight, and solutions of it."""
+    m, d = block.num_channels, block.output_size
+    k = round(kept * m)
+    return _DOUBLE * (m * m + 2 * k * k + d * m + 3 * k * d)
+
+
+def _comparing(model: PreTrainedModel, reading: Reading) -> int:
+    """The outputs of two models on a batch of probes."""
+    head = model.get_output_embeddings()
+    tokens = min(reading.batch_tokens, reading.num_probe_samples * reading.length)
+    outputs = 0 if head is None else len(head.weight) * head.weight.element_size()
+    return 2 * tokens * outputs + _OBJECTIVE
+
+
+def head_weights(model: nn.Module) -> int:
+    """Multiply-accumulates of a language model's head for a token; smaller heads cost nothing."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return 0 if head is None else head.weight.numel()

@@ -1,0 +1,311 @@
+"""`prune` for a checkpoint on disk, whose weights need not fit in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stat_prune.accounting import measure, report_of
+from stat_prune.architectures import find_blocks, stacks_of
+from stat_prune.budget.choice import check_reachable
+from stat_prune.checkpoint import as_pruned_class, check_output_directory, save_checkpoint
+from stat_prune.clock import peak_memory
+from stat_prune.distributed import num_processes
+from stat_prune.errors import LoadError, ModelError, SaveError, SettingsError, TargetError
+from stat_prune.methods import PEERS, Method, method_named
+from stat_prune.pretrained import load_tokenizer
+from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport, versions
+from stat_prune.result import Reported
+from stat_prune.run import Run, num_probe_samples, opened
+from stat_prune.settings import Settings, kinds_left_alone
+from stat_prune.stages import chosen, weights_of
+from stat_prune.streaming.cutting import Cut
+from stat_prune.streaming.memory import Needs, Reading, needs_of, values_per_sequence
+from stat_prune.streaming.walk import Measured, Walk
+from stat_prune.streaming.weights import Checkpoint
+from stat_prune.streaming.workspace import SECONDS, Workspace, read, write
+from stat_prune.targets import Latency, Target
+
+#: Files of a checkpoint that are fetched from the Hub.
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
+
+#: Packages whose versions may change a result.
+_DECISIVE = ("stat-prune", "torch", "transformers")
+
+#: The last piece of work: what is left is to put everything into its place.
+_REPORT = "report"
+
+
+@dataclass(frozen=True)
+class PrunedCheckpoint(Reported):
+    """A pruned model on disk and the account of it.
+
+    Attributes
+    ----------
+    directory : Path
+        For `stat_prune.load`, or ``from_pretrained``.
+    report : PruningReport
+    plan : dict of str to list of int
+        As in `PruningResult`.
+    """
+
+    directory: Path
+    report: PruningReport
+    plan: dict[str, list[int]]
+
+
+def prune_checkpoint(
+    model: str | os.PathLike[str],
+    dataset: Any,
+    *,
+    target: Target,
+    output_dir: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    resume: bool = False,
+    work_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> PrunedCheckpoint:
+    """Prune a checkpoint layer by layer: one layer's weights are in memory at a time.
+
+    The result is that of `stat_prune.prune`. The calibration set goes through the layers one by
+    one, and so do the probes, all together; what enters a layer, and the statistics that are
+    needed later, are on disk. A second walk cuts the layers and writes each as a shard.
+
+    Parameters
+    ----------
+    model : path or str
+        A folder with ``config.json`` and safetensors files, or a name on the Hub.
+    dataset, target
+        As for `stat_prune.prune`; but no `Latency`, as the model is never whole.
+    output_dir : path
+        Appears when it is complete.
+    tokenizer : PreTrainedTokenizerBase, optional
+        Default: the one in the folder, where there is one.
+    resume : bool
+        Take up a run that was broken off. Settings, data, model files and versions have to be the
+        same, and so, on a CPU, is the result, to the bit. Without such a run, begin one.
+    work_dir : path, optional
+        For finished pieces of work; deleted at the end. It takes the Gram matrix of every block in
+        float64 and the hidden states of all sequences. Default: `output_dir` with ``.working``.
+    overwrite : bool
+        Replace a saved model in `output_dir`.
+    **settings
+        The other arguments of `stat_prune.prune`, but for ``inplace`` and ``passes``. The method
+        is a name or a `Method` that needs no more than the statistics. A smaller ``batch_size``
+        takes less memory.
+
+    Returns
+    -------
+    PrunedCheckpoint
+        The report has the predicted and the measured peak of memory.
+
+    Raises
+    ------
+    LoadError
+        If a file of the checkpoint is missing or damaged, before any work.
+    ModelError
+        For encoder-decoders, two towers, mixtures of experts, and layers that share weights.
+    SaveError
+        If there is no space left: what was finished is kept, for `resume`.
+    StatPruneError
+        As for `stat_prune.prune`.
+    """
+    chosen_settings = Settings(**settings)
+    recipe = supported_method(chosen_settings, target)
+    output = Path(os.path.realpath(output_dir))
+    working = Path(os.path.realpath(work_dir)) if work_dir else Path(f"{output}.working")
+    # A run that was killed when all was done but its working folder deleted.
+    written = resume and (working / _REPORT).is_dir()
+    check_output_directory(output, overwrite=overwrite or written)
+    folder = _folder(model)
+    checkpoint = Checkpoint(folder, torch.device(chosen_settings.device or "cpu"))
+    _check_model(checkpoint)
+    left_alone = kinds_left_alone(chosen_settings, [target])
+    tokenizer = tokenizer or load_tokenizer(str(folder))
+    with opened(checkpoint.model, dataset, tokenizer, chosen_settings, left_alone) as run:
+        check_reachable(
+            run.blocks,
+            run.untouched,
+            target,
+            seq_length=run.lengths(target),
+            round_to=chosen_settings.round_to,
+        )
+        needs = needs_of(run.model, run.blocks, _reading(run), recipe, target)
+        predicted = peak_memory(run.device) + needs.memory
+        fingerprint = _fingerprint(run, checkpoint, target)
+        if not working.exists():
+            _check_space(working, needs)
+        workspace = Workspace(working, fingerprint, resume=resume)
+        run.stopwatch.seconds |= workspace.seconds()
+        before = measure(run.model, run.lengths(target))
+        walk = Walk(run, recipe, checkpoint, workspace)
+        measured = walk.measure()
+        weights = _sensitivities(walk, measured)
+        with run.stage("allocate"):
+            choice = chosen(run, recipe, [one.candidates for one in measured], weights, target)
+        cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
+        rows = cut.write_layers()
+        as_pruned_class(run.model)
+        after = measure(run.model, run.lengths(target))
+        outer = checkpoint.outer_names(base=True, head=True)
+        checkpoint.load(outer)
+        report = report_of(run, target, rows, before, after, predicted_peak_memory=predicted)
+        if not written:
+            with workspace.piece(_REPORT) as new:
+                (new / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+        save_checkpoint(
+            output,
+            model=run.model,
+            tokenizer=tokenizer,
+            files={REPORT_FILE: report.to_json(), PLAN_FILE: json.dumps(cut.units)},
+            overwrite=overwrite or written,
+            state_dict=checkpoint.state_dict(outer),
+            shards=cut.shards(),
+        )
+        workspace.delete()
+    return PrunedCheckpoint(output, report, cut.units)
+
+
+def supported_method(settings: Settings, target: Target) -> Method:
+    """The recipe, where one layer at a time is enough for it.
+
+    Raises
+    ------
+    SettingsError, TargetError
+        Where it is not.
+    """
+    if settings.method in PEERS or method_named(settings.method).heads_only:
+        raise SettingsError(
+            f"method={settings.method!r} looks at more than one layer's inputs, and cannot prune "
+            "layer by layer. Use method='stat', or stat_prune.prune where the model fits in memory."
+        )
+    if settings.inplace:
+        raise SettingsError("inplace=True: a checkpoint is never changed. Leave it away.")
+    if settings.removes_blocks:
+        raise SettingsError(
+            "Whether blocks can leave altogether is measured on the whole model. Use "
+            "remove_blocks=False, or stat_prune.prune."
+        )
+    recipe = method_named(settings.method)
+    if (settings.passes or recipe.passes) > 1:
+        raise SettingsError(
+            "A second pass needs the whole model in memory. Use passes=1, or stat_prune.prune."
+        )
+    if isinstance(target, Latency):
+        raise TargetError(
+            f"{target!r} needs the whole model in memory, to be timed. Use MACs or Parameters, or "
+            "stat_prune.prune."
+        )
+    if num_processes() > 1:
+        raise SettingsError(
+            f"{num_processes()} processes were started, but layers are pruned one by one in one "
+            "process. Start one, or use stat_prune.prune."
+        )
+    return recipe
+
+
+def _folder(model: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint, fetched from the Hub where it is a name there."""
+    if os.path.isdir(model):
+        return Path(model)
+    try:
+        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=_WANTED))
+    except (OSError, ValueError) as error:
+        raise LoadError(
+            f"{str(model)!r} is neither a folder nor a model that could be fetched from the Hub: "
+            f"{error}"
+        ) from error
+
+
+def obstacle(model: PreTrainedModel) -> str | None:
+    """Why a model's layers cannot be pruned one by one; None where they can."""
+    blocks = find_blocks(model)
+    reasons = {
+        "has several stacks of layers": len(stacks_of(model)) > 1,
+        "has a mixture of experts": any(block.expert_of for block in blocks),
+        "shares weights between layers": any(block.calls > 1 for block in blocks),
+        "hands position biases from layer to layer": any(b.position_bias == "own" for b in blocks),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _check_model(checkpoint: Checkpoint) -> None:
+    model = checkpoint.model
+    reason = obstacle(model)
+    if reason is not None:
+        raise ModelError(
+            f"{type(model).__name__} {reason} and cannot be pruned layer by layer. Load it and use "
+            "stat_prune.prune."
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"The checkpoint {str(checkpoint.folder)!r} is quantized. Prune the full-precision "
+            "model and quantize the result."
+        )
+
+
+def _reading(run: Run) -> Reading:
+    """What is read in this run."""
+    mask, calibration = run.calibration.main_mask, run.calibration
+    sizes = [batch[mask].shape for batch in calibration.batches]
+    length = max(tokens for _, tokens in sizes)
+    return Reading(
+        num_samples=calibration.num_samples,
+        length=length,
+        batch_tokens=max(sequences * tokens for sequences, tokens in sizes),
+        num_probe_samples=num_probe_samples(
+            calibration.num_samples, len(run.blocks), values_per_sequence(run.model, length)
+        ),
+    )
+
+
+def _check_space(working: Path, needs: Needs) -> None:
+    parent = next(folder for folder in working.parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needs.disk:
+        raise SaveError(
+            f"The working folder {str(working)!r} will take {needs.disk / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free. Free some space, or pass another work_dir=."
+        )
+
+
+def _fingerprint(run: Run, checkpoint: Checkpoint, target: Target) -> dict[str, str]:
+    """All that a result depends on, by what it is."""
+    config = (checkpoint.folder / "config.json").read_bytes()
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint.files]
+    return {
+        **{name: str(value) for name, value in run.settings.to_dict().items()},
+        "target": repr(target),
+        "calibration set": run.calibration.fingerprint,
+        "config.json": hashlib.sha256(config).hexdigest(),
+        "weights": hashlib.sha256(repr(files).encode()).hexdigest(),
+        **{name: version for name, version in versions().items() if name in _DECISIVE},
+    }
+
+
+def _sensitivities(walk: Walk, measured: list[Measured]) -> list[float] | None:
+    """As `stat_prune.stages.sensitivities`, of the probes that a walk has made."""
+    if walk.recipe.allocation != "probed":
+        return None
+    workspace, name = walk.workspace, "distances"
+    if not workspace.done(name):
+        with workspace.piece(name) as folder:
+            write(walk.distances(), folder / "distances.pt")
+            write(walk.run.stopwatch.seconds, folder / SECONDS)
+    blocks = [one.candidates.block for one in measured]
+    return weights_of(
+        read(workspace.folder / name / "distances.pt"),
+        [one.probe_error or 0.0 for one in measured],
+        [one.output_energy for one in measured],
+        [block.set_name for block in blocks],
+    )

@@ -1,0 +1,295 @@
+"""One walk over the layers: statistics, candidates and probes of every block, layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stat_prune.blocks import Block
+from stat_prune.budget.sensitivity import output_distance, positions_of, replaced
+from stat_prune.collectors import Batch, MomentsCollector, evaluating
+from stat_prune.correction import FoldedConsumer
+from stat_prune.layerwise import States, run_layer, run_rest
+from stat_prune.linalg import Moments
+from stat_prune.methods import Method
+from stat_prune.projections import projection
+from stat_prune.run import Run
+from stat_prune.selection import Candidates
+from stat_prune.stages import candidates_of, fold_candidate
+from stat_prune.statistics import BlockStatistics
+from stat_prune.streaming.weights import Checkpoint
+from stat_prune.streaming.workspace import SECONDS, Workspace, read, write
+
+#: What flows through the layers beside a variant for every block: the calibration set, which is
+#: collected, and the probes' sequences in the dense model.
+CALIBRATION, DENSE = "calibration", "dense"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is kept in memory of a block.
+
+    Attributes
+    ----------
+    candidates : Candidates
+    output_energy : float
+        As in `BlockStatistics`.
+    probe_error : float or None
+        Relative error of the block's output as it was probed; None where it was not.
+    """
+
+    candidates: Candidates
+    output_energy: float
+    probe_error: float | None
+
+
+class Walk:
+    """The calibration set and the probes on their way through the layers of a checkpoint.
+
+    One layer's weights are in memory at a time, and what enters it is on disk. Each block is
+    probed as in `stat_prune.budget.sensitivity.probe`, but all probes go through the layers
+    together: the one of a block sets out from its layer, on what the dense model feeds it.
+
+    Parameters
+    ----------
+    run : Run
+    recipe : Method
+    checkpoint : Checkpoint
+        Of the run's model.
+    workspace : Workspace
+    """
+
+    def __init__(
+        self, run: Run, recipe: Method, checkpoint: Checkpoint, workspace: Workspace
+    ) -> None:
+        self.run, self.recipe = run, recipe
+        self.checkpoint, self.workspace = checkpoint, workspace
+        self.objective = run.settings.objective or output_distance
+        self._last = max(block.layer for block in run.blocks)
+        self._probes: list[Batch] = []
+
+    def measure(self) -> list[Measured]:
+        """Walk the layers that no run before has finished; what is known of all blocks."""
+        run, checkpoint = self.run, self.checkpoint
+        names = [layer_name(number) for number in range(checkpoint.num_layers)]
+        todo = [number for number, name in enumerate(names) if not self.workspace.done(name)]
+        outside = checkpoint.outer_names(base=True, head=False)
+        with evaluating(run.model):
+            if self.recipe.allocation == "probed":
+                self._probes = run.probe_batches(self._positions_per_sequence())
+            if todo:
+                checkpoint.load(outside)
+                checkpoint.release_embeddings()
+            for number in todo:
+                with self.workspace.piece(names[number]) as folder:
+                    with run.stage("collect and probe"):
+                        self._pass_layer(number, folder)
+                    write(run.stopwatch.seconds, folder / SECONDS)
+                if number:
+                    self.workspace.forget(f"{names[number - 1]}/states")
+            checkpoint.release(outside)
+        return [self._measured(number, block) for number, block in enumerate(run.blocks)]
+
+    def distances(self) -> list[float]:
+        """Effect on the output of each block's probe, in the order of the blocks."""
+        run, checkpoint = self.run, self.checkpoint
+        names = checkpoint.outer_names(base=True, head=True)
+        embedding = checkpoint.embedding_names()
+        checkpoint.load(name for name in names if name not in embedding)
+        checkpoint.release_embeddings()
+        sums, count = [0.0] * len(run.blocks), 0
+        run.expect(len(self._probes) * len(sums))
+
+        def output(stream: str, position: int, batch: Batch) -> Any:
+            states = self._entering(checkpoint.num_layers, stream, position)
+            return run_rest(run.model, checkpoint.num_layers, batch, states, checkpoint.device)
+
+        with run.stage("probe outputs"), evaluating(run.model):
+            for position, batch in enumerate(self._probes):
+                dense = output(DENSE, position, batch)
+                for number in range(len(sums)):
+                    pruned = output(_variant(number), position, batch)
+                    values = self.objective(dense, pruned, batch)
+                    sums[number] += float(values.double().sum())
+                    run.advance()
+                count += values.numel()
+        checkpoint.release(names)
+        return [total / max(count, 1) for total in sums]
+
+    def _positions_per_sequence(self) -> float:
+        """How many values the objective has for a sequence.
+
+        Only the number counts, so that one layer stands for all.
+        """
+        if self.workspace.done("positions"):
+            return float(read(self.workspace.folder / "positions" / "per_sequence.pt"))
+        batches, checkpoint = self.run.calibration.batches, self.checkpoint
+        batch = batches[len(batches) // 2]
+        names = [*checkpoint.outer_names(base=True, head=True), *checkpoint.layer_names(0)]
+        with self.run.stage("collect and probe"):
+            checkpoint.load(names)
+            state = run_layer(self.run.model, 0, batch, {}, checkpoint.device)
+            output = run_rest(
+                self.run.model, checkpoint.num_layers, batch, {0: state}, checkpoint.device
+            )
+            positions = positions_of(output, batch, self.objective)
+            checkpoint.release(names)
+        with self.workspace.piece("positions") as folder:
+            write(positions, folder / "per_sequence.pt")
+        return positions
+
+    def _pass_layer(self, number: int, folder: Path) -> None:
+        """Take everything through one layer, and decompose its blocks."""
+        run, checkpoint = self.run, self.checkpoint
+        (folder / "states").mkdir()
+        blocks = {n: block for n, block in enumerate(run.blocks) if block.layer == number}
+        earlier = [_variant(n) for n, block in enumerate(run.blocks) if block.layer < number]
+        streams = [DENSE, *earlier] if self._probes else []
+        if number <= self._last:
+            automatic = run.settings.precision == "auto"
+            precision = "float32" if automatic else run.settings.precision
+            dependent = self._measure_blocks(number, blocks, folder, precision, check=automatic)
+            if dependent:
+                self._measure_blocks(number, dependent, folder, "float64")
+        folded = self._folded_probes(blocks, folder)
+        names = checkpoint.layer_names(number)
+        checkpoint.load(names if self._probes else [])
+        run.expect(len(self._probes) * (len(streams) + len(folded)))
+        with self._embeddings(number):
+            for stream in streams:
+                self._pass(number, stream, folder)
+            for n, probe in folded.items():
+                consumer = projection(run.model.base_model, probe.block.consumer)
+                with replaced(consumer, probe):
+                    self._pass(number, DENSE, folder, to=_variant(n))
+        checkpoint.release(names)
+
+    @contextmanager
+    def _embeddings(self, number: int) -> Iterator[None]:
+        """Token embeddings are in memory for the first layer, while anything goes through it."""
+        if number == 0:
+            self.checkpoint.load(self.checkpoint.embedding_names())
+        yield
+        self.checkpoint.release_embeddings()
+
+    def _pass(self, number: int, stream: str, folder: Path, *, to: str = "") -> None:
+        """Take the probes' sequences of one stream through a layer."""
+        for position, batch in enumerate(self._probes):
+            states = self._entering(number, stream, position)
+            state = run_layer(self.run.model, number, batch, states, self.checkpoint.device)
+            write(state, _state_file(folder, to or stream, position))
+            self.run.advance()
+
+    def _measure_blocks(
+        self,
+        number: int,
+        blocks: dict[int, Block],
+        folder: Path,
+        precision: str,
+        *,
+        check: bool = False,
+    ) -> dict[int, Block]:
+        """Leave the statistics of a layer's blocks in the folder, and their consumers in memory.
+
+        Returns the blocks whose statistics need products in float64, where that is to be checked.
+        """
+        checkpoint = self.checkpoint
+        names = checkpoint.layer_names(number)
+        checkpoint.load(names)
+        with self._embeddings(number):
+            moments = self._collect(number, list(blocks.values()), folder, precision)
+        # A decomposition takes more memory than anything else, and only the consumer's weight.
+        layer = [block for block in self.run.blocks if block.layer == number]
+        consumers = {checkpoint.weight_name(block.consumer) for block in layer}
+        checkpoint.release(name for name in names if name not in consumers)
+        dependent = {}
+        for n, block in blocks.items():
+            statistics = self._statistics(block, moments.pop(block.name))
+            write_statistics(statistics, folder, n)
+            if check and statistics.has_dependence(overwrite=True):
+                dependent[n] = block
+        return dependent
+
+    def _collect(
+        self, number: int, blocks: Sequence[Block], folder: Path, precision: str
+    ) -> dict[str, Moments]:
+        """Take the calibration set through a layer; the moments of its blocks."""
+        run, model, device = self.run, self.run.model, self.checkpoint.device
+        collector = MomentsCollector(model.base_model, blocks, precision=precision, device=device)
+        with collector:
+            for position, batch in enumerate(run.tracked(run.calibration.batches)):
+                collector.expect(batch)
+                states = self._entering(number, CALIBRATION, position)
+                state = run_layer(model, number, batch, states, device)
+                file = _state_file(folder, CALIBRATION, position)
+                if number < self._last and not file.exists():
+                    write(state, file)
+        return collector.moments
+
+    def _statistics(self, block: Block, moments: Moments) -> BlockStatistics:
+        consumer = projection(self.run.model.base_model, block.consumer)
+        absorb_mean = self.recipe.absorb_mean
+        return BlockStatistics.of(block, moments, consumer, absorb_mean=absorb_mean, overwrite=True)
+
+    def _folded_probes(self, blocks: dict[int, Block], folder: Path) -> dict[int, FoldedConsumer]:
+        """Decompose the blocks of a layer one by one, and fold what they are probed at."""
+        folded = {}
+        for n, block in blocks.items():
+            statistics = read_statistics(self.run, block, folder, n)
+            candidates = candidates_of(self.run, self.recipe, statistics, n)
+            if self._probes:
+                folded[n] = fold_candidate(
+                    self.recipe, statistics, candidates, candidates.to_probe()
+                )
+            fields = {f.name: getattr(candidates, f.name) for f in dataclasses.fields(candidates)}
+            del fields["block"]
+            values = {
+                "candidates": fields,
+                "output_energy": statistics.output_energy,
+                "probe_error": folded[n].output_error if self._probes else None,
+            }
+            write(values, folder / f"measured-{n}.pt")
+        return folded
+
+    def _measured(self, number: int, block: Block) -> Measured:
+        values = read(self.workspace.folder / layer_name(block.layer) / f"measured-{number}.pt")
+        return Measured(**{**values, "candidates": Candidates(block, **values["candidates"])})
+
+    def _entering(self, number: int, stream: str, position: int) -> States:
+        """What enters a layer, or what comes behind the last; nothing is known before the first."""
+        if number == 0:
+            return {}
+        folder = self.workspace.folder / layer_name(number - 1)
+        return {0: read(_state_file(folder, stream, position), self.checkpoint.device)}
+
+
+def layer_name(number: int) -> str:
+    """Of the piece of work that a layer is."""
+    return f"layer-{number:04d}"
+
+
+def write_statistics(statistics: BlockStatistics, folder: Path, number: int) -> None:
+    """Spill what folding needs of a block; the weight is in the checkpoint."""
+    values = {f.name: getattr(statistics, f.name) for f in dataclasses.fields(statistics)}
+    del values["block"], values["weight"]
+    write(values, folder / f"statistics-{number}.pt")
+
+
+def read_statistics(run: Run, block: Block, folder: Path, number: int) -> BlockStatistics:
+    """What `write_statistics` has written, with the weight of the layer in memory."""
+    weight = projection(run.model.base_model, block.consumer).weight.detach().double()
+    values = read(folder / f"statistics-{number}.pt", weight.device)
+    return BlockStatistics(block=block, weight=weight, **values)
+
+
+def _variant(number: int) -> str:
+    """The stream in which the block of this number is pruned."""
+    return f"variant-{number}"
+
+
+def _state_file(folder: Path, stream: str, position: int) -> Path:
+    return folder / "states" / f"{stream}-{position}.pt"

@@ -1,0 +1,148 @@
+"""The working folder of a run: finished pieces of work, each whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stat_prune.atomic import replace_directory
+from stat_prune.errors import LoadError, SaveError, SettingsError, StatPruneError
+
+_MANIFEST = "manifest.json"
+
+#: In each piece of work: time by stage of the run up to there.
+SECONDS = "seconds.pt"
+
+
+class Workspace:
+    """A folder of finished pieces of work, which a later run of the same settings takes up.
+
+    Parameters
+    ----------
+    folder : Path
+    fingerprint : mapping of str to str
+        Everything that a result depends on, by what it is.
+    resume : bool
+        Take up what is there.
+
+    Raises
+    ------
+    SettingsError
+        If there is something and `resume` is false, or it is of a run with another fingerprint.
+    SaveError
+        If the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, str], *, resume: bool) -> None:
+        self.folder = folder
+        if not (folder / _MANIFEST).is_file():
+            if folder.exists():
+                raise SettingsError(
+                    f"{str(folder)!r} is not the working folder of a run. Choose another."
+                )
+            with _saving(folder), replace_directory(folder) as new:
+                (new / _MANIFEST).write_text(json.dumps(fingerprint, indent=2), encoding="utf-8")
+            return
+        if not resume:
+            raise SettingsError(
+                f"{str(folder)!r} holds a run that was broken off. Pass resume=True (--resume) to "
+                "go on with it, or delete the folder."
+            )
+        before = _manifest(folder)
+        differing = [
+            name for name in {**before, **fingerprint} if before.get(name) != fingerprint.get(name)
+        ]
+        if differing:
+            shown = "; ".join(
+                f"{name} was {before.get(name)} and is {fingerprint.get(name)}"
+                for name in differing[:3]
+            )
+            raise SettingsError(
+                f"The run in {str(folder)!r} was begun differently: {shown}. Resume it with the "
+                "same settings, data and model, or delete the folder to begin again."
+            )
+        for unfinished in folder.glob("*.saving-*"):  # of the process that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def done(self, name: str) -> bool:
+        """Whether a piece of work is finished."""
+        return (self.folder / name).is_dir()
+
+    @contextmanager
+    def piece(self, name: str) -> Iterator[Path]:
+        """A folder to fill with a piece of work, which is finished when the context ends."""
+        with _saving(self.folder), replace_directory(self.folder / name) as new:
+            yield new
+
+    def seconds(self) -> dict[str, float]:
+        """Time by stage of what is finished."""
+        known = [read(file) for file in self.folder.glob(f"*/{SECONDS}")]
+        return max(known, key=lambda seconds: sum(seconds.values()), default={})
+
+    def forget(self, *names: str) -> None:
+        """Delete what no piece of work needs any more, of a piece or within one."""
+        for name in names:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def delete(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except StatPruneError:
+        raise
+    except OSError as error:
+        raise SaveError(
+            f"Could not write to {str(folder)!r}: {error}. What was finished is kept there: free "
+            "some space, and go on with resume=True (--resume)."
+        ) from error
+
+
+def write(value: Any, path: Path) -> None:
+    """Write tensors and plain values.
+
+    Raises
+    ------
+    OSError
+        If that fails, on a full disk.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:  # of torch's writer, whatever the system said
+        raise OSError(f"{path.name}: {error}") from error
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Read what `write` has written.
+
+    Raises
+    ------
+    LoadError
+        If the file is damaged.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise LoadError(
+            f"{str(path)!r} is damaged: {error}. Delete the working folder and begin again."
+        ) from error
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads((folder / _MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise LoadError(
+            f"{str(folder / _MANIFEST)!r} is damaged: {error}. Delete the folder and begin again."
+        ) from error

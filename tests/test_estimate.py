@@ -1,0 +1,124 @@
+"""`stat-prune plan`: what is foreseen from a config is what comes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_models import tiny_bert, tiny_llama
+from transformers import LlamaConfig, MixtralConfig
+
+import stat_prune
+from stat_prune.errors import LoadError, TargetError
+from stat_prune.streaming.estimate import estimate
+
+
+def config_of(**sizes):
+    config = LlamaConfig(**sizes)
+    config.architectures = ["LlamaForCausalLM"]
+    config.dtype = "bfloat16"
+    return config
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parameters"),
+    [
+        ({}, 6_738_415_616),
+        (
+            {
+                "hidden_size": 8192,
+                "intermediate_size": 28672,
+                "num_hidden_layers": 80,
+                "num_attention_heads": 64,
+                "num_key_value_heads": 8,
+            },
+            68_976_648_192,
+        ),
+    ],
+    ids=["Llama-2-7B", "Llama-2-70B"],
+)
+def test_sizes_of_large_models_are_the_published_ones(sizes, parameters):
+    found = estimate(config_of(**sizes), target=stat_prune.Parameters(0.7))
+    assert found.before.parameters == parameters
+    assert found.before.bytes == 2 * parameters
+    assert found.after.block_parameters == pytest.approx(0.7 * found.before.block_parameters)
+    assert found.memory_by_layer < found.before.bytes < found.memory
+
+
+@pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
+def test_the_pruned_size_is_foreseen(build, tmp_path):
+    model = build(intermediate_size=200)
+    model.save_pretrained(tmp_path)
+    target = stat_prune.Parameters(0.6)
+    found = estimate(tmp_path, target=target, seq_length=9)
+    ids = torch.randint(3, 40, (64, 9), generator=torch.Generator().manual_seed(0))
+    report = stat_prune.prune(
+        model, [{"input_ids": row} for row in ids], target=target, progress=False
+    ).report
+    assert found.before == report.before
+    assert found.after.parameters == pytest.approx(report.after.parameters, rel=0.02)
+    assert set(found.seconds) == {"collect", "decompose", "probe", "fold"}
+    assert all(seconds > 0 for seconds in found.seconds.values())
+
+
+PEAK = """
+import torch, stat_prune
+from stat_prune.streaming.estimate import estimate
+from transformers import BertConfig, BertForMaskedLM
+
+config, target = BertConfig(num_hidden_layers=4), stat_prune.MACs(0.5)
+config.architectures = ["BertForMaskedLM"]
+settings = {"num_calibration_samples": 16, "batch_size": 8}
+found = estimate(config, target=target, seq_length=32, **settings)
+ids = torch.randint(3, 1000, (16, 32))
+report = stat_prune.prune(
+    BertForMaskedLM(config).eval(),
+    [{"input_ids": row} for row in ids],
+    target=target,
+    progress=False,
+    **settings,
+).report
+print(found.memory / report.peak_memory)
+"""
+
+
+@pytest.mark.slow
+def test_the_peak_of_memory_is_foreseen():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PEAK], capture_output=True, text=True, check=True
+    )
+    assert 0.75 <= float(done.stdout) <= 1.25
+
+
+def test_a_mixture_of_experts_is_pruned_in_memory_only():
+    config = MixtralConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=64,
+    )  # fmt: skip
+    config.architectures = ["MixtralForCausalLM"]
+    assert estimate(config, target=stat_prune.MACs(0.7)).memory_by_layer is None
+
+
+def test_bad_input_is_refused(tmp_path):
+    with pytest.raises(LoadError, match="neither a folder with config.json nor"):
+        estimate(tmp_path / "nothing", target=stat_prune.MACs(0.5))
+    with pytest.raises(TargetError, match="below the least that can be reached"):
+        estimate(config_of(), target=stat_prune.MACs(0.001))
+
+
+def test_the_command_tells_it_as_a_table_and_as_json(tmp_path):
+    config_of(hidden_size=64, intermediate_size=128, num_hidden_layers=2).save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "stat_prune", "plan", str(tmp_path), "--macs", "0.7"]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "peak memory, layer by layer" in table
+    found = json.loads(
+        subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
+    )
+    assert found["model"] == "LlamaForCausalLM"
+    assert found["after"]["block_macs"] == pytest.approx(0.7 * found["before"]["block_macs"])
+    wrong = subprocess.run(command[:-2], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "--macs" in wrong.stderr
