@@ -75,13 +75,14 @@ def account(
 ) -> PruningReport:
     """The report of one pruned model."""
     rows = [_pruned_row(plan) for plan in plans] + [_whole_row(block) for block in run.untouched]
+    order = {block.name: place for place, block in enumerate(find_blocks(run.model))}
     predicted = [
         plan.sensitivity * plan.folded.output_error**2
         for plan in plans
         if plan.sensitivity is not None
     ]
     return PruningReport(
-        blocks=sorted(rows, key=lambda row: (row.layer, row.kind)),
+        blocks=sorted(rows, key=lambda row: order[row.name]),
         before=before,
         after=after,
         seq_length=run.seq_length(target),
