@@ -31,9 +31,9 @@ def infer_architecture(model: PreTrainedModel) -> Architecture:
     """The description of a model whose family is not registered, guessed and then proven.
 
     Heads and neurons are looked for by the names and shapes of linear layers. A guess holds if, on
-    a copy of the model with random weights, units can change places, and duplicates of others can
-    be cut away, with the same output to 1e-4 (16 machine epsilons in half precision), with the
-    cache of keys and values too. Heads that fail are described as `fixed`: they stay. The model
+    a copy of the model with random weights, in single precision at least, units can change places,
+    and duplicates of others can be cut away, with the same output to 1e-4, with the cache of keys
+    and values too. Heads that fail are described as `fixed`: they stay. The model
     given is unchanged.
 
     Parameters

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -25,15 +25,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import find_blocks, transformer_layers
+from stat_prune.architectures import find_blocks, stacks_of, transformer_layers
 from stat_prune.blocks import Block
 from stat_prune.correction import FoldedConsumer
 from stat_prune.projections import projection
 from stat_prune.surgery import apply
 
-#: Relative to the norm of what is compared; in 16 bits as much as they can tell.
+#: Relative to the norm of what is compared.
 TOLERANCE = 1e-4
-EPSILONS = 16
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ def failure_of(model: PreTrainedModel, inputs: dict[str, Tensor], seed: int = 0)
     seed : int
     """
     generator = torch.Generator().manual_seed(seed)
+    model = _in_single_precision(model)
     blocks = _to_prove(model)
     if not any(block.num_units > 1 for block in blocks):
         return "there is but one of them in each layer, so that none could leave"
@@ -68,7 +68,7 @@ def failure_of(model: PreTrainedModel, inputs: dict[str, Tensor], seed: int = 0)
         for block in blocks:
             _exchange(exchanged.base_model, block, _permutation(block, generator))
         error = _difference(_outputs(exchanged, blocks, inputs)[0], expected)
-        if not error <= _tolerance(model):
+        if not error <= TOLERANCE:
             return f"where units change places, the output changes by {error:.1e}"
         planted, kept = _own_weights(dense, blocks), []
         for block in blocks:
@@ -80,21 +80,39 @@ def failure_of(model: PreTrainedModel, inputs: dict[str, Tensor], seed: int = 0)
         apply(cut, kept)
         found, _ = _outputs(cut, blocks, inputs)
         error = _difference(found, expected)
-        if not error <= _tolerance(model):
+        if not error <= TOLERANCE:
             return f"where duplicates of others leave, the output changes by {error:.1e}"
         return _cache_failure(cut, inputs, found[-1])
     except Exception as error:  # whatever a forward pass of any model raises
         return f"where units leave, {type(error).__name__} is raised: {error}"
 
 
-def _to_prove(model: PreTrainedModel) -> list[Block]:
-    """The blocks of one layer of each kind: what differs is no more than weights."""
+def _in_single_precision(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, or a copy of it where its precision is too low for a proof.
+
+    The copy has one layer of each kind, lest it takes much memory.
+    """
+    if torch.finfo(model.dtype).bits >= 32:
+        return model
+    copied = shared_copy(model)
+    for stack, layers in stacks_of(copied):
+        kept = nn.ModuleList(layers[index] for index in _one_of_each_kind(layers))
+        copied.base_model.set_submodule(stack.layers, kept)
+    return copy.deepcopy(copied).float()
+
+
+def _one_of_each_kind(layers: Iterable[nn.Module]) -> list[int]:
+    """The first of all layers that differ in their weights alone, for each such set."""
     kinds: dict[Any, int] = {}
-    for index, layer in enumerate(transformer_layers(model)):
-        shapes = ((name, tuple(p.shape)) for name, p in layer.named_parameters())
-        classes = (type(module) for module in layer.modules())
-        kinds.setdefault((tuple(shapes), tuple(classes)), index)
-    chosen = set(kinds.values())
+    for index, layer in enumerate(layers):
+        shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
+        classes = tuple(type(module) for module in layer.modules())
+        kinds.setdefault((shapes, classes), index)
+    return list(kinds.values())
+
+
+def _to_prove(model: PreTrainedModel) -> list[Block]:
+    chosen = _one_of_each_kind(transformer_layers(model))
     return [b for b in find_blocks(model) if b.layer in chosen and not b.fixed]
 
 
@@ -222,7 +240,7 @@ def _cache_failure(model: PreTrainedModel, inputs: dict[str, Tensor], full: Tens
         return None
     step: Any = model.base_model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
     error = _difference([step[0][:, -1]], [full[:, -1]])
-    if not error <= _tolerance(model):
+    if not error <= TOLERANCE:
         return f"with a cache of keys and values, the output changes by {error:.1e}"
     return None
 
@@ -234,7 +252,3 @@ def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         for one, other in zip(found, expected, strict=True)
     ]
     return max(differences, key=lambda error: float("inf") if error != error else error)
-
-
-def _tolerance(model: PreTrainedModel) -> float:
-    return max(TOLERANCE, EPSILONS * torch.finfo(model.dtype).eps)

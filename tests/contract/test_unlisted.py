@@ -77,6 +77,23 @@ def test_what_cannot_be_proven_is_refused_with_the_reason(row: Family, reason, p
     assert_untouched(model, before)
 
 
+@of([*NEURONS, *WHOLE[::3]])
+def test_half_precision_proves_no_more_and_no_less(row: Family):
+    single = stat_prune.infer_architecture(row.build())
+    for dtype in ("bfloat16", "float16"):
+        model = row.build(dtype=dtype)
+        before = copy.deepcopy(model)
+        half = stat_prune.infer_architecture(model)
+        assert_untouched(model, before)
+        found = zip((single, *single.other_stacks), (half, *half.other_stacks), strict=True)
+        for one, other in found:
+            assert one.feed_forwards == other.feed_forwards
+            assert [a.counts for a in one.attentions] == [a.counts for a in other.attentions]
+            assert [bool(a.fixed) for a in one.attentions] == [
+                bool(a.fixed) for a in other.attentions
+            ]
+
+
 @of(ROWS)
 def test_the_given_model_is_untouched_and_one_warning_says_what_was_found(
     row: Family, prune, nothing_known
