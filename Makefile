@@ -7,9 +7,10 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := $(VENV)-oldest
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: install demo test lint format bench docs notebooks clean
+.PHONY: install demo test test-oldest lint format bench docs notebooks clean
 
 install: $(VENV)/.installed
 	@echo "installed: run $(BIN)/stat-prune --help"
@@ -19,6 +20,12 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+# The contract of a few families with the oldest transformers that pyproject.toml allows.
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --families Bert,DistilBert,Llama,Qwen3 \
+		tests/contract/test_identity.py tests/contract/test_models.py tests/contract/test_report.py \
+		tests/contract/test_reload.py $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -43,7 +50,7 @@ notebooks: $(VENV)/.installed-notebooks
 		--output-dir build/notebooks notebooks/*.ipynb
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-output
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info demo-output
 
 # The stamps make a second call quick; a changed dependency list installs again.
 $(VENV)/.created:
@@ -56,4 +63,13 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-%: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e ".[$*]"
+	touch $@
+
+# All but transformers, and what it brings of its own, is that of the other environment.
+$(OLDEST)/.installed: $(VENV)/.installed-test
+	$(BIN)/python -m venv --clear $(OLDEST)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+		"transformers==$$(sed -n 's/^ *"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)"
 	touch $@

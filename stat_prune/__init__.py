@@ -15,6 +15,7 @@ __all__ = [
     "Speedup",
     "StatPruneError",
     "Tolerance",
+    "infer_architecture",
     "load",
     "prune",
     "prune_checkpoint",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
     from stat_prune.checkpoint import load
     from stat_prune.errors import StatPruneError
+    from stat_prune.inferring import infer_architecture
     from stat_prune.methods import Method
     from stat_prune.pruning import prune, prune_family
     from stat_prune.result import PruningResult
@@ -51,6 +53,7 @@ else:
         "Speedup": "targets",
         "StatPruneError": "errors",
         "Tolerance": "targets",
+        "infer_architecture": "inferring",
         "load": "checkpoint",
         "prune": "pruning",
         "prune_checkpoint": "streaming",

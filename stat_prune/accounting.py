@@ -91,11 +91,12 @@ def report_of(
 ) -> PruningReport:
     """The report of one pruned model, from the rows of the blocks that were pruned."""
     rows = [*pruned, *(_whole_row(block) for block in run.untouched)]
+    order = {block.name: place for place, block in enumerate(find_blocks(run.model))}
     predicted = [
         row.sensitivity * row.output_error**2 for row in pruned if row.sensitivity is not None
     ]
     return PruningReport(
-        blocks=sorted(rows, key=lambda row: (row.layer, row.kind)),
+        blocks=sorted(rows, key=lambda row: order[row.name]),
         before=before,
         after=after,
         seq_length=run.seq_length(target),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_utils import _CAN_RECORD_REGISTRY
 
 from stat_prune import modeling_stat_prune
 from stat_prune.atomic import replace_directory
@@ -40,9 +40,7 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
     in_transformers = getattr(transformers, stock.__name__, None) is stock
     if getattr(model.config, "stat_prune", None):
         model.__class__ = modeling_stat_prune.pruned_class(stock)
-        # transformers notes when it makes a model which hidden states its class can record; this
-        # class may have made none.
-        dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(model)), model._can_record_outputs)
+        _introduce(type(model), model.config)
         modeling_stat_prune.keep_names(model)
         if in_transformers:
             classes = modeling_stat_prune.auto_classes(type(model.config))
@@ -54,6 +52,16 @@ def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
         if in_transformers:
             del model.config.auto_map
     return model
+
+
+def _introduce(model_class: type[PreTrainedModel], config: transformers.PreTrainedConfig) -> None:
+    """Let transformers note a class as it does when it makes the first model of it.
+
+    It looks there for what a forward pass is to record (hidden states, attentions), and finds
+    nothing for a class that no model was made of.
+    """
+    made = model_class.__new__(model_class)
+    PreTrainedModel.__init__(made, copy.deepcopy(config))
 
 
 def stock_class(model: PreTrainedModel) -> type[PreTrainedModel] | None:

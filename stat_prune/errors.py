@@ -16,7 +16,7 @@ class ModelError(StatPruneError, ValueError):
 
 
 class UnsupportedArchitectureError(ModelError):
-    """No description of this model's blocks exists."""
+    """No description of this model's blocks exists or holds, and none could be inferred."""
 
 
 class SettingsError(StatPruneError, ValueError):
@@ -45,6 +45,10 @@ class SaveError(StatPruneError, OSError):
 
 class LoadError(StatPruneError, OSError):
     """A folder is not a readable pruned checkpoint."""
+
+
+class InferredArchitectureWarning(UserWarning):
+    """The blocks of a model were inferred, as its family is not registered."""
 
 
 class LatencyWarning(UserWarning):

@@ -56,8 +56,9 @@ def prune(
     Parameters
     ----------
     model : PreTrainedModel
-        Of a supported family, with any head; docs/architectures.md lists them, and shows how to
-        describe another (`register_architecture`).
+        Of a supported family, with any head; docs/architectures.md lists them. Of another family
+        that reads text, blocks are inferred and proven first (`infer_architecture`), or described
+        by you (`register_architecture`).
     dataset : object
         Unlabelled examples in any common form: strings, a ``datasets.Dataset`` or its name, a
         ``DataLoader``, a file; see `stat_prune.calibration.build_calibration_set`.

@@ -28,6 +28,16 @@ from stat_prune.budget import latency_cache, latency_table
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the contract be run for a few families."""
+    parser.addoption(
+        "--families",
+        type=lambda names: set(names.split(",")),
+        help="labels of the families that tests/contract is run for, with commas between; "
+        "tests of no family are left out",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is marked `realdata` where no folder of real data is given."""
     if os.environ.get("STAT_PRUNE_DATA"):

@@ -14,8 +14,8 @@ from pebble import PebbleConfig, PebbleForCausalLM
 
 import stat_prune
 from stat_prune import MACs
-from stat_prune.architectures import architecture
-from stat_prune.errors import SaveError, UnsupportedArchitectureError
+from stat_prune.architectures import registry as families
+from stat_prune.errors import InferredArchitectureWarning, SaveError, UnsupportedArchitectureError
 
 ROOT = Path(__file__).parents[1]
 DOCS = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def test_the_example_is_short_and_runs_in_a_process_of_its_own(tmp_path):
 @pytest.fixture
 def registry(monkeypatch):
     """The registry, as it was again afterwards."""
-    monkeypatch.setattr(architecture, "_REGISTRY", dict(architecture._REGISTRY))
+    monkeypatch.setattr(families, "_REGISTRY", dict(families._REGISTRY))
 
 
 def described(**fields) -> stat_prune.Architecture:
@@ -69,13 +69,16 @@ def described(**fields) -> stat_prune.Architecture:
 
 def prune(**settings) -> stat_prune.PruningResult:
     examples = [{"input_ids": torch.arange(start, start + 20)} for start in range(40)]
+    torch.manual_seed(0)
     model = PebbleForCausalLM(PebbleConfig())
     return stat_prune.prune(model, examples, target=MACs(0.6), progress=False, **settings)
 
 
-def test_a_family_that_nobody_described_is_refused(registry):
-    with pytest.raises(UnsupportedArchitectureError, match="register_architecture"):
-        prune()
+def test_a_family_that_nobody_described_is_inferred_as_it_would_be_described(registry):
+    with pytest.warns(InferredArchitectureWarning, match=r"blocks\.\*\.mixer\.out.*register_arch"):
+        inferred = prune()
+    stat_prune.register_architecture(described())
+    assert inferred.plan == prune().plan
 
 
 @pytest.mark.parametrize("fields", [{"output": "downwards"}, {"inputs": ("upwards",)}], ids=str)

@@ -1,16 +1,7 @@
 """Where the blocks of a model family are: one short file a family, and the registry of them."""
 
 from stat_prune.architectures.albert import ALBERT
-from stat_prune.architectures.architecture import (
-    Architecture,
-    Attention,
-    FeedForward,
-    architecture_of,
-    register_architecture,
-    stacks_of,
-    supported_model_types,
-    transformer_layers,
-)
+from stat_prune.architectures.architecture import Architecture, Attention, FeedForward
 from stat_prune.architectures.bart import BART
 from stat_prune.architectures.bert import BERT, ROBERTA
 from stat_prune.architectures.bloom import BLOOM
@@ -30,6 +21,13 @@ from stat_prune.architectures.mpnet import MPNET
 from stat_prune.architectures.olmo2 import OLMO2
 from stat_prune.architectures.opt import OPT
 from stat_prune.architectures.phi3 import PHI3
+from stat_prune.architectures.registry import (
+    architecture_of,
+    register_architecture,
+    stacks_of,
+    supported_model_types,
+    transformer_layers,
+)
 from stat_prune.architectures.t5 import T5
 from stat_prune.architectures.vit import DINOV2, VIT
 from stat_prune.architectures.whisper import WHISPER

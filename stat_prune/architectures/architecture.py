@@ -7,10 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-
-from stat_prune.errors import ModelError, UnsupportedArchitectureError
+from transformers import PreTrainedConfig
 
 #: What a module may remember of a pruned block.
 Count = Literal["heads", "groups", "channels", "heads_per_group", "neurons"]
@@ -202,76 +199,3 @@ class Architecture:
     def with_feed_forward(self, **fields: Any) -> Architecture:
         """The description with other values in each of its feed-forward networks."""
         return replace(self, feed_forwards=tuple(replace(f, **fields) for f in self.feed_forwards))
-
-
-_REGISTRY: dict[str, Architecture] = {}
-
-
-def register_architecture(architecture: Architecture) -> None:
-    """Make a family known to `prune`, under each of its model types.
-
-    A family that was known under one of them is replaced.
-
-    Parameters
-    ----------
-    architecture : Architecture
-    """
-    for model_type in architecture.model_types:
-        _REGISTRY[model_type] = architecture
-
-
-def supported_model_types() -> list[str]:
-    """Values of ``config.model_type`` that can be pruned, sorted."""
-    return sorted(_REGISTRY)
-
-
-def architecture_of(model: PreTrainedModel) -> Architecture:
-    """The description of a model's family, as it is for this model.
-
-    Raises
-    ------
-    UnsupportedArchitectureError
-        If ``model.config.model_type`` is not registered.
-    """
-    config = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None)
-    if model_type not in _REGISTRY:
-        raise UnsupportedArchitectureError(
-            f"Cannot prune {type(model).__name__} (model_type {model_type!r}). Supported model "
-            f"types: {', '.join(supported_model_types())}. To add one, describe where its linear "
-            "layers are: stat_prune.register_architecture(stat_prune.Architecture(...))."
-        )
-    architecture = _REGISTRY[model_type]
-    return architecture.variant(architecture, config) if architecture.variant else architecture
-
-
-def stacks_of(model: PreTrainedModel) -> list[tuple[Architecture, nn.ModuleList]]:
-    """The stacks of layers that a model has, with their descriptions, in the order they run.
-
-    Raises
-    ------
-    UnsupportedArchitectureError
-        If the family is unknown.
-    ModelError
-        If the model has none of the stacks that its family is described with.
-    """
-    architecture, base = architecture_of(model), model.base_model
-    stacks = []
-    for stack in (architecture, *architecture.other_stacks):
-        try:
-            layers = base.get_submodule(stack.layers)
-        except AttributeError:
-            continue
-        assert isinstance(layers, nn.ModuleList)
-        stacks.append((stack, layers))
-    if not stacks:
-        raise ModelError(
-            f"{type(model).__name__} has no layers at {architecture.layers!r} below its base model "
-            f"{type(base).__name__}, where its family has them. Pass the whole model."
-        )
-    return stacks
-
-
-def transformer_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """A model's layers, in the order in which they run."""
-    return [layer for _, layers in stacks_of(model) for layer in layers]

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from stat_prune.architectures.architecture import Attention, FeedForward, stacks_of
+from stat_prune.architectures.architecture import Attention, FeedForward
+from stat_prune.architectures.registry import stacks_of
 from stat_prune.blocks import Block, Producer
 from stat_prune.errors import ModelError, UnsupportedArchitectureError
 from stat_prune.projections import Projection, projection
@@ -18,6 +20,11 @@ from stat_prune.projections import Projection, projection
 #: Rows of the tensors of grouped matrix products have to be multiples of 16 bytes, which is so many
 #: numbers of 16 bits.
 GROUPED_PRODUCT_MULTIPLE = 8
+
+_REMEDY = (
+    "Correct the description, or upgrade transformers if the layers of this family have changed "
+    f"({transformers.__version__} is installed)."
+)
 
 
 def find_blocks(model: PreTrainedModel) -> list[Block]:
@@ -177,7 +184,7 @@ class _Finder:
         if owner is None and not optional:
             raise UnsupportedArchitectureError(
                 f"{self.path} ({type(self.layer).__name__}) has no {path!r}, which the description "
-                f"of model type {self.config.model_type!r} names. Correct the description."
+                f"of model type {self.config.model_type!r} names. {_REMEDY}"
             )
         return owner is not None
 
@@ -188,8 +195,8 @@ class _Finder:
         except AttributeError as error:
             raise UnsupportedArchitectureError(
                 f"{self.path} ({type(self.layer).__name__}) has no linear layer {path!r}, which "
-                f"the description of model type {self.config.model_type!r} names: {error}. Correct "
-                "the description."
+                f"the description of model type {self.config.model_type!r} names: {error}. "
+                f"{_REMEDY}"
             ) from error
         _check(found, where)
         return found

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from families import DECODERS, FAMILIES, TEXT_FAMILIES, Family, examples
+from families import FAMILIES, TEXT_FAMILIES, Family, examples
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -22,22 +22,37 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for `family` once a family, one for `decoder` once a decoder.
 
     One that asks for `head` too runs once for each head class of the family; one that asks for
-    `texts` is of the families that read nothing else.
+    `texts` is of the families that read nothing else. A module with `ROWS` has families of its own.
     """
-    every = TEXT_FAMILIES if "texts" in metafunc.fixturenames else FAMILIES
+    listed = TEXT_FAMILIES if "texts" in metafunc.fixturenames else FAMILIES
+    every = getattr(metafunc.module, "ROWS", listed)
     if "head" in metafunc.fixturenames:
         pairs = [(family, head) for family in every for head in family.heads]
         ids = [f"{family.label}-{head}" for family, head in pairs]
         metafunc.parametrize(("family", "head"), pairs, ids=ids)
         return
-    for name, families in (("family", every), ("decoder", DECODERS)):
+    decoders = [family for family in every if family.is_decoder]
+    for name, families in (("family", every), ("decoder", decoders)):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, families, ids=lambda family: family.label)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the methods that refuse mixtures of experts (a test of their own says so)."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the methods that refuse mixtures of experts (a test of their own says so).
+
+    And, with ``--families``, all families but those.
+    """
     items[:] = [item for item in items if not refused(getattr(item, "callspec", None))]
+    wanted = config.getoption("families")
+    if wanted is not None:
+        items[:] = [item for item in items if family_of(item) in wanted]
+
+
+def family_of(item: pytest.Item) -> str | None:
+    """Label of the family that a test is run for; None of a test of no family."""
+    parameters = getattr(item, "callspec", None)
+    values = parameters.params.values() if parameters else ()
+    return next((value.label for value in values if isinstance(value, Family)), None)
 
 
 def refused(callspec: Any) -> bool:

@@ -318,7 +318,6 @@ FAMILIES += [
     ),
 ]
 TEXT_FAMILIES = [family for family in FAMILIES if not family.signals]
-DECODERS = [family for family in FAMILIES if family.is_decoder]
 
 
 def reads(model: PreTrainedModel) -> set[str]:

@@ -5,15 +5,24 @@ python -m tests.contract.matrix [arguments of pytest, such as -n 2]
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from stat_prune import infer_architecture
+from stat_prune.errors import UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from families import Family
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parents[1] / "docs" / "architectures.md"
 BEGIN, END = "<!-- contract matrix: begin -->\n", "<!-- contract matrix: end -->"
+BEGIN_UNLISTED, END_UNLISTED = "<!-- unlisted: begin -->\n", "<!-- unlisted: end -->"
 
 #: What a column stands for: the tests that keep the promise.
 PROMISES = {
@@ -69,6 +78,36 @@ def table(labels: Sequence[str], cells: Mapping[tuple[str, str], str]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def table_of_unlisted() -> str:
+    """Markdown: what is inferred of each family of `unlisted`, and why no more."""
+    from unlisted import FURTHER, NEURONS, REFUSED, WHOLE
+
+    families = [*WHOLE, *NEURONS, *FURTHER, *(family for family, _ in REFUSED)]
+    rows = ["| | heads | neurons | what is in the way |\n| --- | :---: | :---: | --- |\n"]
+    for family in sorted(families, key=lambda one: one.label.lower()):
+        rows.append(f"| {family.label} | {' | '.join(inferred(family))} |\n")
+    return "".join(rows)
+
+
+def inferred(family: Family) -> tuple[str, str, str]:
+    """Marks for heads and neurons that can leave, and the reason where one cannot."""
+    try:
+        found = infer_architecture(family.build())
+    except UnsupportedArchitectureError as error:
+        why = str(error).partition("could not be inferred: ")[2]
+        return "✗", "✗", _in_a_cell(why.partition(". Describe where")[0])
+    attentions = [a for stack in (found, *found.other_stacks) for a in stack.attentions]
+    reasons = [one.fixed for one in attentions if one.fixed]
+    mark = "✗" if len(reasons) == len(attentions) else "partly" if reasons else "✓"
+    why = _in_a_cell(reasons[0].partition("of its layers, but ")[2].rstrip(".")) if reasons else ""
+    return mark, "✓", why
+
+
+def _in_a_cell(reason: str) -> str:
+    # Figures of a proof are of random weights, and say little.
+    return re.sub(r" by \d\S+", "", reason).replace("|", "\\|").replace("\n", " ")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the tests of all promises and write the table; 1 if a promise is broken."""
     sys.path.insert(0, str(FOLDER))
@@ -79,11 +118,16 @@ def main(arguments: Sequence[str]) -> int:
     names = " or ".join(name for tests in PROMISES.values() for name in tests)
     pytest.main([str(FOLDER), "-q", "-k", names, *arguments], plugins=[outcomes])
     cells = {(one, promise): outcomes.cell(one, promise) for one in labels for promise in PROMISES}
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCS.write_text(before + BEGIN + table(labels, cells) + END + after, encoding="utf-8")
+    _write_between(BEGIN, END, table(labels, cells))
+    _write_between(BEGIN_UNLISTED, END_UNLISTED, table_of_unlisted())
     print(table(labels, cells))
     return int("✗" in cells.values())
+
+
+def _write_between(begin: str, end: str, text: str) -> None:
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    DOCS.write_text(before + begin + text + end + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -99,10 +99,10 @@ def collected(monkeypatch) -> list[str]:
 
 
 def test_an_unsupported_architecture_lists_the_supported_ones_and_how_to_add_one(prune):
-    config = transformers.GPTJConfig(vocab_size=64, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)
+    config = transformers.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1)
     with pytest.raises(UnsupportedArchitectureError) as caught:
-        prune(transformers.GPTJForCausalLM(config), MACs(0.5))
-    for word in ("gptj", "bert", "llama", "register_architecture"):
+        prune(transformers.MambaForCausalLM(config), MACs(0.5))
+    for word in ("mamba", "bert", "llama", "register_architecture"):
         assert word in str(caught.value)
 
 
