@@ -4,8 +4,8 @@
     python benchmarks/layer_at_a_time.py --tiny-llama    # one model of TinyLlama's shape, 1.1B
 
 Random weights of Llama's architecture, bfloat16, saved in shards; random tokens. Every run is a
-process of its own, so that its peak resident set is its own; times are of the processor. Writes layer_at_a_time.json and .md,
-and without --tiny-llama a figure, into --output.
+process of its own, so that its peak resident set is its own; times are of the processor. Writes
+layer_at_a_time.json and .md, and without --tiny-llama a figure, into --output.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def measured(folder: Path, samples: int, tokens: int, kept: float, method: str) 
 def markdown(records: list[Record]) -> str:
     """The records as a table; times are relative to the first."""
     lines = [
-        "| layers | tokens | processor time, to the first | peak MiB | predicted | model MiB | Gram matrices "
-        "of a layer | states |",
+        "| layers | tokens | processor time, to the first | peak MiB | predicted | model MiB "
+        "| Gram matrices of a layer | states |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in records:
