@@ -161,8 +161,9 @@ def _collecting(blocks: Sequence[Block], tokens: int, width: int) -> int:
 
 
 def _decomposing(block: Block) -> int:
+    """For the check of dependence, the Gram matrix and two more of its size."""
     m, d = block.num_channels, block.output_size
-    return _DOUBLE * (2 * m * m + d * m + 1024 * d)
+    return _DOUBLE * max(3 * m * m, 2 * m * m + d * m + 1024 * d)
 
 
 def _folding(block: Block, kept: float) -> int:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stat_prune.blocks import Block
 from stat_prune.budget.sensitivity import output_distance, positions_of, replaced
 from stat_prune.collectors import Batch, MomentsCollector, evaluating
@@ -210,6 +212,8 @@ class Walk:
         for n, block in blocks.items():
             statistics = self._statistics(block, moments.pop(block.name))
             write_statistics(statistics, folder, n)
+            # The check takes memory, and not the weight.
+            statistics = dataclasses.replace(statistics, weight=torch.empty(0))
             if check and statistics.has_dependence(overwrite=True):
                 dependent[n] = block
         return dependent
