@@ -15,6 +15,7 @@ __all__ = [
     "Speedup",
     "StatPruneError",
     "Tolerance",
+    "estimate",
     "infer_architecture",
     "load",
     "prune",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from stat_prune.pruning import prune, prune_family
     from stat_prune.result import PruningResult
     from stat_prune.streaming import prune_checkpoint
+    from stat_prune.streaming.estimate import estimate
     from stat_prune.targets import Latency, MACs, Parameters, Speedup, Tolerance
 else:
     # Imported at first use: torch and transformers take seconds, and the command line's help
@@ -53,6 +55,7 @@ else:
         "Speedup": "targets",
         "StatPruneError": "errors",
         "Tolerance": "targets",
+        "estimate": "streaming.estimate",
         "infer_architecture": "inferring",
         "load": "checkpoint",
         "prune": "pruning",
