@@ -10,7 +10,9 @@ from rich.console import Console
 
 from stat_prune.cli.options import (
     Device,
+    Ignore,
     Json,
+    MaxSeqLength,
     Seed,
     block_patterns,
     file_of,
@@ -118,18 +120,10 @@ def finetune(
         float | None,
         typer.Option(help="Tokens a sequence for --macs. Default: the task's, or the data's mean."),
     ] = None,
-    max_seq_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens that longer examples are cut to.")
-    ] = None,
+    max_seq_length: MaxSeqLength = None,
     seed: Seed = 0,
     device: Device = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Leave alone: a layer number, heads, neurons, or a pattern of block names. "
-            "May be repeated."
-        ),
-    ] = None,
+    ignore: Ignore = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --output.")
     ] = False,

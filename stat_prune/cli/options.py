@@ -12,6 +12,22 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once; changes no result.")]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Leave alone: a layer number, heads, neurons, or a pattern of block names. "
+        "May be repeated."
+    ),
+]
+MaxSeqLength = Annotated[
+    int | None, typer.Option(min=1, help="Tokens that longer examples are cut to.")
+]
+KeptMACs = Annotated[
+    float | None, typer.Option(help="Keep this fraction of multiply-accumulates, e.g. 0.6.")
+]
+KeptParameters = Annotated[
+    float | None, typer.Option(help="Keep this fraction of the blocks' parameters.")
+]
 Device = Annotated[str | None, typer.Option(help="For instance cuda. Default: cpu.")]
 
 

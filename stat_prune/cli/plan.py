@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from stat_prune.cli.options import BatchSize, Device, Json, print_json
+from stat_prune.cli.options import BatchSize, Device, Json, KeptMACs, KeptParameters, print_json
 
 
 def plan(
@@ -17,12 +17,8 @@ def plan(
             metavar="MODEL", help="A folder with config.json, or a name on the Hugging Face Hub."
         ),
     ],
-    macs: Annotated[
-        float | None, typer.Option(help="Keep this fraction of multiply-accumulates, e.g. 0.6.")
-    ] = None,
-    parameters: Annotated[
-        float | None, typer.Option(help="Keep this fraction of the blocks' parameters.")
-    ] = None,
+    macs: KeptMACs = None,
+    parameters: KeptParameters = None,
     num_calibration_samples: Annotated[
         int, typer.Option(min=1, help="Examples to be drawn from the dataset.")
     ] = 512,

@@ -12,7 +12,11 @@ from rich.console import Console
 from stat_prune.cli.options import (
     BatchSize,
     Device,
+    Ignore,
     Json,
+    KeptMACs,
+    KeptParameters,
+    MaxSeqLength,
     Seed,
     block_patterns,
     file_of,
@@ -40,12 +44,8 @@ def prune(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned model.")],
-    macs: Annotated[
-        float | None, typer.Option(help="Keep this fraction of multiply-accumulates, e.g. 0.6.")
-    ] = None,
-    parameters: Annotated[
-        float | None, typer.Option(help="Keep this fraction of the blocks' parameters.")
-    ] = None,
+    macs: KeptMACs = None,
+    parameters: KeptParameters = None,
     tolerance: Annotated[
         float | None,
         typer.Option(help="Keep what this relative error of each block's activations needs."),
@@ -75,19 +75,11 @@ def prune(
     num_calibration_samples: Annotated[
         int, typer.Option(min=1, help="Examples drawn from the dataset.")
     ] = 512,
-    max_seq_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens that longer examples are cut to.")
-    ] = None,
+    max_seq_length: MaxSeqLength = None,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
     device: Device = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Leave alone: a layer number, heads, neurons, or a pattern of block names. "
-            "May be repeated."
-        ),
-    ] = None,
+    ignore: Ignore = None,
     round_to: Annotated[
         int, typer.Option(min=1, help="Numbers of neurons are multiples of this.")
     ] = 1,
