@@ -16,12 +16,13 @@ from stat_prune.errors import SettingsError
 from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
 from stat_prune.peers.requirements import check_no_experts
+from stat_prune.probes import sensitivities
 from stat_prune.restreaming import can_move
 from stat_prune.result import PruningResult
 from stat_prune.resuming import FinishedWork
 from stat_prune.run import starting
 from stat_prune.settings import Settings, kinds_left_alone
-from stat_prune.stages import collect, decompose, finish, plan, sensitivities
+from stat_prune.stages import collect, decompose, finish, plan
 from stat_prune.targets import Target
 
 

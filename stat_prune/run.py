@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -23,10 +22,11 @@ from stat_prune.clock import Stopwatch
 from stat_prune.collectors import Batch
 from stat_prune.completion import Completion
 from stat_prune.distributed import check_same, num_processes, rank
-from stat_prune.errors import CalibrationWarning, ModelError, TargetError
+from stat_prune.errors import CalibrationWarning, TargetError
 from stat_prune.ignoring import without_ignored
 from stat_prune.input_rows import TOKENS_OF
 from stat_prune.methods import PEERS
+from stat_prune.model_checks import check_model
 from stat_prune.settings import Settings
 from stat_prune.targets import Latency, Target
 
@@ -222,7 +222,7 @@ def starting(
     StatPruneError
         Before any work, if model or data cannot be used.
     """
-    _check_model(model)
+    check_model(model)
     module: nn.Module = model
     home = next(module.parameters()).device
     with opened(model, dataset, tokenizer, settings, left_alone) as run:
@@ -268,48 +268,6 @@ def opened(
     _warn_if_few_tokens(calibration, blocks)
     with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
         yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
-
-
-def _check_model(model: PreTrainedModel) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise ModelError(
-            f"`model` must be a transformers PreTrainedModel, got {type(model).__name__}. Wrapped "
-            "models (DataParallel, torch.compile) hold it as an attribute: pass that one; of a "
-            "model of PEFT pass merge_and_unload()."
-        )
-    if _has_adapters(model):
-        raise ModelError(
-            f"{type(model).__name__} has PEFT adapters attached. Prune the model without them, or "
-            "merge them first (PeftModel.merge_and_unload), and train new ones on the result."
-        )
-    if getattr(model, "hf_quantizer", None) is not None:
-        raise ModelError(
-            f"{type(model).__name__} is quantized. Prune the full-precision model and quantize "
-            "the result."
-        )
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ModelError(
-            f"The weights of {type(model).__name__} are not in this process's memory (offloaded). "
-            "Load the model on one device, without device_map; or, where it is larger than memory, "
-            "give the folder of its checkpoint to stat_prune.prune_checkpoint."
-        )
-    if len({parameter.device for parameter in model.parameters()}) > 1:
-        raise ModelError(
-            f"The parameters of {type(model).__name__} are on several devices. Load it on one, "
-            "without device_map."
-        )
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
-        raise ModelError(
-            f"{type(model).__name__} has hooks of accelerate (device_map, offloading): a copy "
-            "would compute with the original's weights. Load it without device_map, or call "
-            "accelerate.hooks.remove_hook_from_module(model, recurse=True)."
-        )
-
-
-def _has_adapters(model: PreTrainedModel) -> bool:
-    """Whether layers of PEFT are in the model; they can only be where PEFT is imported."""
-    peft = sys.modules.get("peft.tuners.tuners_utils")
-    return peft is not None and any(isinstance(m, peft.BaseTunerLayer) for m in model.modules())
 
 
 def _vocabulary_size(model: PreTrainedModel) -> int | None:

@@ -14,11 +14,12 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from stat_prune.accounting import row_of
 from stat_prune.correction import FoldedConsumer
+from stat_prune.folding import fold_candidate
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
 from stat_prune.report import BlockRow
 from stat_prune.run import Run
-from stat_prune.stages import fold_candidate, planned
+from stat_prune.stages import planned
 from stat_prune.streaming.walk import Measured, layer_name, read_statistics
 from stat_prune.streaming.weights import Checkpoint
 from stat_prune.streaming.workspace import SECONDS, Workspace, write

@@ -31,8 +31,8 @@ from stat_prune.streaming.memory import (
     needs_of,
     values_per_sequence,
 )
-from stat_prune.streaming.pruning import obstacle, supported_method
 from stat_prune.streaming.rates import block_seconds, measure_rates
+from stat_prune.streaming.requirements import obstacle, supported_method
 from stat_prune.streaming.weights import empty_model
 from stat_prune.targets import Target, Tolerance
 

@@ -71,7 +71,7 @@ def needs_of(
     collected; a block is decomposed, which takes the Gram matrix, its factor, and a float64 copy of
     the consumer's weight; outputs are compared; or a correction is solved.
     """
-    layers, outer = weights_of(model)
+    layers, outer = weight_bytes(model)
     element = next(model.parameters()).element_size()
     width = blocks[0].output_size
     probed = recipe.allocation == "probed"
@@ -102,7 +102,7 @@ def needs_in_memory(
 
     Plus the most that is done with one of them at a time.
     """
-    layers, outer = weights_of(model)
+    layers, outer = weight_bytes(model)
     weights = sum(layers) + outer
     widest = max(block.num_channels for block in blocks)
     activations = 4 * reading.batch_tokens * (4 * blocks[0].output_size + 3 * widest)
@@ -120,7 +120,7 @@ def kept_of(target: Target) -> float:
     return 1.0 if isinstance(target, Tolerance) else max(target.fractions().values())
 
 
-def weights_of(model: PreTrainedModel) -> tuple[list[int], int]:
+def weight_bytes(model: PreTrainedModel) -> tuple[list[int], int]:
     """Bytes of each layer's parameters and buffers, and of the rest; tied ones count once."""
     layers = transformer_layers(model)
     inside = [num_bytes(layer) for layer in layers]

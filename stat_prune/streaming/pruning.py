@@ -5,35 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from stat_prune.accounting import measure, report_of
-from stat_prune.architectures import find_blocks, stacks_of
 from stat_prune.budget.choice import check_reachable
 from stat_prune.checkpoint import as_pruned_class, check_output_directory, save_checkpoint
 from stat_prune.clock import peak_memory
-from stat_prune.distributed import num_processes
-from stat_prune.errors import LoadError, ModelError, SaveError, SettingsError, TargetError
-from stat_prune.methods import PEERS, Method, method_named
+from stat_prune.errors import LoadError
 from stat_prune.pretrained import load_tokenizer
+from stat_prune.probes import weights_by_block
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport, versions
 from stat_prune.result import Reported
 from stat_prune.run import Run, num_probe_samples, opened
 from stat_prune.settings import Settings, kinds_left_alone
-from stat_prune.stages import chosen, weights_of
+from stat_prune.stages import chosen
 from stat_prune.streaming.cutting import Cut
-from stat_prune.streaming.memory import Needs, Reading, needs_of, values_per_sequence
+from stat_prune.streaming.memory import Reading, needs_of, values_per_sequence
+from stat_prune.streaming.requirements import check_model, check_space, supported_method
 from stat_prune.streaming.walk import Measured, Walk
 from stat_prune.streaming.weights import Checkpoint
 from stat_prune.streaming.workspace import SECONDS, Workspace, read, write
-from stat_prune.targets import Latency, Target
+from stat_prune.targets import Target
 
 #: Files of a checkpoint that are fetched from the Hub.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
@@ -129,7 +127,7 @@ def prune_checkpoint(
     check_output_directory(output, overwrite=overwrite or written)
     folder = _folder(model)
     checkpoint = Checkpoint(folder, torch.device(chosen_settings.device or "cpu"))
-    _check_model(checkpoint)
+    check_model(checkpoint)
     left_alone = kinds_left_alone(chosen_settings, [target])
     tokenizer = tokenizer or load_tokenizer(str(folder))
     with opened(checkpoint.model, dataset, tokenizer, chosen_settings, left_alone) as run:
@@ -144,7 +142,7 @@ def prune_checkpoint(
         predicted = peak_memory(run.device) + needs.memory
         fingerprint = _fingerprint(run, checkpoint, target)
         if not working.exists():
-            _check_space(working, needs)
+            check_space(working, needs)
         workspace = Workspace(working, fingerprint, resume=resume)
         run.stopwatch.seconds |= workspace.seconds()
         before = measure(run.model, run.lengths(target))
@@ -176,44 +174,6 @@ def prune_checkpoint(
     return PrunedCheckpoint(output, report, cut.units)
 
 
-def supported_method(settings: Settings, target: Target) -> Method:
-    """The recipe, where one layer at a time is enough for it.
-
-    Raises
-    ------
-    SettingsError, TargetError
-        Where it is not.
-    """
-    if settings.method in PEERS or method_named(settings.method).heads_only:
-        raise SettingsError(
-            f"method={settings.method!r} looks at more than one layer's inputs, and cannot prune "
-            "layer by layer. Use method='stat', or stat_prune.prune where the model fits in memory."
-        )
-    if settings.inplace:
-        raise SettingsError("inplace=True: a checkpoint is never changed. Leave it away.")
-    if settings.removes_blocks:
-        raise SettingsError(
-            "Whether blocks can leave altogether is measured on the whole model. Use "
-            "remove_blocks=False, or stat_prune.prune."
-        )
-    recipe = method_named(settings.method)
-    if (settings.passes or recipe.passes) > 1:
-        raise SettingsError(
-            "A second pass needs the whole model in memory. Use passes=1, or stat_prune.prune."
-        )
-    if isinstance(target, Latency):
-        raise TargetError(
-            f"{target!r} needs the whole model in memory, to be timed. Use MACs or Parameters, or "
-            "stat_prune.prune."
-        )
-    if num_processes() > 1:
-        raise SettingsError(
-            f"{num_processes()} processes were started, but layers are pruned one by one in one "
-            "process. Start one, or use stat_prune.prune."
-        )
-    return recipe
-
-
 def _folder(model: str | os.PathLike[str]) -> Path:
     """The folder of a checkpoint, fetched from the Hub where it is a name there."""
     if os.path.isdir(model):
@@ -225,33 +185,6 @@ def _folder(model: str | os.PathLike[str]) -> Path:
             f"{str(model)!r} is neither a folder nor a model that could be fetched from the Hub: "
             f"{error}"
         ) from error
-
-
-def obstacle(model: PreTrainedModel) -> str | None:
-    """Why a model's layers cannot be pruned one by one; None where they can."""
-    blocks = find_blocks(model)
-    reasons = {
-        "has several stacks of layers": len(stacks_of(model)) > 1,
-        "has a mixture of experts": any(block.expert_of for block in blocks),
-        "shares weights between layers": any(block.calls > 1 for block in blocks),
-        "hands position biases from layer to layer": any(b.position_bias == "own" for b in blocks),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
-
-
-def _check_model(checkpoint: Checkpoint) -> None:
-    model = checkpoint.model
-    reason = obstacle(model)
-    if reason is not None:
-        raise ModelError(
-            f"{type(model).__name__} {reason} and cannot be pruned layer by layer. Load it and use "
-            "stat_prune.prune."
-        )
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"The checkpoint {str(checkpoint.folder)!r} is quantized. Prune the full-precision "
-            "model and quantize the result."
-        )
 
 
 def _reading(run: Run) -> Reading:
@@ -269,16 +202,6 @@ def _reading(run: Run) -> Reading:
     )
 
 
-def _check_space(working: Path, needs: Needs) -> None:
-    parent = next(folder for folder in working.parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < needs.disk:
-        raise SaveError(
-            f"The working folder {str(working)!r} will take {needs.disk / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free. Free some space, or pass another work_dir=."
-        )
-
-
 def _fingerprint(run: Run, checkpoint: Checkpoint, target: Target) -> dict[str, str]:
     """All that a result depends on, by what it is."""
     config = (checkpoint.folder / "config.json").read_bytes()
@@ -294,7 +217,7 @@ def _fingerprint(run: Run, checkpoint: Checkpoint, target: Target) -> dict[str, 
 
 
 def _sensitivities(walk: Walk, measured: list[Measured]) -> list[float] | None:
-    """As `stat_prune.stages.sensitivities`, of the probes that a walk has made."""
+    """As `stat_prune.probes.sensitivities`, of the probes that a walk has made."""
     if walk.recipe.allocation != "probed":
         return None
     workspace, name = walk.workspace, "distances"
@@ -303,7 +226,7 @@ def _sensitivities(walk: Walk, measured: list[Measured]) -> list[float] | None:
             write(walk.distances(), folder / "distances.pt")
             write(walk.run.stopwatch.seconds, folder / SECONDS)
     blocks = [one.candidates.block for one in measured]
-    return weights_of(
+    return weights_by_block(
         read(workspace.folder / name / "distances.pt"),
         [one.probe_error or 0.0 for one in measured],
         [one.output_energy for one in measured],

@@ -15,13 +15,14 @@ from stat_prune.blocks import Block
 from stat_prune.budget.sensitivity import output_distance, positions_of, replaced
 from stat_prune.collectors import Batch, MomentsCollector, evaluating
 from stat_prune.correction import FoldedConsumer
+from stat_prune.folding import fold_candidate
 from stat_prune.layerwise import States, run_layer, run_rest
 from stat_prune.linalg import Moments
 from stat_prune.methods import Method
 from stat_prune.projections import projection
 from stat_prune.run import Run
 from stat_prune.selection import Candidates
-from stat_prune.stages import candidates_of, fold_candidate
+from stat_prune.stages import candidates_of
 from stat_prune.statistics import BlockStatistics
 from stat_prune.streaming.weights import Checkpoint
 from stat_prune.streaming.workspace import SECONDS, Workspace, read, write

@@ -20,11 +20,12 @@ from stat_prune.completion import Completion
 from stat_prune.correction import fold
 from stat_prune.errors import TargetError
 from stat_prune.methods import method_named
+from stat_prune.probes import sensitivities
 from stat_prune.projections import projection
 from stat_prune.restreaming import can_move, pruned_copy, restream
 from stat_prune.run import starting
 from stat_prune.settings import Settings
-from stat_prune.stages import collect, decompose, sensitivities
+from stat_prune.stages import collect, decompose
 from stat_prune.statistics import statistics_of
 
 BY_LABEL = {family.label: family for family in FAMILIES}

@@ -1,0 +1,58 @@
+"""Which models can be pruned, before anything is measured of them."""
+
+from __future__ import annotations
+
+import sys
+
+from transformers import PreTrainedModel
+
+from stat_prune.errors import ModelError
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse what is no plain model in this process's memory.
+
+    Raises
+    ------
+    ModelError
+        Saying what to pass instead.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"`model` must be a transformers PreTrainedModel, got {type(model).__name__}. Wrapped "
+            "models (DataParallel, torch.compile) hold it as an attribute: pass that one; of a "
+            "model of PEFT pass merge_and_unload()."
+        )
+    if _has_adapters(model):
+        raise ModelError(
+            f"{type(model).__name__} has PEFT adapters attached. Prune the model without them, or "
+            "merge them first (PeftModel.merge_and_unload), and train new ones on the result."
+        )
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ModelError(
+            f"{type(model).__name__} is quantized. Prune the full-precision model and quantize "
+            "the result."
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(
+            f"The weights of {type(model).__name__} are not in this process's memory (offloaded). "
+            "Load the model on one device, without device_map; or, where it is larger than memory, "
+            "give the folder of its checkpoint to stat_prune.prune_checkpoint."
+        )
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        raise ModelError(
+            f"The parameters of {type(model).__name__} are on several devices. Load it on one, "
+            "without device_map."
+        )
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ModelError(
+            f"{type(model).__name__} has hooks of accelerate (device_map, offloading): a copy "
+            "would compute with the original's weights. Load it without device_map, or call "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)."
+        )
+
+
+def _has_adapters(model: PreTrainedModel) -> bool:
+    """Whether layers of PEFT are in the model; they can only be where PEFT is imported."""
+    peft = sys.modules.get("peft.tuners.tuners_utils")
+    return peft is not None and any(isinstance(m, peft.BaseTunerLayer) for m in model.modules())
