@@ -98,8 +98,16 @@ if mine and sys.argv[2] == "other data":
 if mine and sys.argv[2] == "death":
     import stat_prune.stages
     stat_prune.stages.collect_moments = lambda *_a, **_k: os._exit(3)
+if mine and sys.argv[2] == "late death":
+    import stat_prune.pruning
+    stat_prune.pruning.sensitivities = lambda *_a, **_k: os._exit(3)
+options = {"work_dir": sys.argv[3]} if len(sys.argv) > 3 else {}
 with distributed.launched():
-    stat_prune.prune(model, rows, target=stat_prune.MACs(0.5), progress=False)
+    result = stat_prune.prune(
+        model, rows, target=stat_prune.MACs(0.5), progress=False, **options
+    )
+    if options and distributed.rank() == 0:
+        result.save(sys.argv[3] + "-pruned")
 """
 
 
@@ -124,6 +132,24 @@ def test_what_fails_in_one_process_ends_all_with_its_error(tmp_path, what, messa
     assert done.returncode != 0
     for message in messages:
         assert message in done.stderr
+
+
+def test_what_was_finished_when_a_process_died_is_not_done_again(tmp_path):
+    script, folders = tmp_path / "script.py", [str(tmp_path / name) for name in ("one", "other")]
+    script.write_text(SCRIPT)
+    tests = str(ROOT / "tests")
+    died = launch(2, str(script), tests, "late death", folders[0])
+    assert "exitcode  : 3" in died.stderr
+    no_more = "import stat_prune.stages; stat_prune.stages.collect_moments = None"
+    script.write_text(f"{no_more}\n{SCRIPT}")
+    assert launch(2, str(script), tests, "nothing", folders[0]).returncode == 0
+    script.write_text(SCRIPT)
+    assert launch(2, str(script), tests, "nothing", folders[1]).returncode == 0
+    resumed, whole = (
+        Path(f"{folder}-pruned", "model.safetensors").read_bytes() for folder in folders
+    )
+    assert resumed == whole
+    assert not Path(folders[0]).exists()
 
 
 def test_one_process_needs_no_group():

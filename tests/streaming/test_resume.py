@@ -125,7 +125,9 @@ def test_a_run_killed_when_all_was_done_but_tidying_up_is_finished_by_a_resume(
 
 
 def test_too_little_space_is_an_error_before_any_work(dense, tmp_path, monkeypatch):
-    monkeypatch.setattr(requirements.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(
+        requirements.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})
+    )
     with pytest.raises(SaveError, match="will take .* GiB, and 0.0 GiB are free"):
         prune(dense, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
