@@ -139,14 +139,6 @@ def test_prune_goes_layer_by_layer_to_the_same_model(pruned, classifier, texts, 
     assert json.loads(done.stdout)["predicted_peak_memory"] > 0
 
 
-def test_resume_is_of_runs_layer_by_layer_only(classifier, texts, run, tmp_path):
-    done = run(
-        "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out", "--resume"
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "only --layer-at-a-time has a working folder" in done.stderr
-
-
 def test_prune_draws_and_writes_a_web_page(classifier, texts, run, tmp_path):
     done = run(
         "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out", "--json",

@@ -16,7 +16,7 @@ from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.choice import check_reachable
 from stat_prune.checkpoint import class_of
-from stat_prune.clock import peak_memory
+from stat_prune.clock import taken_memory
 from stat_prune.errors import LoadError
 from stat_prune.ignoring import without_ignored
 from stat_prune.methods import Method
@@ -153,7 +153,7 @@ def estimate(
         num_probe_samples=num_probe_samples(count, len(blocks), values),
     )
     device = torch.device(chosen.device or "cpu")
-    taken = peak_memory(device)
+    taken = taken_memory(device)
     whole = needs_in_memory(empty, blocks, reading, recipe, target)
     needs = needs_of(empty, blocks, reading, recipe, target)
     before = measure(empty, lengths)

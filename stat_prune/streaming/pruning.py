@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from stat_prune.accounting import measure, report_of
 from stat_prune.budget.choice import check_reachable
 from stat_prune.checkpoint import as_pruned_class, check_output_directory, save_checkpoint
-from stat_prune.clock import peak_memory
+from stat_prune.clock import taken_memory
 from stat_prune.errors import LoadError
 from stat_prune.pretrained import load_tokenizer
 from stat_prune.probes import weights_by_block
@@ -139,7 +139,7 @@ def prune_checkpoint(
             round_to=chosen_settings.round_to,
         )
         needs = needs_of(run.model, run.blocks, _reading(run), recipe, target)
-        predicted = peak_memory(run.device) + needs.memory
+        predicted = taken_memory(run.device) + needs.memory
         fingerprint = _fingerprint(run, checkpoint, target)
         if not working.exists():
             check_space(working, needs)
