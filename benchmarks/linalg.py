@@ -31,6 +31,7 @@ import scipy
 import scipy.linalg
 import scipy.linalg.interpolative
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from stat_prune.linalg import (
@@ -483,6 +484,7 @@ def main() -> None:
         memory_child(*args.memory_child)
         return
     torch.set_num_threads(args.threads)
+    threadpool_limits(args.threads)  # SciPy's own BLAS
     args.output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for name in args.only:
