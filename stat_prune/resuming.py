@@ -13,11 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.distributed import agreed
-from stat_prune.report import versions
 from stat_prune.run import Run
 from stat_prune.statistics import BlockStatistics
-from stat_prune.streaming.walk import read_statistics, write_statistics
-from stat_prune.streaming.workspace import SECONDS, Workspace, read, write
+from stat_prune.streaming.workspace import (
+    Workspace,
+    fingerprint_of,
+    read,
+    read_statistics,
+    write,
+    write_statistics,
+)
 
 Value = TypeVar("Value")
 
@@ -98,9 +103,8 @@ class FinishedWork:
         found = measure()
 
         def finish() -> None:
-            with workspace.piece(name) as folder:
+            with workspace.piece(name, self._run.stopwatch.seconds) as folder:
                 save(found, folder)
-                write(self._run.stopwatch.seconds, folder / SECONDS)
 
         agreed(finish)
         return found
@@ -108,14 +112,8 @@ class FinishedWork:
 
 def _fingerprint(run: Run) -> dict[str, str]:
     """All that statistics and probes depend on, by what it is."""
-    decisive = ("stat-prune", "torch", "transformers")
-    return {
-        **{name: str(value) for name, value in run.settings.to_dict().items()},
-        "blocks": " ".join(block.name for block in run.blocks),
-        "calibration set": run.calibration.fingerprint,
-        "weights": _digest(run.model),
-        **{name: version for name, version in versions().items() if name in decisive},
-    }
+    blocks = " ".join(block.name for block in run.blocks)
+    return fingerprint_of(run, blocks=blocks, weights=_digest(run.model))
 
 
 def _digest(model: PreTrainedModel) -> str:

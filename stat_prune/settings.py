@@ -58,6 +58,11 @@ class Settings:
         return [self.ignore] if isinstance(self.ignore, int | str) else list(self.ignore)
 
     @property
+    def first_precision(self) -> str:
+        """Of the products in the first pass; with "auto" some blocks need another in float64."""
+        return "float32" if self.precision == "auto" else self.precision
+
+    @property
     def removes_blocks(self) -> bool:
         """Whether blocks may leave altogether: not where all layers are to be alike."""
         if not self.remove_blocks or self.uniform or self.method in PEERS:

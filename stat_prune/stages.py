@@ -40,10 +40,8 @@ def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
     are measured in another pass.
     """
     attention = _attention_of_heads(run) if recipe.heads_only else {}
-    automatic = run.settings.precision == "auto"
-    precision = "float32" if automatic else run.settings.precision
-    statistics = _statistics(run, recipe, run.blocks, precision)
-    if automatic:
+    statistics = _statistics(run, recipe, run.blocks, run.settings.first_precision)
+    if run.settings.precision == "auto":
         again = agreed(lambda: [one.block for one in statistics.values() if one.has_dependence()])
         for block in again:
             del statistics[block.name]  # the memory is needed

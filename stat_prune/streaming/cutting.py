@@ -20,9 +20,9 @@ from stat_prune.methods import Method
 from stat_prune.report import BlockRow
 from stat_prune.run import Run
 from stat_prune.stages import planned
-from stat_prune.streaming.walk import Measured, layer_name, read_statistics
+from stat_prune.streaming.walk import Measured, layer_name
 from stat_prune.streaming.weights import Checkpoint
-from stat_prune.streaming.workspace import SECONDS, Workspace, write
+from stat_prune.streaming.workspace import Workspace, read_statistics
 from stat_prune.surgery import apply
 
 _ROWS = "rows.json"
@@ -75,10 +75,11 @@ class Cut:
                 if self.workspace.done(_name(layer)):
                     apply(self.run.model, [one for n in numbers for one in self._shape(n)])
                 else:
-                    with self.workspace.piece(_name(layer)) as folder:
-                        with self.run.stage("fold and cut"):
-                            self._write_layer(layer, numbers, folder)
-                        write(self.run.stopwatch.seconds, folder / SECONDS)
+                    with (
+                        self.workspace.piece(_name(layer), self.run.stopwatch.seconds) as folder,
+                        self.run.stage("fold and cut"),
+                    ):
+                        self._write_layer(layer, numbers, folder)
                 text = (self.workspace.folder / _name(layer) / _ROWS).read_text(encoding="utf-8")
                 rows += [BlockRow(**row) for row in json.loads(text)]
         return rows

@@ -213,8 +213,7 @@ def _seconds(
 ) -> dict[str, float]:
     """By stage: operations are counted, and multiplied by what one of them takes here."""
     device = torch.device(settings.device or "cpu")
-    precision = "float64" if settings.precision == "float64" else "float32"
-    rates = measure_rates(model.dtype, device, precision)
+    rates = measure_rates(model.dtype, device, settings.first_precision)
     length, depth = reading.length, 1 + max(block.layer for block in blocks)
     sequence = sum(
         block.macs(block.num_units, block.num_groups, length) for block in find_blocks(model)

@@ -20,7 +20,7 @@ from stat_prune.clock import taken_memory
 from stat_prune.errors import LoadError
 from stat_prune.pretrained import load_tokenizer
 from stat_prune.probes import weights_by_block
-from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport, versions
+from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
 from stat_prune.result import Reported
 from stat_prune.run import Run, num_probe_samples, opened
 from stat_prune.settings import Settings, kinds_left_alone
@@ -30,14 +30,11 @@ from stat_prune.streaming.memory import Reading, needs_of, values_per_sequence
 from stat_prune.streaming.requirements import check_model, check_space, supported_method
 from stat_prune.streaming.walk import Measured, Walk
 from stat_prune.streaming.weights import Checkpoint
-from stat_prune.streaming.workspace import SECONDS, Workspace, read, write
+from stat_prune.streaming.workspace import Workspace, fingerprint_of, read, write
 from stat_prune.targets import Target
 
 #: Files of a checkpoint that are fetched from the Hub.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
-
-#: Packages whose versions may change a result.
-_DECISIVE = ("stat-prune", "torch", "transformers")
 
 #: The last piece of work: what is left is to put everything into its place.
 _REPORT = "report"
@@ -206,14 +203,14 @@ def _fingerprint(run: Run, checkpoint: Checkpoint, target: Target) -> dict[str, 
     """All that a result depends on, by what it is."""
     config = (checkpoint.folder / "config.json").read_bytes()
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint.files]
-    return {
-        **{name: str(value) for name, value in run.settings.to_dict().items()},
-        "target": repr(target),
-        "calibration set": run.calibration.fingerprint,
-        "config.json": hashlib.sha256(config).hexdigest(),
-        "weights": hashlib.sha256(repr(files).encode()).hexdigest(),
-        **{name: version for name, version in versions().items() if name in _DECISIVE},
-    }
+    return fingerprint_of(
+        run,
+        target=repr(target),
+        **{
+            "config.json": hashlib.sha256(config).hexdigest(),
+            "weights": hashlib.sha256(repr(files).encode()).hexdigest(),
+        },
+    )
 
 
 def _sensitivities(walk: Walk, measured: list[Measured]) -> list[float] | None:
@@ -222,9 +219,8 @@ def _sensitivities(walk: Walk, measured: list[Measured]) -> list[float] | None:
         return None
     workspace, name = walk.workspace, "distances"
     if not workspace.done(name):
-        with workspace.piece(name) as folder:
+        with workspace.piece(name, walk.run.stopwatch.seconds) as folder:
             write(walk.distances(), folder / "distances.pt")
-            write(walk.run.stopwatch.seconds, folder / SECONDS)
     blocks = [one.candidates.block for one in measured]
     return weights_by_block(
         read(workspace.folder / name / "distances.pt"),

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import torch
 from torch.nn.functional import linear
 
 from stat_prune.blocks import Block
 from stat_prune.correction import fold
+from stat_prune.evaluation.latency import take_turns
 from stat_prune.linalg import Moments
 from stat_prune.methods import Method
 from stat_prune.selection import CRITERIA, candidates_for
@@ -106,11 +108,5 @@ def _random_statistics(block: Block, device: torch.device) -> BlockStatistics:
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     """Median of a few rounds, after one that does not count."""
-    seconds = []
-    for _ in range(ROUNDS + 1):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+    turns = take_turns([work], device, time.perf_counter)
+    return statistics.median(seconds for (seconds,) in islice(turns, ROUNDS))

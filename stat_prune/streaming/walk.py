@@ -25,7 +25,13 @@ from stat_prune.selection import Candidates
 from stat_prune.stages import candidates_of
 from stat_prune.statistics import BlockStatistics
 from stat_prune.streaming.weights import Checkpoint
-from stat_prune.streaming.workspace import SECONDS, Workspace, read, write
+from stat_prune.streaming.workspace import (
+    Workspace,
+    read,
+    read_statistics,
+    write,
+    write_statistics,
+)
 
 #: What flows through the layers beside a variant for every block: the calibration set, which is
 #: collected, and the probes' sequences in the dense model.
@@ -88,10 +94,11 @@ class Walk:
                 checkpoint.load(outside)
                 checkpoint.release_embeddings()
             for number in todo:
-                with self.workspace.piece(names[number]) as folder:
-                    with run.stage("collect and probe"):
-                        self._pass_layer(number, folder)
-                    write(run.stopwatch.seconds, folder / SECONDS)
+                with (
+                    self.workspace.piece(names[number], run.stopwatch.seconds) as folder,
+                    run.stage("collect and probe"),
+                ):
+                    self._pass_layer(number, folder)
                 if number:
                     self.workspace.forget(f"{names[number - 1]}/states")
             checkpoint.release(outside)
@@ -153,9 +160,8 @@ class Walk:
         earlier = [_variant(n) for n, block in enumerate(run.blocks) if block.layer < number]
         streams = [DENSE, *earlier] if self._probes else []
         if number <= self._last:
-            automatic = run.settings.precision == "auto"
-            precision = "float32" if automatic else run.settings.precision
-            dependent = self._measure_blocks(number, blocks, folder, precision, check=automatic)
+            first, automatic = run.settings.first_precision, run.settings.precision == "auto"
+            dependent = self._measure_blocks(number, blocks, folder, first, check=automatic)
             if dependent:
                 self._measure_blocks(number, dependent, folder, "float64")
         folded = self._folded_probes(blocks, folder)
@@ -275,20 +281,6 @@ class Walk:
 def layer_name(number: int) -> str:
     """Of the piece of work that a layer is."""
     return f"layer-{number:04d}"
-
-
-def write_statistics(statistics: BlockStatistics, folder: Path, number: int) -> None:
-    """Spill what folding needs of a block; the weight is in the checkpoint."""
-    values = {f.name: getattr(statistics, f.name) for f in dataclasses.fields(statistics)}
-    del values["block"], values["weight"]
-    write(values, folder / f"statistics-{number}.pt")
-
-
-def read_statistics(run: Run, block: Block, folder: Path, number: int) -> BlockStatistics:
-    """What `write_statistics` has written, with the weight of the layer in memory."""
-    weight = projection(run.model.base_model, block.consumer).weight.detach().double()
-    values = read(folder / f"statistics-{number}.pt", weight.device)
-    return BlockStatistics(block=block, weight=weight, **values)
 
 
 def _variant(number: int) -> str:

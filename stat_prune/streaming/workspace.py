@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,20 @@ from typing import Any
 import torch
 
 from stat_prune.atomic import replace_directory
+from stat_prune.blocks import Block
 from stat_prune.errors import LoadError, SaveError, SettingsError, StatPruneError
+from stat_prune.projections import projection
+from stat_prune.report import versions
+from stat_prune.run import Run
+from stat_prune.statistics import BlockStatistics
 
 _MANIFEST = "manifest.json"
 
-#: In each piece of work: time by stage of the run up to there.
-SECONDS = "seconds.pt"
+#: In pieces of work: time by stage of the run up to there.
+_SECONDS = "seconds.pt"
+
+#: Packages whose versions may change a result.
+_DECISIVE = ("stat-prune", "torch", "transformers")
 
 
 class Workspace:
@@ -75,14 +84,19 @@ class Workspace:
         return (self.folder / name).is_dir()
 
     @contextmanager
-    def piece(self, name: str) -> Iterator[Path]:
-        """A folder to fill with a piece of work, which is finished when the context ends."""
+    def piece(self, name: str, seconds: Mapping[str, float] | None = None) -> Iterator[Path]:
+        """A folder to fill with a piece of work, which is finished when the context ends.
+
+        With `seconds`, the time by stage that has been spent then is noted there.
+        """
         with _saving(self.folder), replace_directory(self.folder / name) as new:
             yield new
+            if seconds is not None:
+                write(seconds, new / _SECONDS)
 
     def seconds(self) -> dict[str, float]:
         """Time by stage of what is finished."""
-        known = [read(file) for file in self.folder.glob(f"*/{SECONDS}")]
+        known = [read(file) for file in self.folder.glob(f"*/{_SECONDS}")]
         return max(known, key=lambda seconds: sum(seconds.values()), default={})
 
     def forget(self, *names: str) -> None:
@@ -106,6 +120,30 @@ def _saving(folder: Path) -> Iterator[None]:
             f"Could not write to {str(folder)!r}: {error}. What was finished is kept there: free "
             "some space, and go on with resume=True (--resume)."
         ) from error
+
+
+def fingerprint_of(run: Run, **own: str) -> dict[str, str]:
+    """All that a result depends on, by what it is; `own` says which model, and what of it."""
+    return {
+        **{name: str(value) for name, value in run.settings.to_dict().items()},
+        "calibration set": run.calibration.fingerprint,
+        **own,
+        **{name: version for name, version in versions().items() if name in _DECISIVE},
+    }
+
+
+def write_statistics(statistics: BlockStatistics, folder: Path, number: int) -> None:
+    """Spill what folding needs of a block; the weight is in the checkpoint."""
+    values = {f.name: getattr(statistics, f.name) for f in dataclasses.fields(statistics)}
+    del values["block"], values["weight"]
+    write(values, folder / f"statistics-{number}.pt")
+
+
+def read_statistics(run: Run, block: Block, folder: Path, number: int) -> BlockStatistics:
+    """What `write_statistics` has written, with the weight of the layer in memory."""
+    weight = projection(run.model.base_model, block.consumer).weight.detach().double()
+    values = read(folder / f"statistics-{number}.pt", weight.device)
+    return BlockStatistics(block=block, weight=weight, **values)
 
 
 def write(value: Any, path: Path) -> None:
