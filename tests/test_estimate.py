@@ -119,6 +119,9 @@ def test_the_command_tells_it_as_a_table_and_as_json(tmp_path):
     )
     assert found["model"] == "LlamaForCausalLM"
     assert found["after"]["block_macs"] == pytest.approx(0.7 * found["before"]["block_macs"])
+    nothing = subprocess.run([*command[:-1], "0"], capture_output=True, text=True, check=False)
+    assert nothing.returncode == 1
+    assert "must lie in (0, 1], got 0" in nothing.stderr
     wrong = subprocess.run(command[:-2], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "--macs" in wrong.stderr

@@ -40,7 +40,7 @@ def plan(
     from stat_prune.streaming.estimate import estimate
     from stat_prune.targets import MACs, Parameters
 
-    target = Parameters(parameters) if parameters is not None else MACs(macs or 1.0)
+    target = MACs(macs) if macs is not None else Parameters(parameters or 0.0)
     found = estimate(
         model,
         target=target,
