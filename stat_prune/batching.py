@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -87,12 +87,11 @@ def _column(name: str, values: list[Tensor], pad_token_id: int) -> Tensor:
     return pad_sequence(values, batch_first=True, padding_value=padding)
 
 
-def unpadded(batch: Mapping[str, Tensor]) -> Iterator[TokenRow]:
-    """Take a padded batch apart again."""
-    for index in range(num_sequences(batch)):
-        row = {name: value[index] for name, value in batch.items()}
-        for mask, names in TOKENS_OF.items():
-            if mask in row:
-                stop = int(row[mask].nonzero()[-1]) + 1
-                row |= {name: row[name][:stop] for name in names if name in row}
-        yield row
+def unpadded(batch: Mapping[str, Tensor], index: int) -> TokenRow:
+    """Take one row out of a padded batch again."""
+    row = {name: value[index] for name, value in batch.items()}
+    for mask, names in TOKENS_OF.items():
+        if mask in row:
+            stop = int(row[mask].nonzero()[-1]) + 1
+            row |= {name: row[name][:stop] for name in names if name in row}
+    return row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,13 +76,18 @@ class CalibrationSet:
         batch_size : int, optional
             By default that of this set.
         """
-        _check_positive("num_samples", num_samples)
-        rows = [row for batch in self.batches for row in unpadded(batch)]
         return _from_rows(
-            [rows[index] for index in _spread(len(rows), num_samples, seed)],
-            batch_size or self.batch_size,
-            self.pad_token_id,
+            self.drawn(num_samples, seed=seed), batch_size or self.batch_size, self.pad_token_id
         )
+
+    def drawn(self, num_samples: int, *, seed: int) -> list[TokenRow]:
+        """The rows of `subset`, longest first and without padding."""
+        _check_positive("num_samples", num_samples)
+        return self._rows(_spread(self.num_samples, num_samples, seed))
+
+    def _rows(self, indices: Iterable[int]) -> list[TokenRow]:
+        places = (divmod(index, self.batch_size) for index in indices)
+        return [unpadded(self.batches[batch], row) for batch, row in places]
 
     def split(self, num_held_out: int, *, seed: int) -> tuple[CalibrationSet, CalibrationSet]:
         """Two parts of the set: what is left, and sequences held out, spread over the lengths.
@@ -99,14 +104,13 @@ class CalibrationSet:
                 f"{num_held_out} of {self.num_samples} calibration sequences cannot be held out. "
                 "Use more examples."
             )
-        rows = [row for batch in self.batches for row in unpadded(batch)]
-        held = set(_spread(len(rows), num_held_out, seed))
-        parts = (
-            [row for index, row in enumerate(rows) if (index in held) == wanted]
-            for wanted in (False, True)
+        held = _spread(self.num_samples, num_held_out, seed)
+        rest = sorted(set(range(self.num_samples)) - set(held))
+        parts = (self._rows(indices) for indices in (rest, held))
+        remaining, held_out = (
+            _from_rows(part, self.batch_size, self.pad_token_id) for part in parts
         )
-        rest, held_out = (_from_rows(part, self.batch_size, self.pad_token_id) for part in parts)
-        return rest, held_out
+        return remaining, held_out
 
 
 def _spread(total: int, count: int, seed: int) -> list[int]:

@@ -135,6 +135,15 @@ class VIBConfig:
         """Whether the pruned model is trained."""
         return self.train_weights and self.finetune_steps != 0
 
+    @property
+    def num_examples(self) -> int:
+        """As many as the steps can see, if they say so; else more than any data set has."""
+        steps = [self.mask_steps, self.finetune_steps if self.finetunes else 0]
+        if self.data_fraction < 1 or None in steps:
+            return 2**62
+        seen = max(step for step in steps if step is not None) * self.batch_size
+        return max(seen, self.correction_samples)
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""
         return asdict(self)

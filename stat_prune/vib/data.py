@@ -26,26 +26,26 @@ _POOL = 50
 
 
 class TrainingSet(Dataset[TokenRow]):
-    """The rows of a calibration set one by one, for a DataLoader.
+    """Rows for a DataLoader.
 
     Parameters
     ----------
-    examples : CalibrationSet
-        In batches of one.
+    rows : list of TokenRow
+    pad_token_id : int
     """
 
-    def __init__(self, examples: CalibrationSet) -> None:
-        self.examples = examples
+    def __init__(self, rows: list[TokenRow], pad_token_id: int) -> None:
+        self.rows, self.pad_token_id = rows, pad_token_id
 
     def __len__(self) -> int:
-        return len(self.examples.batches)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> TokenRow:
-        return {name: value[0] for name, value in self.examples.batches[index].items()}
+        return self.rows[index]
 
     def collate(self, rows: list[TokenRow]) -> dict[str, Tensor]:
         """A batch, padded on the right."""
-        return padded(rows, self.examples.pad_token_id)
+        return padded(rows, self.pad_token_id)
 
 
 class BatchesOfOneLength(Sampler[int]):
@@ -87,7 +87,7 @@ class BatchesOfOneLength(Sampler[int]):
 def training_set(examples: CalibrationSet, fraction: float, *, seed: int) -> TrainingSet:
     """A fraction of the examples, drawn evenly over the lengths."""
     count = math.ceil(fraction * examples.num_samples)
-    return TrainingSet(examples.subset(count, seed=seed, batch_size=1))
+    return TrainingSet(examples.drawn(count, seed=seed), examples.pad_token_id)
 
 
 def predicts_next_tokens(model: PreTrainedModel) -> bool:

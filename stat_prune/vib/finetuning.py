@@ -24,9 +24,6 @@ from stat_prune.vib.distillation import check_teacher
 from stat_prune.vib.folder import RunFolder
 from stat_prune.vib.steps import Finetuning
 
-#: More examples than any data set has.
-_ALL = 2**62
-
 
 def vib_finetune(
     model: PreTrainedModel,
@@ -61,8 +58,9 @@ def vib_finetune(
         In float32, unless only masks are trained. Parameters that require no gradient stay as they
         are.
     train_dataset : object
-        As for `stat_prune.prune`; all of it is read. Labels are one number an example in a column
-        ``labels`` or ``label``; texts are their own for causal language models.
+        As for `stat_prune.prune`; all of it is read, or as many examples, at random, as training
+        can see where `mode` gives steps in place of epochs. Labels are one number an example in a
+        column ``labels`` or ``label``; texts are their own for causal language models.
     target : MACs or Parameters
         One fraction of what `model` costs as it is given; 1 removes nothing and only trains.
         MACs are counted at the mean length of the data, where the target names none.
@@ -124,7 +122,7 @@ def vib_finetune(
     config = config_named(mode)
     fractions = _fractions(target, gradual, hidden, output_dir)
     settings = Settings(
-        num_calibration_samples=_ALL,
+        num_calibration_samples=config.num_examples,
         max_seq_length=max_seq_length,
         batch_size=config.batch_size,
         seed=seed,

@@ -177,7 +177,7 @@ class VIBTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BatchesOfOneLength:
         data: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [row_length(data[index]) for index in range(len(data))]
+        lengths = [row_length(row) for row in data.rows]
         return BatchesOfOneLength(lengths, self.args.train_batch_size, self.args.seed)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

@@ -223,6 +223,13 @@ def test_the_correction_brings_the_masks_closer_to_the_teacher(inputs):
     assert errors["corrected"] < errors["means"]
 
 
+@pytest.mark.parametrize(("finetune_steps", "read"), [(1, 16), (3, 24), (None, 48)])
+def test_no_more_is_read_than_the_steps_can_see(finetune_steps, read):
+    config = short(mask_steps=2, finetune_steps=finetune_steps, correction_samples=8)
+    result = finetune(tiny_bert(), MACs(0.6), mode=replace(config, finetune_epochs=0.1))
+    assert result.report.settings["calibration_samples"] == read
+
+
 def test_fast_reads_three_percent_of_the_data():
     report = finetune(classifier(), MACs(0.7), sequences(200), mode=short("fast")).report
     assert report.settings["training_samples"] == 6
