@@ -14,6 +14,7 @@ from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.timing import device_name
 from stat_prune.clock import peak_memory
+from stat_prune.distributed import num_processes
 from stat_prune.errors import LatencyWarning
 from stat_prune.plan import BlockPlan
 from stat_prune.report import BlockRow, PruningReport, Size, Speed
@@ -156,4 +157,5 @@ def _settings(run: Run, target: Target) -> dict[str, Any]:
         "calibration_fingerprint": calibration.fingerprint,
         "dtype": str(run.model.dtype),
         "device": str(run.device),
+        "processes": num_processes(),
     }

@@ -233,6 +233,7 @@ class PruningReport:
                 f"all parameters    {before.parameters:,} -> {after.parameters:,} "
                 f"({_share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
+                f"calibration       {self.calibration_text()}",
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self._memory()}",
@@ -250,6 +251,23 @@ class PruningReport:
             return f"{self.seq_length:.4g}"
         named = (f"{length:.4g} ({mask})" for mask, length in self.lengths.items())
         return " and ".join(named)
+
+    @property
+    def collection_rate(self) -> float | None:
+        """Calibration tokens a second, by all processes together; None where it was not timed.
+
+        Of the stage that runs the dense model and sums up the statistics, and nothing else.
+        """
+        seconds = self.seconds.get("collect", 0.0)
+        return self.settings["calibration_tokens"] / seconds if seconds else None
+
+    def calibration_text(self) -> str:
+        """How much was read, and how fast."""
+        s, rate = self.settings, self.collection_rate
+        read = f"{s['calibration_samples']:,} sequences, {s['calibration_tokens']:,} tokens"
+        processes = s.get("processes", 1)  # reports of the first versions have no such entry
+        by = f" by {processes} processes" if processes > 1 else ""
+        return read if rate is None else f"{read}, {rate:,.0f} tokens a second{by}"
 
     def second_pass_text(self) -> str:
         """Which correction was taken, and what decided it."""

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 import stat_prune
 from stat_prune import distributed
+from stat_prune.report import REPORT_FILE, PruningReport
 
 ROOT = Path(stat_prune.__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -74,6 +75,10 @@ def test_several_processes_make_the_model_of_one(inputs, tmp_path, processes, op
     )
     record = json.loads((shared / "config.json").read_text())["stat_prune"]
     assert record["linear"] == alone.model.config.stat_prune["linear"]
+    report = json.loads((shared / REPORT_FILE).read_text())
+    assert report["settings"]["processes"] == processes
+    assert f"tokens a second by {processes} processes" in str(PruningReport.from_dict(report))
+    assert "processes" not in alone.report.calibration_text()
     found = stat_prune.load(shared).state_dict()
     for name, weight in alone.model.state_dict().items():
         error = (found[name] - weight).norm() / weight.norm().clamp_min(1e-30)
