@@ -5,7 +5,7 @@
 Every (task, method, kept fraction, steps, seed) is one record on disk; a run that is broken off
 goes on where it was. Word embeddings are frozen and the learning rate is 1e-4, as when the
 checkpoints were made. Steps count batches of `--batch-size`; methods with two rounds of training
-spend half in each, and masks alone a tenth.
+spend half in each, and masks alone a sixteenth, as by default.
 
 PFLOP are of the whole second stage: the matrix products of the student forwards and backwards, of
 the teacher forwards and of the correction after the cut, on batches as they are, padding included;
@@ -172,8 +172,8 @@ def split(cell: Cell, mode: str, **fields: Any) -> VIBConfig:
 
 
 def masks_alone(cell: Cell, **fields: Any) -> Result:
-    """A tenth of the steps, and no labels."""
-    config = replace(MODES["masks"], mask_steps=max(cell.steps // 10, 1), **fields)
+    """A sixteenth of the steps, and no labels."""
+    config = replace(MODES["masks"], mask_steps=max(cell.steps // 16, 1), **fields)
     return cell.finetuned(cell.model, cell.kept, config, labels=False)
 
 

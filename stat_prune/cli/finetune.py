@@ -139,7 +139,7 @@ def finetune(
       stat-prune finetune textattack/bert-base-uncased-SST-2 --task sst2 --macs 0.5 -o run
       stat-prune evaluate run/0.5/model --task sst2
     \b
-    Masks alone, for a tenth of the time and on texts without labels:
+    Masks alone, for a sixteenth of the steps and on texts without labels:
       stat-prune finetune ./bert --dataset texts.txt --macs 0.5 --mode masks -o run
     \b
     After `prune`: nothing more is removed, and the dense model is the teacher:

@@ -179,7 +179,7 @@ _FULL = VIBConfig()
 MODES: dict[str, VIBConfig] = {
     "full": _FULL,
     "fast": replace(_FULL, data_fraction=0.03),
-    "masks": replace(_FULL, train_weights=False, mask_epochs=0.8, folding="corrected"),
+    "masks": replace(_FULL, train_weights=False, mask_epochs=0.5, folding="corrected"),
 }
 
 
