@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
-from stat_prune.errors import NonFiniteActivationsError
+from stat_prune.errors import ModelError, NonFiniteActivationsError
 from stat_prune.experts import routed_rows
 from stat_prune.linalg import Moments
 from stat_prune.projections import projection
@@ -94,6 +94,8 @@ def collect_moments(
     ------
     NonFiniteActivationsError
         At the first NaN or Inf; the message names the block and the batch.
+    ModelError
+        If the forward pass calls some consumer never.
     """
     base = model.base_model
     device = next(base.parameters()).device
@@ -143,6 +145,7 @@ class MomentsCollector:
         self._masks: dict[str, Tensor | None] = {}
         self._batch: Batch = {}
         self._position = -1
+        self._read: set[str] = set()
 
     def expect(self, batch: Batch) -> None:
         """Name the batch that the model runs on next."""
@@ -160,11 +163,20 @@ class MomentsCollector:
         ]
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, error: object, *_details: object) -> None:
         for handle in self._handles:
             handle.remove()
+        unread = [one.consumer for one in self._blocks if one.name not in self._read]
+        if error is None and self._position >= 0 and unread:
+            raise ModelError(
+                f"The forward pass never calls {unread[0]} ({len(unread)} such layers), so that "
+                "what it reads is not known: attention or a feed-forward network of your own may "
+                "use its weight directly. Let it call the layer, or leave it alone with "
+                "ignore=[...]."
+            )
 
     def _hook(self, block: Block, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._read.add(block.name)
         mask = self._masks[block.mask]
         if block.expert_of:
             self._count(block, routed_rows(self._base, block, args, mask))

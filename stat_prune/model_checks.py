@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
+from stat_prune.blocks import Block
 from stat_prune.errors import ModelError
+from stat_prune.projections import projection
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -21,7 +24,8 @@ def check_model(model: PreTrainedModel) -> None:
         raise ModelError(
             f"`model` must be a transformers PreTrainedModel, got {type(model).__name__}. Wrapped "
             "models (DataParallel, torch.compile) hold it as an attribute: pass that one; of a "
-            "model of PEFT pass merge_and_unload()."
+            "model of PEFT pass merge_and_unload(); of a SentenceTransformer pass "
+            "model[0].auto_model with inplace=True, and save the whole by its own save()."
         )
     if _has_adapters(model):
         raise ModelError(
@@ -50,6 +54,27 @@ def check_model(model: PreTrainedModel) -> None:
             "would compute with the original's weights. Load it without device_map, or call "
             "accelerate.hooks.remove_hook_from_module(model, recurse=True)."
         )
+
+
+def check_weights_of_their_own(model: PreTrainedModel, blocks: Sequence[Block]) -> None:
+    """Refuse blocks that are read by one and the same weight: what leaves one leaves the other.
+
+    Raises
+    ------
+    ModelError
+        Naming two of them.
+    """
+    readers: dict[int, Block] = {}
+    for block in blocks:
+        weight = projection(model.base_model, block.consumer).weight
+        # Weights that hold nothing (yet) have no place in memory.
+        other = readers.setdefault(weight.data_ptr(), block) if weight.numel() else block
+        if other is not block and weight.data_ptr():
+            raise ModelError(
+                f"{other.consumer} and {block.consumer} of {type(model).__name__} share their "
+                "weights. Give each layer its own (copy.deepcopy), or register a description of "
+                "the family that lists a shared layer once and says how often it runs (`calls`)."
+            )
 
 
 def _has_adapters(model: PreTrainedModel) -> bool:

@@ -26,7 +26,7 @@ from stat_prune.errors import CalibrationWarning, TargetError
 from stat_prune.ignoring import without_ignored
 from stat_prune.input_rows import TOKENS_OF
 from stat_prune.methods import PEERS
-from stat_prune.model_checks import check_model
+from stat_prune.model_checks import check_model, check_weights_of_their_own
 from stat_prune.settings import Settings
 from stat_prune.targets import Latency, Target
 
@@ -250,6 +250,7 @@ def opened(
         Before any work, if model or data cannot be used.
     """
     found = find_blocks(model)
+    check_weights_of_their_own(model, found)
     if all(block.fixed or block.kind in left_alone for block in found):
         left_alone = ()  # no block that the target names can be pruned: its own error says why
     blocks, untouched = without_ignored(found, [*settings.ignored, *left_alone])

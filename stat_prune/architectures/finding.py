@@ -228,12 +228,15 @@ def _check(found: Projection, where: str) -> None:
         raise ModelError(
             f"{where} is a {kind.__module__}.{kind.__name__} with {weight.dtype} weights, not a "
             "plain torch.nn.Linear. Prune the full-precision model first (merge adapters, load "
-            "without a quantization config) and quantize the result."
+            "without a quantization config) and quantize the result; a layer of your own that "
+            "computes more than a linear map cannot be pruned."
         )
     if not _is_plain_tensor(weight):
         raise ModelError(
-            f"The weights of {where} are not all in this process's memory (sharded). "
-            "Load the model on one device, without tensor parallelism."
+            f"The weights of {where} are no plain tensor but a {type(weight).__module__}."
+            f"{type(weight).__name__}: quantized, or sharded over devices. Prune the "
+            "full-precision model, loaded on one device without tensor parallelism, and quantize "
+            "the result."
         )
 
 

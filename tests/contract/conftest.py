@@ -21,7 +21,7 @@ Prune = Callable[..., PruningResult]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for `family` once a family, one for `decoder` once a decoder.
 
-    One that asks for `head` too runs once for each head class of the family; one that asks for
+    One for `writer` runs for what generates text, behind an encoder too. One that asks for `head` too runs once for each head class of the family; one that asks for
     `texts` is of the families that read nothing else. A module with `ROWS` has families of its own.
     """
     listed = TEXT_FAMILIES if "texts" in metafunc.fixturenames else FAMILIES
@@ -32,7 +32,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("family", "head"), pairs, ids=ids)
         return
     decoders = [family for family in every if family.is_decoder]
-    for name, families in (("family", every), ("decoder", decoders)):
+    writers = [family for family in every if family.writing_head]
+    for name, families in (("family", every), ("decoder", decoders), ("writer", writers)):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, families, ids=lambda family: family.label)
 

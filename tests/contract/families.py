@@ -70,6 +70,12 @@ class Family:
         return "ForCausalLM" in self.heads
 
     @property
+    def writing_head(self) -> str | None:
+        """The head that text is generated with, behind an encoder or not."""
+        names = ("ForCausalLM", "ForConditionalGeneration")
+        return next((head for head in self.heads if head in names), None)
+
+    @property
     def has_experts(self) -> bool:
         return "num_experts_per_tok" in self.config
 
@@ -251,6 +257,7 @@ Inputs = dict[str, Tensor]
 SIGNALS = {**IMAGES, "input_features": (8, 64)}
 
 FAMILIES += [
+    Family("XLMRoberta", BERT_LIKE | {"pad_token_id": 1}, ENCODER_HEADS, "encoder.layer"),
     Family("MPNet", BERT_LIKE | {"pad_token_id": 1}, ENCODER_HEADS, "encoder.layer"),
     Family(
         "Albert",

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from families import FAMILIES, output
 
 import stat_prune
@@ -79,3 +80,37 @@ def test_tied_weights_stay_tied(prune, tmp_path, label):
     result.save(tmp_path / "out")
     for one in (result.model, stat_prune.load(tmp_path / "out")):
         assert one.get_output_embeddings().weight is one.get_input_embeddings().weight
+
+
+def test_layers_that_share_their_weights_are_refused_and_copies_are_pruned(prune):
+    whole = BY_LABEL["Llama"].build("ForCausalLM")
+    whole.model.layers[1] = whole.model.layers[0]
+    weight = BY_LABEL["Llama"].build("ForCausalLM")
+    first, second = weight.model.layers
+    second.mlp.down_proj.weight = first.mlp.down_proj.weight
+    for model in (whole, weight):
+        with pytest.raises(ModelError, match=r"layers\.0.* and layers\.1.* share .*copy\.deepcopy"):
+            prune(model, MACs(0.5))
+    second.mlp.down_proj = copy.deepcopy(first.mlp.down_proj)
+    assert prune(weight, MACs(0.5)).report.after.block_macs
+
+
+def test_a_model_that_was_loaded_with_weights_on_disk_is_refused(prune, tmp_path):
+    pytest.importorskip("accelerate")
+    BY_LABEL["Llama"].build("ForCausalLM").save_pretrained(tmp_path / "dense")
+    names = ("embed_tokens", "layers.0", "norm", "rotary_emb")
+    places = {f"model.{name}": "cpu" for name in names} | {"lm_head": "cpu"}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "dense",
+        device_map=places | {"model.layers.1": "disk"},
+        offload_folder=str(tmp_path / "offloaded"),
+    )
+    with pytest.raises(ModelError, match="offloaded.*without device_map.*prune_checkpoint"):
+        prune(model, MACs(0.5))
+
+
+def test_a_sentence_transformer_is_an_error_that_names_the_model_inside(prune):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    encoder = sentence_transformers.SentenceTransformer(modules=[torch.nn.Identity()])
+    with pytest.raises(ModelError, match=r"got SentenceTransformer.*model\[0\]\.auto_model"):
+        prune(encoder, MACs(0.5))

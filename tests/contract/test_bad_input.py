@@ -163,6 +163,59 @@ def test_quantized_and_sharded_weights_are_refused(family: Family, prune):
         prune(offloaded, MACs(0.5))
 
 
+def through_its_weight(owner: nn.Module) -> None:
+    """Compute with the weight of a layer, which is then never called."""
+
+    def forward(hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+        dense = nn.functional.linear(hidden_states, owner.dense.weight, owner.dense.bias)
+        return owner.LayerNorm(dense + input_tensor)
+
+    owner.forward = forward
+
+
+def test_attention_that_reads_its_heads_in_a_way_of_its_own_is_refused(prune):
+    mixing = LLAMA.build()
+    for layer in mixing.layers:
+        layer.self_attn.o_proj = nn.Sequential(layer.self_attn.o_proj, nn.Identity())
+    with pytest.raises(UnsupportedArchitectureError, match="no linear layer 'self_attn.o_proj'"):
+        prune(mixing, MACs(0.5))
+    functional = BERT.build()
+    for layer in functional.encoder.layer:
+        through_its_weight(layer.attention.output)
+    with pytest.raises(
+        ModelError, match=r"never calls .*attention\.output\.dense \(2 such.*ignore"
+    ):
+        prune(functional, MACs(0.5))
+    result = prune(functional, MACs({"neurons": 0.5}))
+    assert {row.kept for row in result.report.blocks if row.kind == "heads"} == {4}
+
+
+@pytest.mark.parametrize(
+    "config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"]
+)
+def test_weights_that_torchao_quantized_are_refused(prune, config):
+    quantization = pytest.importorskip(
+        "torchao.quantization", reason="needs torchao (the extra `quantize`)"
+    )
+    model = LLAMA.build("ForCausalLM")
+    quantization.quantize_(model, getattr(quantization, config)())
+    with pytest.raises(ModelError, match="q_proj are no plain tensor.*Int8Tensor.*full-precision"):
+        prune(model, MACs(0.5))
+
+
+@pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
+def test_weights_that_bitsandbytes_quantized_are_refused(prune, tmp_path, bits):
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (the extra `quantize`)")
+    LLAMA.build("ForCausalLM").save_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        quantization_config=transformers.BitsAndBytesConfig(**{bits: True}),
+        device_map="cpu",
+    )
+    with pytest.raises(ModelError, match="is quantized. Prune the full-precision model"):
+        prune(model, MACs(0.5))
+
+
 def test_what_is_no_transformers_model_is_refused(prune):
     with pytest.raises(ModelError, match="PreTrainedModel, got Linear"):
         prune(nn.Linear(2, 2), MACs(0.5))

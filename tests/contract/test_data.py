@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from families import Family, output
+from families import FAMILIES, Family, completed, output
 
 from stat_prune import MACs
 
@@ -43,6 +43,29 @@ def test_padding_does_not_change_the_result(family: Family, prune, texts, batche
     padded = prune(model, MACs(0.5), dataset=batches(side))
     assert padded.plan == plain.plan
     assert padded.report.seq_length == plain.report.seq_length
+    assert same_weights(padded.model, plain.model)
+
+
+# What a decoder reads begins with its start, and has no padding on the left.
+@pytest.mark.parametrize(
+    ("label", "side"), [("Whisper", "right"), ("CLIP", "right"), ("CLIP", "left")]
+)
+def test_padding_of_text_beside_signals_does_not_change_the_result(
+    label, side, prune, word_salads, word_tokenizer
+):
+    (family,) = [family for family in FAMILIES if family.label == label]
+    model = family.build(family.writing_head or "Model")
+    padding = {"padding": "max_length", "max_length": 40, "padding_side": side}
+    plain, padded = (
+        [
+            completed(model, word_tokenizer(text, return_tensors="pt", **how), seed)
+            for seed, text in enumerate(word_salads)
+        ]
+        for how in ({}, padding)
+    )
+    plain, padded = (prune(model, MACs(0.5), dataset=data) for data in (plain, padded))
+    assert padded.plan == plain.plan
+    assert padded.report.after == plain.report.after
     assert same_weights(padded.model, plain.model)
 
 

@@ -12,6 +12,7 @@ from families import Family, completed, output
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import stat_prune
 from stat_prune import MACs
 from stat_prune.architectures import architecture_of, find_blocks
 from stat_prune.calibration import build_calibration_set
@@ -114,18 +115,29 @@ def test_the_result_can_be_trained(family: Family, prune, inputs):
 
 @pytest.mark.parametrize("fraction", [0.7, 0.4])
 def test_generating_with_the_cache_gives_what_a_full_forward_gives(
-    decoder: Family, prune, inputs: dict[str, Tensor], fraction
+    writer: Family, prune, inputs: dict[str, Tensor], tmp_path, fraction
 ):
-    model = prune(decoder.build("ForCausalLM"), MACs(fraction)).model
-    generated = model.generate(
-        **inputs, max_new_tokens=8, do_sample=False, use_cache=True,
-        return_dict_in_generate=True, output_logits=True, eos_token_id=None,
+    prune(writer.build(writer.writing_head), MACs(fraction)).save(tmp_path / "out")
+    model = stat_prune.load(tmp_path / "out")
+    batch = completed(model, inputs)
+    read = {name: value for name, value in batch.items() if not name.startswith("decoder_")}
+    cached, computed = (
+        model.generate(
+            **read, max_new_tokens=8, do_sample=False, num_beams=1, use_cache=use_cache,
+            return_dict_in_generate=True, output_logits=True, eos_token_id=None,
+        )
+        for use_cache in (True, False)
     )  # fmt: skip
-    start = inputs["input_ids"].shape[1]
+    assert torch.equal(cached.sequences, computed.sequences)
+    start = cached.sequences.shape[1] - 8
+    if model.config.is_encoder_decoder:
+        whole = read | {"decoder_input_ids": cached.sequences}
+    else:
+        whole = {"input_ids": cached.sequences}
     with torch.no_grad():
-        full = model(input_ids=generated.sequences, use_cache=False).logits[:, start - 1 : -1]
-    torch.testing.assert_close(torch.stack(generated.logits, 1), full, rtol=1e-4, atol=1e-4)
-    assert torch.equal(full.argmax(-1), generated.sequences[:, start:])
+        full = model(**whole, use_cache=False).logits[:, start - 1 : -1]
+    torch.testing.assert_close(torch.stack(cached.logits, 1), full, rtol=1e-4, atol=1e-4)
+    assert torch.equal(full.argmax(-1), cached.sequences[:, start:])
 
 
 def test_key_value_heads_leave_and_the_counts_follow(decoder: Family, prune):
