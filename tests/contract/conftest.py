@@ -21,8 +21,9 @@ Prune = Callable[..., PruningResult]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for `family` once a family, one for `decoder` once a decoder.
 
-    One for `writer` runs for what generates text, behind an encoder too. One that asks for `head` too runs once for each head class of the family; one that asks for
-    `texts` is of the families that read nothing else. A module with `ROWS` has families of its own.
+    One for `writer` runs for what generates text, behind an encoder too. One that asks for `head`
+    too runs once for each head class of the family; one that asks for `texts` is of the families
+    that read nothing else. A module with `ROWS` has families of its own.
     """
     listed = TEXT_FAMILIES if "texts" in metafunc.fixturenames else FAMILIES
     every = getattr(metafunc.module, "ROWS", listed)

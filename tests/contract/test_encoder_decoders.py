@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from families import FAMILIES, completed, output, signals
+from families import FAMILIES, output, signals
 
 from stat_prune import MACs, Speedup
 from stat_prune.architectures import find_blocks
