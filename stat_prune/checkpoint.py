@@ -17,6 +17,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune import modeling_stat_prune
 from stat_prune.atomic import replace_directory
 from stat_prune.errors import LoadError, SaveError
+from stat_prune.model_card import model_card
+from stat_prune.sentence_modules import copy_sentence_modules, sentence_source
 from stat_prune.shards import join_shards
 
 
@@ -114,6 +116,9 @@ def save_checkpoint(
 ) -> None:
     """Write weights (safetensors), config, tokenizer, modeling file and further text files.
 
+    Of a base model that was loaded from the folder of a sentence encoder, the modules behind it
+    (pooling, normalisation) are copied, so that sentence-transformers opens the result.
+
     The folder appears in one step when it is complete (`stat_prune.atomic.replace_directory`): a
     process killed while saving leaves what was there before.
 
@@ -147,13 +152,17 @@ def save_checkpoint(
             "the transformers model inside it."
         )
     as_pruned_class(model)
-    contents = {"README.md": _model_card(model, Path(directory).name), **(files or {})}
+    source = sentence_source(model)
+    card = model_card(model, Path(directory).name, encodes_sentences=source is not None)
+    contents = {"README.md": card, **(files or {})}
     try:
         with replace_directory(Path(directory)) as folder:
             model.save_pretrained(folder, state_dict=state_dict)
             if shards:
                 join_shards(folder, shards)
             _let_weights_follow_umask(folder)
+            if source is not None:
+                copy_sentence_modules(source, folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             for name, text in contents.items():
@@ -275,31 +284,3 @@ def _model_class_name(config: transformers.PreTrainedConfig, auto_class: type | 
             f"auto_class can be one of {', '.join(known)}."
         )
     return known[name].__name__
-
-
-def _model_card(model: PreTrainedModel, name: str) -> str:
-    pruned = bool(getattr(model.config, "stat_prune", None))
-    loader = modeling_stat_prune.auto_class_of(type(model).__name__, type(model.config))
-    flag = ", trust_remote_code=True" if pruned else ""
-    why = (
-        "\nThe layers differ in size, which transformers cannot read from a config: the flag lets\n"
-        "it run `modeling_stat_prune.py` in this folder, which gives them their recorded sizes.\n"
-    )
-    return f"""---
-library_name: transformers
-tags: [stat-prune, pruned]
----
-
-# {name}
-
-A {type(model).__name__} with {model.num_parameters():,} parameters, pruned with stat-prune.
-
-```python
-from transformers import {loader}
-
-model = {loader}.from_pretrained("{name}"{flag})
-```
-{why if pruned else ""}
-With stat-prune installed, `stat_prune.load("{name}")` gives the same model and runs no code from
-this folder.
-"""

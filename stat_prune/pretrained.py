@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from stat_prune import modeling_stat_prune
 from stat_prune.checkpoint import load
 from stat_prune.errors import LoadError
+from stat_prune.sentence_modules import download_sentence_modules
 
 
 def load_pretrained(name: str) -> PreTrainedModel:
@@ -37,9 +38,12 @@ def load_pretrained(name: str) -> PreTrainedModel:
         )
     model_class = getattr(modeling_stat_prune if pruned else transformers, architecture)
     try:
-        return model_class.from_pretrained(name, config=config)
+        model = model_class.from_pretrained(name, config=config)
     except (OSError, ValueError, RuntimeError) as error:
         raise LoadError(f"{name!r} cannot be loaded from the Hub: {error}") from error
+    if model.base_model is model:
+        download_sentence_modules(name)
+    return model
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import random
+
 import pytest
 import torch
+import transformers
+from hand_pruned import build
+from typer.testing import CliRunner
 
 import stat_prune
-from stat_prune import MACs, Parameters
+from stat_prune import MACs, Parameters, sentence_modules
+from stat_prune.checkpoint import save_checkpoint
+from stat_prune.cli import app
 from stat_prune.demo.data import find_sentence_encoder
 
 sentence_transformers = pytest.importorskip(
@@ -14,6 +22,11 @@ sentence_transformers = pytest.importorskip(
 )
 
 SENTENCES = ["A cat sat on the mat.", "Stocks fell sharply on Monday.", "A kitten rests on a rug."]
+
+_SOURCE = random.Random(0)
+WORDS = [
+    " ".join(_SOURCE.choices("the a cat dog bird sat ran on mat".split(), k=9)) for _ in "x" * 40
+]
 
 
 @pytest.fixture
@@ -76,3 +89,94 @@ def test_a_uniform_result_opens_without_any_flag(encoder, texts, tmp_path):
     loaded = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     found = loaded.encode(SENTENCES, convert_to_tensor=True, normalize_embeddings=True)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def whole(word_tokenizer, tmp_path):
+    """A tiny sentence encoder in a folder: its pooling is not the default, and a layer follows."""
+    modules = pytest.importorskip("sentence_transformers.models")
+    build("BertModel").save_pretrained(tmp_path / "transformer")
+    word_tokenizer.save_pretrained(tmp_path / "transformer")
+    torch.manual_seed(0)
+    encoder = sentence_transformers.SentenceTransformer(
+        modules=[
+            modules.Transformer(str(tmp_path / "transformer"), max_seq_length=11),
+            modules.Pooling(32, "max"),
+            modules.Dense(32, 7),
+            modules.Normalize(),
+        ],
+        device="cpu",
+    )
+    encoder.save(str(tmp_path / "whole"))
+    return tmp_path / "whole"
+
+
+def assert_whole(folder, model, whole) -> None:
+    """`folder` is the sentence encoder `whole` with another transformer."""
+    flag = {"trust_remote_code": True} if hasattr(model.config, "stat_prune") else {}
+    found, dense = (
+        sentence_transformers.SentenceTransformer(str(one), device="cpu", **how)
+        for one, how in ((folder, flag), (whole, {}))
+    )
+    assert [type(one) for one in found] == [type(one) for one in dense]
+    texts = ["the cat sat on the mat then it ran under the house", "a dog ran"]
+    batch = found.tokenizer(
+        texts, padding=True, truncation=True, max_length=11, return_tensors="pt"
+    )
+    with torch.no_grad():
+        states = model(**batch)[0]
+        features = {"token_embeddings": states, "attention_mask": batch["attention_mask"]}
+        for module in list(dense)[1:]:
+            features = module(features)
+    encoded = found.encode(texts, convert_to_tensor=True)
+    torch.testing.assert_close(encoded, features["sentence_embedding"])
+    assert (encoded - dense.encode(texts, convert_to_tensor=True)).abs().max() > 1e-4
+    assert "SentenceTransformer(" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_folder_of_sentence_transformers_keeps_its_pooling(whole, tmp_path, uniform):
+    model = transformers.AutoModel.from_pretrained(whole)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(whole)
+    settings = {"tokenizer": tokenizer, "progress": False, "uniform": uniform}
+    result = stat_prune.prune(model, WORDS, target=Parameters({"neurons": 0.6}), **settings)
+    result.save(tmp_path / "out")
+    assert_whole(tmp_path / "out", result.model, whole)
+    again = stat_prune.prune(
+        stat_prune.load(tmp_path / "out"), WORDS, target=Parameters({"neurons": 0.8}), **settings
+    )
+    again.save(tmp_path / "again")
+    assert_whole(tmp_path / "again", again.model, whole)
+
+
+def test_the_command_line_keeps_the_pooling(whole, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(WORDS))
+    out = tmp_path / "out"
+    arguments = ["prune", str(whole), "-d", str(tmp_path / "texts.txt"), "--macs", "0.6"]
+    CliRunner().invoke(app, [*arguments, "-o", str(out)], catch_exceptions=False)
+    assert_whole(out, stat_prune.load(out), whole)
+
+
+def test_a_task_head_or_modules_with_code_of_their_own_are_no_sentence_encoder(whole, tmp_path):
+    head = transformers.AutoModelForSequenceClassification.from_pretrained(whole)
+    save_checkpoint(tmp_path / "head", model=head)
+    modules = json.loads((whole / "modules.json").read_text())
+    modules[1]["type"] = "somebodys_code.Pooling"
+    (whole / "modules.json").write_text(json.dumps(modules))
+    save_checkpoint(tmp_path / "foreign", model=transformers.AutoModel.from_pretrained(whole))
+    for name in ("head", "foreign"):
+        assert not (tmp_path / name / "modules.json").exists()
+
+
+def test_the_local_copy_of_a_repository_is_where_pooling_comes_from(whole, tmp_path, monkeypatch):
+    model = transformers.AutoModel.from_pretrained(whole)
+    model.name_or_path = "somebody/encoder"
+    save_checkpoint(tmp_path / "without", model=model)
+    asked = {}
+    monkeypatch.setattr(
+        sentence_modules, "snapshot_download", lambda name, **how: asked.update(how) or whole
+    )
+    save_checkpoint(tmp_path / "with", model=model)
+    assert asked["local_files_only"]
+    assert not (tmp_path / "without" / "modules.json").exists()
+    assert len(sentence_transformers.SentenceTransformer(str(tmp_path / "with"))) == 4
