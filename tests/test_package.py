@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 import stat_prune
@@ -21,3 +23,11 @@ def test_other_names_do_not_exist():
     assert not hasattr(stat_prune, "shrink")
     with pytest.raises(ImportError, match="shrink"):
         from stat_prune import shrink  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    "blamed", ["transformers.models.bert.modeling_bert", "stat_prune.run", "test_models"]
+)
+def test_what_transformers_will_change_is_an_error_in_every_test(blamed):
+    with pytest.raises(FutureWarning, match="will be gone"):
+        warnings.warn_explicit("it will be gone", FutureWarning, "file.py", 1, module=blamed)

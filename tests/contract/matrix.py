@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stat_prune import infer_architecture
+from stat_prune.architectures import stacks_of
 from stat_prune.errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parents[1] / "docs" / "architectures.md"
 BEGIN, END = "<!-- contract matrix: begin -->\n", "<!-- contract matrix: end -->"
+BEGIN_OPENING, END_OPENING = "<!-- opening: begin -->\n", "<!-- opening: end -->"
 BEGIN_UNLISTED, END_UNLISTED = "<!-- unlisted: begin -->\n", "<!-- unlisted: end -->"
 
 #: What a column stands for: the tests that keep the promise.
@@ -81,6 +83,28 @@ def table(labels: Sequence[str], cells: Mapping[tuple[str, str], str]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def opening(family: Family) -> dict[str, str]:
+    """How results with fewer heads, or fewer neurons, open, where all layers are of one size."""
+    stacks = [stack for stack, _ in stacks_of(family.build())]
+    attentions = [one for stack in stacks for one in stack.attentions]
+    said = all(one.config_heads and not one.fixed for one in attentions)
+    heads = "plain" if said else "remote code"
+    if all(one.fixed for one in attentions):
+        heads = "stay"
+    said = all(one.config_neurons for stack in stacks for one in stack.feed_forwards)
+    return {"heads": heads, "neurons": "plain" if said else "remote code"}
+
+
+def table_of_opening() -> str:
+    """Markdown: a row a family."""
+    from families import FAMILIES
+
+    rows = ["| | heads | neurons |\n| --- | --- | --- |\n"]
+    for family in FAMILIES:
+        rows.append(f"| {family.label} | {' | '.join(opening(family).values())} |\n")
+    return "".join(rows)
+
+
 def table_of_unlisted() -> str:
     """Markdown: what is inferred of each family of `unlisted`, and why no more."""
     from unlisted import FURTHER, NEURONS, REFUSED, WHOLE
@@ -122,6 +146,7 @@ def main(arguments: Sequence[str]) -> int:
     pytest.main([str(FOLDER), "-q", "-k", names, *arguments], plugins=[outcomes])
     cells = {(one, promise): outcomes.cell(one, promise) for one in labels for promise in PROMISES}
     _write_between(BEGIN, END, table(labels, cells))
+    _write_between(BEGIN_OPENING, END_OPENING, table_of_opening())
     _write_between(BEGIN_UNLISTED, END_UNLISTED, table_of_unlisted())
     print(table(labels, cells))
     return int("✗" in cells.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from families import FAMILIES
-from matrix import BEGIN, DOCS, END, PROMISES, Outcomes
+from matrix import BEGIN, DOCS, END, PROMISES, Outcomes, table_of_opening
 
 CONTRACT = Path(__file__).parent
 
@@ -17,6 +17,10 @@ def test_the_table_has_a_row_for_every_family_and_no_broken_promise():
     assert rows[0] == list(PROMISES)
     assert [row[0] for row in rows[2:]] == [family.label for family in FAMILIES]
     assert {cell for row in rows[2:] for cell in row[1:]} == {"✓", "–"}
+
+
+def test_the_documentation_says_how_results_of_each_family_open():
+    assert table_of_opening() in DOCS.read_text(encoding="utf-8")
 
 
 def test_every_promise_names_tests_that_exist():

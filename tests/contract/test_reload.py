@@ -12,11 +12,12 @@ import torch
 import transformers
 from families import FAMILIES, Family, completed, output
 from isolation import outputs_without_stat_prune
+from matrix import opening
 from transformers import PreTrainedModel
 
 import stat_prune
 from stat_prune import MACs, Parameters
-from stat_prune.architectures import find_blocks, stacks_of
+from stat_prune.architectures import find_blocks
 from stat_prune.modeling_stat_prune import auto_class_of, auto_classes
 
 
@@ -116,12 +117,7 @@ def test_the_folder_loads_to_the_bit_where_stat_prune_cannot_be_imported(
 
 def uniform_target(family: Family) -> Parameters | None:
     """What a config of this family can say; any number of heads only where it has a head size."""
-    stacks = [stack for stack, _ in stacks_of(family.build())]
-    kinds = []
-    if all(one.config_heads and not one.fixed for stack in stacks for one in stack.attentions):
-        kinds.append("heads")
-    if all(one.config_neurons for stack in stacks for one in stack.feed_forwards):
-        kinds.append("neurons")
+    kinds = [kind for kind, how in opening(family).items() if how == "plain"]
     return Parameters(dict.fromkeys(kinds, 0.6)) if kinds else None
 
 
@@ -131,6 +127,18 @@ def test_uniform_results_load_in_plain_transformers_without_any_flag(family: Fam
         pytest.skip(f"the config of {family.name} can say neither heads nor neurons")
     assert_plain(folders[family.label][0])
     assert torch.equal(loaded[family.label], expected[family.label])
+
+
+def test_what_no_config_can_say_needs_the_modeling_file(family: Family, prune, tmp_path):
+    kinds = [kind for kind, how in opening(family).items() if how == "remote code"]
+    for kind in kinds:
+        result = prune(family.build(), Parameters({kind: 0.6}), uniform=True)
+        result.save(tmp_path / kind)
+        config = json.loads((tmp_path / kind / "config.json").read_text())
+        assert config["stat_prune"]["attributes" if kind == "heads" else "linear"]
+        assert (tmp_path / kind / "modeling_stat_prune.py").exists()
+    if not kinds:
+        pytest.skip(f"the config of {family.label} can say all")
 
 
 def assert_plain(folder: Path) -> None:

@@ -42,6 +42,17 @@ def test_fill_mask_ranks_words_as_the_pruned_model_does(word_tokenizer, tmp_path
     assert found == logits.softmax(-1).topk(4).indices.tolist()
 
 
+@pytest.mark.parametrize("task", ["fill-mask", "feature-extraction"])
+def test_a_pipeline_opens_the_folder_by_its_name(word_tokenizer, tmp_path, task):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(saved(word_tokenizer, tmp_path))
+    model = pruned("BertForMaskedLM" if task == "fill-mask" else "BertModel")
+    save_checkpoint(tmp_path / "out", model=model, tokenizer=tokenizer)
+    named = transformers.pipeline(task, model=str(tmp_path / "out"), trust_remote_code=True)
+    given = transformers.pipeline(task, model=model, tokenizer=tokenizer)
+    text = TEXT.replace("mat", tokenizer.mask_token)
+    assert named(text) == given(text)
+
+
 def saved(tokenizer, folder):
     """A copy of the tokenizer that knows a mask, as the words of the fixture have none."""
     tokenizer.save_pretrained(folder / "tokenizer")
