@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stat_prune import infer_architecture
 from stat_prune.architectures import stacks_of
 from stat_prune.errors import UnsupportedArchitectureError
 
@@ -118,6 +117,9 @@ def table_of_unlisted() -> str:
 
 def inferred(family: Family) -> tuple[str, str, str]:
     """Marks for heads and neurons that can leave, and the reason where one cannot."""
+    # The tests' type checks are to be there before stat_prune.linalg is imported.
+    from stat_prune import infer_architecture
+
     try:
         found = infer_architecture(family.build())
     except UnsupportedArchitectureError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +24,14 @@ def test_the_table_has_a_row_for_every_family_and_no_broken_promise():
 
 def test_the_documentation_says_how_results_of_each_family_open():
     assert table_of_opening() in DOCS.read_text(encoding="utf-8")
+
+
+def test_the_command_that_writes_the_table_can_start_its_tests():
+    """Their plugin for type checks refuses to start once what it checks is imported."""
+    check = "import sys, matrix; sys.exit('stat_prune.linalg' in sys.modules)"
+    paths = [str(CONTRACT.parents[1]), str(CONTRACT)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    subprocess.run([sys.executable, "-c", check], check=True, env=environment)
 
 
 def test_every_promise_names_tests_that_exist():
