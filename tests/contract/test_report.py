@@ -18,6 +18,8 @@ from stat_prune.errors import TargetError
 from stat_prune.report import PruningReport
 
 SEQ_LENGTH = 16
+#: Nothing but matrix products of heads, neurons and experts is in their layers.
+COUNTED_TO_THE_LAST = ("Llama", "Mixtral", "T5", "T5-gated")
 ROUTERS = ("gate", "shared_expert_gate")
 
 
@@ -43,7 +45,8 @@ def test_reported_macs_are_those_that_torch_counts(family: Family, prune, target
     counted = counted_macs(result.model, family.stacks)
     if "input_ids" in reads(result.model):
         assert result.report.seq_length == SEQ_LENGTH
-    assert result.report.after.block_macs == pytest.approx(counted, rel=0.005)
+    tolerance = 0 if family.label in COUNTED_TO_THE_LAST else 0.005
+    assert result.report.after.block_macs == pytest.approx(counted, rel=tolerance, abs=0)
 
 
 def test_reported_parameters_and_bytes_are_those_of_the_model(family: Family, prune):
