@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from hand_pruned import build
+from huggingface_hub.utils import filter_repo_objects
 from typer.testing import CliRunner
 
 import stat_prune
@@ -180,3 +181,20 @@ def test_the_local_copy_of_a_repository_is_where_pooling_comes_from(whole, tmp_p
     assert asked["local_files_only"]
     assert not (tmp_path / "without" / "modules.json").exists()
     assert len(sentence_transformers.SentenceTransformer(str(tmp_path / "with"))) == 4
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_of_a_repository_no_more_is_fetched_than_what_lies_beside_the_transformer(
+    monkeypatch, reachable
+):
+    names = ["modules.json", "sentence_bert_config.json", "1_Pooling/config.json"]
+    others = ["model.safetensors", "onnx/model.onnx", "README.md"]
+
+    def snapshot_download(name, allow_patterns):
+        assert name == "somebody/encoder"
+        assert list(filter_repo_objects(names + others, allow_patterns=allow_patterns)) == names
+        if not reachable:
+            raise OSError("no route")
+
+    monkeypatch.setattr(sentence_modules, "snapshot_download", snapshot_download)
+    sentence_modules.download_sentence_modules("somebody/encoder")
