@@ -257,7 +257,7 @@ Inputs = dict[str, Tensor]
 SIGNALS = {**IMAGES, "input_features": (8, 64)}
 
 FAMILIES += [
-    Family("XLMRoberta", BERT_LIKE, ENCODER_HEADS, "encoder.layer"),
+    Family("XLMRoberta", BERT_LIKE | {"pad_token_id": 1}, ENCODER_HEADS, "encoder.layer"),
     Family("MPNet", BERT_LIKE | {"pad_token_id": 1}, ENCODER_HEADS, "encoder.layer"),
     Family(
         "Albert",
