@@ -6,14 +6,16 @@ kernel; data-driven ranking (D2) looks at the neurons' activations on unlabelled
 all layers are kept by the product of both, and scaled by least squares to make up for those that
 left. Heads all stay: neurons bear the whole budget.
 
-From the paper: neurons alone, the kernel and the multiplicative updates of R2 with their width and
-rate of convergence, the product of R2 and D2, one threshold for all layers, scaling at the end, no
-labels and no gradients. There is no published code, and what follows is not determined by the
-description at hand: the points are rows of the second layer's weight and the kernel has no 2 before
-the squared width (both as in a public reimplementation); D2 is the norm of a neuron's activations
-over all tokens; both scores are scaled to [0, 1] within each layer before they are multiplied, as
-no order survives a product with negative scores; the scaling is Kwon et al.'s tuning of masks, of
-the neurons' masks alone. One neuron of each layer stays.
+There is no published code. The paper's abstract and its author's talk say as much as the above, and
+no more than that is followed: no labels, no gradients, feed-forward networks alone, a kernelized
+approximation of the convex hull, both rankings merged into one order, scaling at the end. As in a
+public reimplementation (github.com/wazenmai/retraining-free-pruning) are the points, the kernel and
+its width, the updates and where they stop, one threshold for all layers, and the product of R2,
+scaled to [0, 1] within each layer, and D2, of mean 0 and deviation 1 there. (With D2 in [0, 1] too,
+accuracy on train sequences of SST-2 that calibration had not seen was .858 at 0.6 of the MACs, and
+.924 so.) Determined by neither: D2 is the norm of a neuron's activations over all tokens, so that
+batches play no part; the scaling is Kwon et al.'s tuning of masks [3]_, of neurons alone; one
+neuron of each layer stays.
 
 References
 ----------
@@ -21,6 +23,8 @@ References
    (arXiv:2303.04185).
 .. [2] Huang, Wu, Min and Ying, "Kernelized Convex Hull Approximation and its Applications in Data
    Description Tasks", IJCNN 2018.
+.. [3] Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", NeurIPS 2022
+   (arXiv:2204.09656).
 """
 
 from __future__ import annotations
@@ -97,9 +101,11 @@ def _plan(run: Run, target: Target, method: str, *, tuned: bool) -> list[BlockPl
 
 
 def _score(statistics: BlockStatistics) -> Tensor:
-    """R2 times D2, each between 0 and 1; (m,)."""
-    activations = statistics.gram.diagonal().clamp_min(0).sqrt()
-    return _scaled(representative_scores(statistics.weight)) * _scaled(activations)
+    """R2 between 0 and 1, times D2 standardised; (m,)."""
+    representative = representative_scores(statistics.weight)
+    low, high = representative.aminmax()
+    norms = statistics.gram.diagonal().clamp_min(0).sqrt()
+    return _ratio(representative - low, high - low) * _ratio(norms - norms.mean(), norms.std())
 
 
 def representative_scores(weight: Tensor) -> Tensor:
@@ -131,7 +137,6 @@ def representative_scores(weight: Tensor) -> Tensor:
     return coefficients.diagonal()
 
 
-def _scaled(scores: Tensor) -> Tensor:
-    """From 0 to 1; all 1 where all are equal."""
-    low, high = scores.aminmax()
-    return (scores - low) / (high - low) if high > low else torch.ones_like(scores)
+def _ratio(values: Tensor, scale: Tensor) -> Tensor:
+    """Of a layer's scores and their spread; all 0 where there is none."""
+    return values / scale if scale > 0 else torch.zeros_like(values)

@@ -58,8 +58,12 @@ def test_points_too_far_apart_for_the_kernel_are_told_apart_by_nothing():
     assert 0.9 < float(scores[0]) <= 1
 
 
-def scaled(values: np.ndarray) -> np.ndarray:
-    return (values - values.min()) / (values.max() - values.min())
+def combined(points: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """R2 from 0 to 1 times D2 of mean 0 and deviation 1."""
+    representative = np.diag(coefficients(points))
+    spread = representative.max() - representative.min()
+    standardised = (norms - norms.mean()) / norms.std(ddof=1)
+    return (representative - representative.min()) / spread * standardised
 
 
 @torch.no_grad()
@@ -82,7 +86,7 @@ def test_one_threshold_over_all_layers_on_the_product_of_both_rankings(family):
             tokens = torch.cat([a[token_mask(batch)] for a, batch in batches]).double().numpy()
             norms = np.linalg.norm(tokens, axis=0)
             points = consumer.weight.T.double().numpy()
-            scores.append(scaled(np.diag(coefficients(points))) * scaled(norms))
+            scores.append(combined(points, norms))
             kept.append(np.isin(np.arange(len(norms)), plan.folded.units))
             assert torch.equal(plan.folded.weight, consumer.weight[:, plan.folded.units].double())
     sizes = [int(one.sum()) for one in kept]
