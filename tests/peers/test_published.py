@@ -92,7 +92,7 @@ def test_batches_of_another_size_keep_the_same_units(method):
     one, many = (prune(model, TARGETS[method], method=method, batch_size=size) for size in (4, 32))
     assert one.plan == many.plan
     if method == "kcm":
-        return  # LSMR stops by a tolerance, and on these masks another rounding is another iteration
+        return  # LSMR stops by a tolerance: here another rounding is another iteration
     for name, weight in one.model.state_dict().items():
         torch.testing.assert_close(weight, many.model.state_dict()[name], rtol=1e-2, atol=1e-3)
 
