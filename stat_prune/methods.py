@@ -73,7 +73,10 @@ class Method:
 
 
 #: Pipelines of their own; see `stat_prune.peers`.
-PEERS = ("stat-paper", "flap", "fisher", "fisher-untuned", "kprune")
+PEERS = ("stat-paper", "flap", "fisher", "fisher-untuned", "kprune", "kcm", "kcm-untuned")
+
+#: Those that leave all heads.
+NEURON_PEERS = ("kcm", "kcm-untuned")
 
 METHODS: dict[str, Method] = {
     "stat": Method(),

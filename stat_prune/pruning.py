@@ -71,7 +71,7 @@ def prune(
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
         (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a criterion for heads alone
         (``"attention-entropy"``, ..., with ``target=MACs({"heads": 0.5})``), a published method
-        (``"fisher"``, ``"kprune"``, ...; `stat_prune.peers`), or a `Method`.
+        (``"fisher"``, ``"kprune"``, ``"kcm"``, ...; `stat_prune.peers`), or a `Method`.
     num_calibration_samples : int
         Examples drawn from `dataset`.
     max_seq_length : int, optional
@@ -200,6 +200,7 @@ def prune_family(
                 round_to=chosen.round_to,
                 remove=chosen.removes_blocks,
                 timed=run.timed(target),
+                why=f"method={chosen.method!r} leaves all heads." if chosen.leaves_heads else "",
             )
         if chosen.method in PLANNERS:
             check_no_experts(run, str(chosen.method))

@@ -11,7 +11,7 @@ import torch
 from stat_prune.blocks import KINDS, Kind
 from stat_prune.budget.sensitivity import Objective
 from stat_prune.errors import SettingsError
-from stat_prune.methods import PEERS, Method, method_named
+from stat_prune.methods import NEURON_PEERS, PEERS, Method, method_named
 from stat_prune.targets import Target
 
 #: Of the products in the statistics; "auto" is float32 but where that is too coarse.
@@ -74,6 +74,11 @@ class Settings:
         """Whether the method's criterion has nothing to say of neurons."""
         return self.method not in PEERS and method_named(self.method).heads_only
 
+    @property
+    def leaves_heads(self) -> bool:
+        """Whether neurons alone bear a budget of both kinds."""
+        return self.method in NEURON_PEERS
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the report."""
         return {
@@ -94,7 +99,7 @@ class Settings:
 
 
 def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind]:
-    """Kinds of blocks that no target speaks of: nothing needs to be measured of them.
+    """Kinds of blocks that no target speaks of, or not the method: they are not measured.
 
     Raises
     ------
@@ -110,4 +115,6 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
                 f"Pass target=MACs({{'heads': {value:g}}}), or ignore='neurons'."
             )
     named = {kind for target in targets for kind in target.fractions()}
-    return [] if "all" in named else [kind for kind in KINDS if kind not in named]
+    if "all" in named:
+        return ["heads"] if settings.leaves_heads else []
+    return [kind for kind in KINDS if kind not in named]

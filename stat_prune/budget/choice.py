@@ -172,10 +172,12 @@ def check_reachable(
     round_to: int,
     remove: bool = False,
     timed: TimedModel | None = None,
+    why: str = "",
 ) -> None:
     """Refuse, before any work, a target below one head and the fewest neurons in every block.
 
-    With `remove`, blocks that can leave altogether cost nothing, but one of them stays.
+    With `remove`, blocks that can leave altogether cost nothing, but one of them stays. `why` is
+    what the user should know of the untouched blocks.
 
     Raises
     ------
@@ -202,7 +204,7 @@ def check_reachable(
         total = whole + sum(full_cost(block, cost) for block in cut)
         if least > fraction * total * (1 + 1e-9):
             reasons = dict.fromkeys(block.fixed for block in members if block.fixed)
-            raise_unreachable(fraction, least, total, " ".join(reasons), remove=remove)
+            raise_unreachable(fraction, least, total, " ".join([*reasons, why]), remove=remove)
 
 
 def _check_time(target: Target, timed: TimedModel) -> None:

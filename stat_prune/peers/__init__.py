@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stat_prune.peers import fisher, flap, kprune, stat_paper
+from stat_prune.peers import fisher, flap, kcm, kprune, stat_paper
 from stat_prune.plan import BlockPlan
 from stat_prune.run import Run
 from stat_prune.targets import Target
@@ -19,4 +19,6 @@ PLANNERS: dict[str, Callable[[Run, Target], list[BlockPlan]]] = {
     "fisher": fisher.plan,
     "fisher-untuned": fisher.plan_untuned,
     "kprune": kprune.plan,
+    "kcm": kcm.plan,
+    "kcm-untuned": kcm.plan_untuned,
 }

@@ -16,32 +16,25 @@ References
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import transformer_layers
 from stat_prune.budget.costs import cost_function
 from stat_prune.collectors import collect_moments, evaluating, model_inputs
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.peers.folding import planned
-from stat_prune.peers.layerwise import (
-    LayerwiseModel,
-    dense_sums,
-    put,
-    reconstruction_moments,
-)
 from stat_prune.peers.mask_gradients import mask_gradients
 from stat_prune.peers.mask_search import rearrange, search
-from stat_prune.peers.mask_tuning import tuned_masks
+from stat_prune.peers.mask_tuning import tuned_weights
 from stat_prune.peers.ranking import budget_of
 from stat_prune.peers.requirements import check_encoder, check_single_fraction
 from stat_prune.peers.task_loss import task_losses
 from stat_prune.plan import BlockPlan
 from stat_prune.run import Run
-from stat_prune.statistics import BlockStatistics, statistics_of
+from stat_prune.statistics import statistics_of
 from stat_prune.targets import Target
 
 
@@ -93,7 +86,7 @@ def _plan(run: Run, target: Target, method: str, *, tuned: bool) -> list[BlockPl
         weights: dict[str, Tensor] = {}
         if tuned:
             with run.stage("tune masks"):
-                weights = _tuned_weights(run, pruned, statistics, kept)
+                weights = tuned_weights(run, pruned, statistics, kept)
     with gathered_numerical_warnings("measuring the errors of blocks"):
         return [
             planned(one, kept[one.block.name], weights.get(one.block.name)) for one in statistics
@@ -114,34 +107,3 @@ def _gradients(run: Run, model: PreTrainedModel) -> dict[str, Tensor]:
         for name, values in gradients.items():
             rows[name].append(values.cpu())
     return {name: torch.cat(values) for name, values in rows.items()}
-
-
-def _tuned_weights(
-    run: Run,
-    model: PreTrainedModel,
-    statistics: Sequence[BlockStatistics],
-    kept: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """The consumers' weights times tuned masks, by block name; (d, k), float64.
-
-    From the first sublayer that lost units on; each reads what those below make of it with their
-    own masks tuned. Stops at the first sublayer whose masks leave the accepted range.
-    """
-    weights: dict[str, Tensor] = {}
-    dense, pruned = (LayerwiseModel(one, run.calibration.batches) for one in (run.model, model))
-    for layer in run.tracked(range(len(transformer_layers(run.model)))):
-        members = [one for one in statistics if one.block.layer == layer]
-        sums = dense_sums(dense, [one.block for one in members])
-        for one in members:
-            block, units = one.block, kept[one.block.name]
-            if not weights and len(units) == block.num_units:
-                continue
-            weight = one.weight[:, block.channels(units.to(one.weight.device))]
-            moments = reconstruction_moments(pruned, block, sums[block.name], units)
-            masks = tuned_masks(block, moments, weight, units)
-            if masks is None:
-                return weights
-            weights[block.name] = weight * masks.repeat_interleave(block.unit_size)
-            put(model, block, units, weights[block.name])
-        pruned.advance()
-    return weights

@@ -30,7 +30,7 @@ from stat_prune.architectures import transformer_layers
 from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
 from stat_prune.budget.costs import CostFunction, cost_function
-from stat_prune.collectors import collect_moments, evaluating
+from stat_prune.collectors import MomentsCollector, evaluating
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.linalg import least_squares_from_moments
 from stat_prune.peers.folding import planned
@@ -86,18 +86,24 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
         dense = LayerwiseModel(run.model, batches)
         pruned = LayerwiseModel(copy.deepcopy(run.model).requires_grad_(False), batches)
         with run.stage("collect"):
-            knowledge = _Knowledge(dense)
-            moments = collect_moments(run.model, run.blocks, run.tracked(batches))
-            statistics = statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=False)
+            predictions, statistics = _collect(run, dense)
+        knowledge = _Knowledge(predictions)
         plans: list[BlockPlan] = []
         intact = True  # as long as nothing has left, there is nothing to make up for
         with run.stage("measure, search and tune"):
             for layer in run.tracked(range(len(transformer_layers(run.model)))):
+                if layer:
+                    pruned.advance()
                 members = [one for one in statistics if one.block.layer == layer]
                 sums = dense_sums(dense, [one.block for one in members])
                 for one in members:
                     remaining = run.blocks[len(plans) :]
-                    scores = _importance(knowledge.of(pruned, remaining), remaining, cost)
+                    known = (
+                        _knowledge_of_dense(statistics[len(plans) :])
+                        if intact
+                        else knowledge.of(pruned, remaining)
+                    )
+                    scores = _importance(known, remaining, cost)
                     ranking = Ranking(remaining, scores, cost)
                     units = ranking.units(max(ranking.most_within(budget), 0))[one.block.name]
                     intact = intact and len(units) == one.block.num_units
@@ -108,20 +114,47 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
                     )
                     put(pruned.model, one.block, units, plans[-1].folded.weight)
                     budget -= cost(one.block, len(units), len(units))
-                pruned.advance()
     return plans
 
 
-class _Knowledge:
-    """What units know of the dense model's predictions and of its representations."""
+def _collect(run: Run, dense: LayerwiseModel) -> tuple[list[list[Tensor]], list[BlockStatistics]]:
+    """The decisions about each batch and the statistics of each block, from one pass."""
+    base = run.model.base_model
+    predictions = []
+    with MomentsCollector(base, run.blocks, device=run.device) as collector:
+        for position, batch in enumerate(run.tracked(dense.batches)):
+            collector.expect(batch)
+            predictions.append(decisions(dense.finish(position), batch))
+    return predictions, statistics_of(base, run.blocks, collector.moments, absorb_mean=False)
 
-    def __init__(self, dense: LayerwiseModel) -> None:
-        self._predictions = [
-            decisions(dense.finish(position), batch) for position, batch in enumerate(dense.batches)
-        ]
+
+def _knowledge_of_dense(statistics: Sequence[BlockStatistics]) -> dict[str, Tensor]:
+    """What `_Knowledge.of` finds in the dense model, where no divergence has a gradient."""
+    return {
+        one.block.name: _representational(one.gram.diagonal() / one.num_tokens, one.weight)
+        for one in statistics
+    }
+
+
+def _representational(energy: Tensor, weight: Tensor) -> Tensor:
+    """Lambda times the mean square of what each channel adds; its own mean square is `energy`."""
+    return REPRESENTATIONAL * energy * weight.double().square().mean(0)
+
+
+class _Knowledge:
+    """What units know of the dense model's predictions and of its representations.
+
+    Parameters
+    ----------
+    predictions : sequence of list of Tensor
+        The dense model's `decisions` about each batch.
+    """
+
+    def __init__(self, predictions: Sequence[list[Tensor]]) -> None:
+        self._predictions = predictions
         self._scale = 1.0
-        if self._predictions[0][0].shape[1] == 1:
-            spread = torch.cat([logits for (logits,) in self._predictions]).std()
+        if predictions[0][0].shape[1] == 1:
+            spread = torch.cat([logits for (logits,) in predictions]).std()
             self._scale = max(float(spread), 1e-30)
 
     def of(self, pruned: LayerwiseModel, blocks: Sequence[Block]) -> dict[str, Tensor]:
@@ -162,9 +195,9 @@ class _Knowledge:
             num_tokens += int(mask.sum())
         return {
             block.name: squares[block.name] / (2 * num_examples)
-            + REPRESENTATIONAL
-            * (energies[block.name] / num_tokens)
-            * projection(base, block.consumer).weight.double().square().mean(0)
+            + _representational(
+                energies[block.name] / num_tokens, projection(base, block.consumer).weight
+            )
             for block in blocks
         }
 

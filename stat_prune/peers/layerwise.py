@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
 from stat_prune.collectors import Batch
-from stat_prune.layerwise import States, run_layer, run_rest
+from stat_prune.layerwise import SeenEnough, States, run_layer, run_rest
 from stat_prune.linalg import CrossMoments
 from stat_prune.projections import projection
 
@@ -46,11 +46,9 @@ class LayerwiseModel:
         """Run this layer alone on a batch, and return what it does."""
         return run_layer(self.model, self.layer, self.batches[position], self._entering[position])
 
-    def advance(self, outputs: Sequence[Any] | None = None) -> None:
-        """Go to the next layer; `outputs` are those of this one, if they were computed already."""
-        if outputs is None:
-            outputs = [self.run_layer(position) for position in range(len(self.batches))]
-        self._entering = [{0: output} for output in outputs]
+    def advance(self) -> None:
+        """Go to the next layer."""
+        self._entering = [{0: self.run_layer(position)} for position in range(len(self.batches))]
         self.layer += 1
 
 
@@ -68,16 +66,19 @@ def dense_sums(dense: LayerwiseModel, blocks: Iterable[Block]) -> dict[str, list
     dict of str to list of Tensor of shape (batch, sequence, d)
         ``x + layer(x)`` by block name, one tensor a batch.
     """
+    base = dense.model.base_model
     sums: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
-    outputs = []
-    for position in range(len(dense.batches)):
-        with _read(dense.model.base_model, blocks) as read:
-            outputs.append(dense.run_layer(position))
+    with _entering(base, blocks) as entered, ExitStack() as hooks:
         for block in blocks:
-            entered, channels = read[block.name]
-            consumer = projection(dense.model.base_model, block.consumer).module
-            sums[block.name].append(entered + consumer(channels))
-    dense.advance(outputs)
+
+            def leave(
+                _module: nn.Module, _args: Any, output: Tensor, name: str = block.name
+            ) -> None:
+                sums[name].append(entered.pop(name) + output)
+
+            consumer = projection(base, block.consumer).module
+            hooks.enter_context(consumer.register_forward_hook(leave))
+        dense.advance()
     return sums
 
 
@@ -109,13 +110,21 @@ def reconstruction_moments(
     kept = block.channels(units.to(device))
     bias = projection(base, block.consumer).bias
     moments = CrossMoments(len(kept), block.output_size, device=device)
-    for position, batch in enumerate(pruned.batches):
-        mask = token_mask(batch).to(device)
-        with _read(base, [block]) as read:
+    read: list[Tensor] = []
+
+    def stop(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        read.append(args[0])
+        raise SeenEnough
+
+    consumer = projection(base, block.consumer).module
+    with _entering(base, [block]) as entered, consumer.register_forward_pre_hook(stop):
+        for position, batch in enumerate(pruned.batches):
+            mask = token_mask(batch).to(device)
             pruned.run_layer(position)
-        entered, channels = read[block.name]
-        target = sums[position] - entered if bias is None else sums[position] - entered - bias
-        moments.update(channels[mask][:, kept], target[mask])
+            target = sums[position] - entered.pop(block.name)
+            if bias is not None:
+                target = target - bias
+            moments.update(read.pop()[mask][:, kept], target[mask])
     return moments
 
 
@@ -128,33 +137,19 @@ def put(model: PreTrainedModel, block: Block, units: Tensor, weight: Tensor) -> 
 
 
 @contextmanager
-def _read(
-    base_model: nn.Module, blocks: Iterable[Block]
-) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """What enters each sublayer, and its channels: ``(x, a)`` by block name.
+def _entering(base_model: nn.Module, blocks: Iterable[Block]) -> Iterator[dict[str, Tensor]]:
+    """What enters each sublayer, by block name, as soon as it has.
 
     In the encoders that normalise after each sublayer, which are all that are supported, the
     producers read what the residual connection carries.
     """
-    read: dict[str, tuple[Tensor, Tensor]] = {}
     entered: dict[str, Tensor] = {}
-    handles = []
-    for block in blocks:
+    with ExitStack() as hooks:
+        for block in blocks:
 
-        def enter(_module: nn.Module, args: tuple[Tensor, ...], name: str = block.name) -> None:
-            entered[name] = args[0]
+            def enter(_module: nn.Module, args: tuple[Tensor, ...], name: str = block.name) -> None:
+                entered[name] = args[0]
 
-        def leave(_module: nn.Module, args: tuple[Tensor, ...], name: str = block.name) -> None:
-            read[name] = (entered.pop(name), args[0])
-
-        producer, consumer = (
-            projection(base_model, path).module
-            for path in (block.producers[0].path, block.consumer)
-        )
-        handles.append(producer.register_forward_pre_hook(enter))
-        handles.append(consumer.register_forward_pre_hook(leave))
-    try:
-        yield read
-    finally:
-        for handle in handles:
-            handle.remove()
+            producer = projection(base_model, block.producers[0].path).module
+            hooks.enter_context(producer.register_forward_pre_hook(enter))
+        yield entered

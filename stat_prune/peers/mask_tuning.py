@@ -2,18 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from scipy.sparse.linalg import lsmr
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from stat_prune.architectures import transformer_layers
 from stat_prune.blocks import Block
 from stat_prune.linalg import CrossMoments
+from stat_prune.peers.layerwise import (
+    LayerwiseModel,
+    dense_sums,
+    put,
+    reconstruction_moments,
+)
+from stat_prune.run import Run
+from stat_prune.statistics import BlockStatistics
 
 #: Of the deviation of the masks from one.
 DAMPING = 1.0
 #: Masks beyond this, in absolute value, are a sign of an ill-posed problem.
 MAX_MASK = 10.0
+
+
+def tuned_weights(
+    run: Run,
+    pruned: PreTrainedModel,
+    statistics: Sequence[BlockStatistics],
+    kept: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The consumers' weights times tuned masks.
+
+    From the first sublayer that lost units on; each reads what those below make of it with their
+    own masks tuned. Stops at the first sublayer whose masks leave the accepted range.
+
+    Parameters
+    ----------
+    run : Run
+    pruned : PreTrainedModel
+        A copy of the run's model, which computes like the pruned one afterwards.
+    statistics : sequence of BlockStatistics
+        Of the blocks whose masks are tuned.
+    kept : mapping of str to Tensor of shape (u,), int64
+        Units, by block name.
+
+    Returns
+    -------
+    dict of str to Tensor of shape (d, k), float64
+        By block name, of the blocks that were tuned.
+    """
+    weights: dict[str, Tensor] = {}
+    dense, model = (LayerwiseModel(one, run.calibration.batches) for one in (run.model, pruned))
+    for layer in run.tracked(range(len(transformer_layers(run.model)))):
+        members = [one for one in statistics if one.block.layer == layer]
+        sums = dense_sums(dense, [one.block for one in members])
+        for one in members:
+            block, units = one.block, kept[one.block.name]
+            if not weights and len(units) == block.num_units:
+                continue
+            weight = one.weight[:, block.channels(units.to(one.weight.device))]
+            moments = reconstruction_moments(model, block, sums[block.name], units)
+            masks = tuned_masks(block, moments, weight, units)
+            if masks is None:
+                return weights
+            weights[block.name] = weight * masks.repeat_interleave(block.unit_size)
+            put(pruned, block, units, weights[block.name])
+        model.advance()
+    return weights
 
 
 def tuned_masks(

@@ -11,11 +11,11 @@ from stat_prune import MACs, Parameters
 from stat_prune.errors import ModelError
 from stat_prune.methods import PEERS
 
-# Defined for encoders with a task head alone: tests/peers/test_published.py.
-WITH_A_TASK = ("fisher", "fisher-untuned", "kprune")
+# Of encoders: tests/peers/test_published.py.
+ENCODERS_ONLY = ("fisher", "fisher-untuned", "kprune", "kcm", "kcm-untuned")
 #: Layouts that differ in what a method touches; the other families differ in names.
 LABELS = ("Bert", "DistilBert", "Llama", "GPT2", "Falcon-grouped", "Olmo2", "Mixtral")
-METHODS = ["wanda-sp", "obs", *(peer for peer in PEERS if peer not in WITH_A_TASK)]
+METHODS = ["wanda-sp", "obs", *(peer for peer in PEERS if peer not in ENCODERS_ONLY)]
 CASES = [
     (family, method)
     for family in FAMILIES

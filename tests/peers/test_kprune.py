@@ -13,11 +13,17 @@ from stat_prune import MACs
 from stat_prune.batching import token_mask
 from stat_prune.peers import kprune
 from stat_prune.peers.layerwise import LayerwiseModel, dense_sums, put
+from stat_prune.peers.task_loss import decisions
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["regression", "classes"])
 def model(request):
     return build(num_labels=request.param)
+
+
+def predictions(dense: LayerwiseModel):
+    """The dense model's decisions about each batch."""
+    return [decisions(dense.finish(number), batch) for number, batch in enumerate(dense.batches)]
 
 
 def explicit(pruned: LayerwiseModel, block, sums):
@@ -70,7 +76,7 @@ def test_tuning_brings_every_sublayer_closer_to_the_dense_one(model):
 def test_an_unpruned_model_knows_all_predictions_and_each_channel_its_output(model):
     with ready(model) as run:
         dense = LayerwiseModel(model, run.calibration.batches)
-        knowledge = kprune._Knowledge(dense).of(dense, run.blocks)
+        knowledge = kprune._Knowledge(predictions(dense)).of(dense, run.blocks)
         sums = dense_sums(dense, run.blocks[:2])
         block = run.blocks[1]
         start = LayerwiseModel(model, run.calibration.batches)
@@ -84,6 +90,20 @@ def test_an_unpruned_model_knows_all_predictions_and_each_channel_its_output(mod
     )
 
 
+@torch.no_grad()
+def test_what_the_dense_model_knows_is_in_the_statistics_already(model):
+    with ready(model) as run:
+        dense = LayerwiseModel(model, run.calibration.batches)
+        found, statistics = kprune._collect(run, dense)
+        for one, other in zip(found, predictions(dense), strict=True):
+            assert all(map(torch.equal, one, other))
+        measured = kprune._Knowledge(found).of(dense, run.blocks)
+        known = kprune._knowledge_of_dense(statistics)
+    assert known.keys() == measured.keys()
+    for name, values in known.items():
+        torch.testing.assert_close(values, measured[name], rtol=1e-4, atol=1e-10)
+
+
 def test_predictive_knowledge_is_half_the_mean_squared_gradient_of_the_divergence(
     model, monkeypatch
 ):
@@ -94,7 +114,7 @@ def test_predictive_knowledge_is_half_the_mean_squared_gradient_of_the_divergenc
         block = run.blocks[3]
         damaged.base_model.get_submodule(run.blocks[0].consumer).weight[:, :6] = 0
         batches = run.calibration.batches
-        knowledge = kprune._Knowledge(LayerwiseModel(dense, batches))
+        knowledge = kprune._Knowledge(predictions(LayerwiseModel(dense, batches)))
         found = knowledge.of(LayerwiseModel(damaged, batches), run.blocks[2:])[block.name]
         before, batch = (m(**batches[0]).logits for m in (dense, damaged)), batches[0]
         before = next(before)
