@@ -17,6 +17,7 @@ from .checks import (
     check_same_device,
 )
 from .errors import NumericalWarning
+from .in_place import cholesky, cholesky_solve, undo_cholesky
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -189,23 +190,31 @@ def solve_normal(
     cross: Float64[Tensor, "k d"],
     ridge: float,
     max_entry: float | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Float64[Tensor, "k d"]:
-    """Solve `normal` X = `cross` for positive semi-definite `normal`, which is overwritten."""
+    """Solve `normal` X = `cross` for positive semi-definite `normal`, which is overwritten.
+
+    With `overwrite`, so is `cross`: X takes its memory, where its transpose is contiguous.
+    """
     if not len(normal):
         return cross.clone()
     scale = unit_scale(normal)
-    normal = normal.mul_(scale).mul_(scale[:, None])
-    right = cross * scale[:, None]
+    normal = normal.contiguous().mul_(scale).mul_(scale[:, None])
     normal.diagonal().add_(ridge)
-    factor, info = torch.linalg.cholesky_ex(normal)
-    threshold = len(normal) * _EPS
-    if not int(info) and float(factor.diagonal().min()) ** 2 > threshold:
-        solution = torch.cholesky_solve(right, factor)
+    diagonal = normal.diagonal().clone()
+    right = cross.mul_(scale[:, None]) if overwrite else cross * scale[:, None]
+    factor, found = cholesky(normal)
+    if found and float(factor.diagonal().min()) ** 2 > len(normal) * _EPS:
+        solution = cholesky_solve(factor, right if max_entry is None else right.clone())
     else:
+        del factor
+        undo_cholesky(normal, diagonal)
         solution = _truncated_solve(normal, right, ridge)
     solution *= scale[:, None]
     if max_entry is not None:
         check_number(max_entry, "max_entry", minimum=0.0, strict=True)
+        undo_cholesky(normal, diagonal)
         solution = _bounded(normal, right, scale, solution, max_entry)
     return solution
 

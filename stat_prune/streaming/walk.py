@@ -250,17 +250,21 @@ class Walk:
         """Decompose the blocks of a layer one by one, and fold what they are probed at."""
         folded = {}
         for n, block in blocks.items():
-            statistics = read_statistics(self.run, block, folder, n)
+            # The Gram matrix stays on the disk: each computation has the memory of a copy.
+            statistics = read_statistics(self.run, block, folder, n, expendable=True)
+            energy = statistics.output_energy
             candidates = candidates_of(self.run, self.recipe, statistics, n)
+            del statistics
             if self._probes:
-                folded[n] = fold_candidate(
-                    self.recipe, statistics, candidates, candidates.to_probe()
-                )
+                statistics = read_statistics(self.run, block, folder, n, expendable=True)
+                probed = candidates.to_probe()
+                folded[n] = fold_candidate(self.recipe, statistics, candidates, probed)
+                del statistics
             fields = {f.name: getattr(candidates, f.name) for f in dataclasses.fields(candidates)}
             del fields["block"]
             values = {
                 "candidates": fields,
-                "output_energy": statistics.output_energy,
+                "output_energy": energy,
                 "probe_error": folded[n].output_error if self._probes else None,
             }
             write(values, folder / f"measured-{n}.pt")

@@ -135,15 +135,17 @@ def fingerprint_of(run: Run, **own: str) -> dict[str, str]:
 def write_statistics(statistics: BlockStatistics, folder: Path, number: int) -> None:
     """Spill what folding needs of a block; the weight is in the checkpoint."""
     values = {f.name: getattr(statistics, f.name) for f in dataclasses.fields(statistics)}
-    del values["block"], values["weight"]
+    del values["block"], values["weight"], values["expendable"]
     write(values, folder / f"statistics-{number}.pt")
 
 
-def read_statistics(run: Run, block: Block, folder: Path, number: int) -> BlockStatistics:
+def read_statistics(
+    run: Run, block: Block, folder: Path, number: int, *, expendable: bool = False
+) -> BlockStatistics:
     """What `write_statistics` has written, with the weight of the layer in memory."""
     weight = projection(run.model.base_model, block.consumer).weight.detach().double()
     values = read(folder / f"statistics-{number}.pt", weight.device)
-    return BlockStatistics(block=block, weight=weight, **values)
+    return BlockStatistics(block=block, weight=weight, **values, expendable=expendable)
 
 
 def write(value: Any, path: Path) -> None:
