@@ -65,7 +65,8 @@ def fold(
     Parameters
     ----------
     statistics : BlockStatistics
-        An expendable Gram matrix gives its memory to the system that is solved.
+        An expendable Gram matrix gives its memory to the system that is solved. The weight may be
+        in the model's dtype.
     units : Tensor of shape (u,), int64
         Ascending.
     corrected : bool
@@ -81,10 +82,10 @@ def fold(
     lost = 0.0
     if output_error is None:
         # What removal alone loses, squared: ||A_D W_D^T||^2; of the mean, nothing yet.
-        lost = quadratic(gram[dropped[:, None], dropped], weight[:, dropped])
+        lost = quadratic(gram[dropped[:, None], dropped], weight[:, dropped].double())
     if corrected and len(dropped):
         known = output_error is not None
-        cross = _cross_products(gram, weight[:, dropped], kept, dropped)
+        cross = _cross_products(gram, weight[:, dropped].double(), kept, dropped)
         normal = principal_part(gram, kept, overwrite=statistics.expendable)
         correction = solve_normal(normal, cross.T, 0.0, overwrite=known)
         if not known:
@@ -94,11 +95,11 @@ def fold(
         for rows, dense in zip(folded.split(_PANEL), weight.split(_PANEL), strict=True):
             rows += dense[:, kept]
         if statistics.mean is not None:
-            bias = weight @ statistics.mean - folded @ statistics.mean[kept]
+            bias = weight.double() @ statistics.mean - folded @ statistics.mean[kept]
     else:
-        folded = weight[:, kept]
+        folded = weight[:, kept].double()
         if statistics.mean is not None:
-            mean_lost = weight[:, dropped] @ statistics.mean[dropped]
+            mean_lost = weight[:, dropped].double() @ statistics.mean[dropped]
             lost += statistics.num_tokens * float(mean_lost.square().sum())
     if output_error is None:
         output_error = (max(lost, 0.0) / max(statistics.output_energy, 1e-300)) ** 0.5

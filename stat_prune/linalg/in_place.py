@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float64, Int64
-from scipy.linalg import lapack
+from scipy import linalg
 from torch import Tensor
 
 from .centred import mirror_upper
@@ -25,7 +25,7 @@ def cholesky(
         factor, info = torch.linalg.cholesky_ex(matrix)
         return factor, not int(info)
     # The transpose of a C-ordered symmetric matrix is the Fortran-ordered matrix LAPACK wants.
-    packed, info = lapack.dpotrf(matrix.numpy().T, lower=1, clean=0, overwrite_a=1)
+    packed, info = linalg.lapack.dpotrf(matrix.numpy().T, lower=1, clean=0, overwrite_a=1)
     return torch.from_numpy(packed), not info
 
 
@@ -45,6 +45,18 @@ def cholesky_solve(
     """
     torch.linalg.solve_triangular(factor, right, upper=False, out=right)
     return torch.linalg.solve_triangular(factor.mT, right, upper=True, out=right)
+
+
+def eigh(matrix: Float64[Tensor, "m m"]) -> tuple[Float64[Tensor, " m"], Float64[Tensor, "m m"]]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric, contiguous matrix.
+
+    On a CPU the vectors take its memory, and LAPACK's `dsyevd` two more of that size meanwhile.
+    """
+    if matrix.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors
+    found = linalg.eigh(matrix.numpy().T, overwrite_a=True, check_finite=False, driver="evd")
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
 
 def principal_part(

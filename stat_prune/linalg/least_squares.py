@@ -17,7 +17,7 @@ from .checks import (
     check_same_device,
 )
 from .errors import NumericalWarning
-from .in_place import cholesky, cholesky_solve, undo_cholesky
+from .in_place import cholesky, cholesky_solve, eigh, undo_cholesky
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -208,9 +208,11 @@ def solve_normal(
     if found and float(factor.diagonal().min()) ** 2 > len(normal) * _EPS:
         solution = cholesky_solve(factor, right if max_entry is None else right.clone())
     else:
-        del factor
         undo_cholesky(normal, diagonal)
-        solution = _truncated_solve(normal, right, ridge)
+        del factor
+        # Eigenvectors take the memory of the matrix.
+        system = normal if max_entry is None else normal.clone()
+        solution = _truncated_solve(system, right, ridge)
     solution *= scale[:, None]
     if max_entry is not None:
         check_number(max_entry, "max_entry", minimum=0.0, strict=True)
@@ -223,7 +225,7 @@ def _truncated_solve(
     normal: Float64[Tensor, "k k"], right: Float64[Tensor, "k d"], ridge: float
 ) -> Float64[Tensor, "k d"]:
     """Least-norm solution on the eigenvectors whose eigenvalue is above rounding error."""
-    values, vectors = torch.linalg.eigh(normal)
+    values, vectors = eigh(normal)
     cutoff = len(normal) * _EPS * float(values[-1])
     rank = int((values > cutoff).sum())
     warnings.warn(
@@ -234,7 +236,7 @@ def _truncated_solve(
         stacklevel=4,
     )
     inverse = torch.where(values > cutoff, 1.0 / values, 0.0)
-    return (vectors * inverse) @ (vectors.T @ right)
+    return vectors @ (vectors.T @ right).mul_(inverse[:, None])
 
 
 def _bounded(

@@ -119,7 +119,7 @@ class Cut:
     def _folded(self, number: int) -> FoldedConsumer:
         block, sizes = self.run.blocks[number], self.measured[number].candidates
         folder = self.workspace.folder / layer_name(block.layer)
-        statistics = read_statistics(self.run, block, folder, number, expendable=True)
+        statistics = read_statistics(self.run, block, folder, number, expendable=True, dtype=None)
         return fold_candidate(self.recipe, statistics, sizes, self.choice[number])
 
     def _shape(self, number: int) -> list[FoldedConsumer]:

@@ -256,7 +256,9 @@ class Walk:
             candidates = candidates_of(self.run, self.recipe, statistics, n)
             del statistics
             if self._probes:
-                statistics = read_statistics(self.run, block, folder, n, expendable=True)
+                statistics = read_statistics(
+                    self.run, block, folder, n, expendable=True, dtype=None
+                )
                 probed = candidates.to_probe()
                 folded[n] = fold_candidate(self.recipe, statistics, candidates, probed)
                 del statistics
