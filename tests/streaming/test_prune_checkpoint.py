@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,27 @@ def test_the_report_sets_the_predicted_peak_of_memory_beside_the_measured(tmp_pa
     # Of a tiny model nearly all is what the process has taken before.
     assert report.predicted_peak_memory == pytest.approx(report.peak_memory, rel=0.25)
     assert f"({report.predicted_peak_memory / 2**20:.0f} predicted)" in str(report)
+
+
+LEAN = """
+import sys, torch, stat_prune
+from pathlib import Path
+folder = Path(sys.argv[1])
+stat_prune.prune_checkpoint(
+    folder / "dense",
+    [{"input_ids": torch.arange(3, 20)}] * 4,
+    output_dir=folder / "out",
+    target=stat_prune.MACs(0.6),
+    progress=False,
+)
+heavy = sys.modules.keys() & {"sklearn", "pandas", "pyarrow", "datasets", "matplotlib"}
+assert not heavy, heavy
+"""
+
+
+def test_libraries_of_a_hundred_megabytes_that_it_can_do_without_are_not_imported(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "dense")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", LEAN, str(tmp_path)], check=True)
 
 
 def test_weights_come_back_as_saved_and_tied_ones_stay_one_when_forgotten(tmp_path, word_tokenizer):
