@@ -68,9 +68,9 @@ def needs_of(
     """Predict what pruning layer by layer will take; the model may be without weights.
 
     The peak is the most that is done at a time: outputs are compared; statistics of a layer are
-    collected, which takes its weights, and for the first one the token embeddings; a block is
-    decomposed, or its correction solved, which takes the weights of the layer's consumers, the Gram
-    matrix, and float64 copies of such a weight or parts of it; or a layer is cut.
+    collected, which takes its weights; a block is decomposed, or its correction solved, which takes
+    the weights of the layer's consumers, the Gram matrix, and float64 copies of such a weight or
+    parts of it; or a layer is cut.
     """
     layers, outer = weight_bytes(model)
     element = next(model.parameters()).element_size()
@@ -82,9 +82,8 @@ def needs_of(
         layer = members[0].layer
         consumers = element * sum(b.num_channels * b.output_size for b in members)
         folded = [round(_DOUBLE * kept * b.num_channels * b.output_size) for b in members]
-        embeddings = 0 if layer else _embedding_bytes(model)
         stages += [
-            layers[layer] + embeddings + _collecting(members, reading.batch_tokens, width),
+            layers[layer] + _collecting(members, reading.batch_tokens, width),
             *(consumers + _gram(b) + _decomposing(b, recipe, expendable=True) for b in members),
             *(
                 consumers + sum(folded[:i]) + _gram(b) + _folding(b, kept, expendable=True)
@@ -152,15 +151,6 @@ def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:
 def statistics_bytes(blocks: Sequence[Block]) -> int:
     """A float64 Gram matrix a block."""
     return sum(_DOUBLE * block.num_channels**2 for block in blocks)
-
-
-def _embedding_bytes(model: PreTrainedModel) -> int:
-    """Of the token embeddings, where the model reads tokens."""
-    try:
-        embeddings = model.get_input_embeddings()
-    except NotImplementedError:  # a model that reads no text
-        return 0
-    return num_bytes(embeddings) if isinstance(embeddings, nn.Embedding) else 0
 
 
 def values_per_sequence(model: PreTrainedModel, length: int) -> int:
