@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stat_prune.architectures import transformer_layers
 from stat_prune.collectors import Batch, answering, model_inputs
 from stat_prune.layerwise import SeenEnough
 from stat_prune.streaming.weights import Checkpoint
@@ -16,7 +17,7 @@ from stat_prune.streaming.workspace import read, write
 
 
 def write_embedded(checkpoint: Checkpoint, batches: Sequence[Batch], folder: Path) -> None:
-    """Leave what the token embeddings return on each batch in a folder, if they are asked at all.
+    """Leave what the token embeddings return on each batch in a folder, call by call.
 
     They are in memory meanwhile, without a layer.
     """
@@ -25,39 +26,43 @@ def write_embedded(checkpoint: Checkpoint, batches: Sequence[Batch], folder: Pat
         return
     checkpoint.load(checkpoint.embedding_names())
     for position, batch in enumerate(batches):
-        embedded = _embedded(checkpoint, embeddings, batch)
-        if embedded is not None:
-            write(embedded, _file(folder, position))
+        write(_embedded(checkpoint, embeddings, batch), _file(folder, position))
     checkpoint.release_embeddings()
 
 
 @contextmanager
 def embedded_before(checkpoint: Checkpoint, folder: Path, position: int) -> Iterator[None]:
-    """The token embeddings answer with what `write_embedded` has left of one batch, if anything."""
+    """The token embeddings answer with what `write_embedded` has left of one batch, if it has."""
     embeddings, file = checkpoint.embeddings(), _file(folder, position)
     if embeddings is None or not file.exists():
         yield
         return
-    with answering({embeddings: lambda: read(file, checkpoint.device)}):
+    calls = iter(read(file, checkpoint.device))
+    with answering({embeddings: lambda: next(calls)}):
         yield
 
 
-def _embedded(checkpoint: Checkpoint, embeddings: nn.Embedding, batch: Batch) -> Tensor | None:
+def _embedded(checkpoint: Checkpoint, embeddings: nn.Embedding, batch: Batch) -> list[Tensor]:
+    """All that they return before the first layer: some families embed token types by them too."""
     returned: list[Tensor] = []
 
-    def stop(_module: nn.Module, _args: Any, output: Tensor) -> None:
+    def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
         returned.append(output)
+
+    def stop(_module: nn.Module, _args: Any) -> None:
         raise SeenEnough
 
-    base = checkpoint.model.base_model
-    handle = embeddings.register_forward_hook(stop)
+    model = checkpoint.model
+    first = transformer_layers(model)[0]
+    handles = [embeddings.register_forward_hook(keep), first.register_forward_pre_hook(stop)]
     try:
-        base(**model_inputs(base, batch, checkpoint.device))
+        model.base_model(**model_inputs(model.base_model, batch, checkpoint.device))
     except SeenEnough:
         pass
     finally:
-        handle.remove()
-    return returned[0] if returned else None
+        for handle in handles:
+            handle.remove()
+    return returned
 
 
 def _file(folder: Path, position: int) -> Path:
