@@ -148,7 +148,10 @@ def test_a_pruned_checkpoint_can_be_pruned_again(tmp_path, word_tokenizer):
     assert_same(whole, twice)
 
 
-def test_weights_of_one_layer_are_in_memory_at_a_time(tmp_path, word_tokenizer, monkeypatch):
+@pytest.mark.parametrize("method", ["stat", "id-unweighted"])
+def test_weights_of_one_layer_are_in_memory_at_a_time(
+    method, tmp_path, word_tokenizer, monkeypatch
+):
     saved(tiny_llama(num_hidden_layers=4), tmp_path / "dense", word_tokenizer)
     in_memory: list[set[int]] = []
     embeddings: list[int] = []
@@ -159,7 +162,8 @@ def test_weights_of_one_layer_are_in_memory_at_a_time(tmp_path, word_tokenizer, 
             {n for n, one in enumerate(layers) if not all(p.is_meta for p in one.parameters())}
         )
         storage = model.get_input_embeddings().weight.untyped_storage()
-        embeddings.append(storage.nbytes() if layer else 0)
+        # Probes enter the first layer from the embeddings themselves.
+        embeddings.append(storage.nbytes() if layer or method == "id-unweighted" else 0)
         return run_layer(model, layer, *arguments)
 
     run_layer = walk.run_layer
@@ -169,6 +173,7 @@ def test_weights_of_one_layer_are_in_memory_at_a_time(tmp_path, word_tokenizer, 
         TEXTS,
         output_dir=tmp_path / "out",
         target=stat_prune.MACs(0.6),
+        method=method,
         progress=False,
     )
 
