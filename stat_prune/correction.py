@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from stat_prune.blocks import Block
 from stat_prune.linalg import interpolation_from_gram
+from stat_prune.linalg.in_place import principal_part
 from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.statistics import BlockStatistics, complement, quadratic
+
+#: Rows or columns that are worked on at once.
+_PANEL = 512
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ def fold(
     Parameters
     ----------
     statistics : BlockStatistics
+        An expendable Gram matrix gives its memory to the system that is solved. The weight may be
+        in the model's dtype.
     units : Tensor of shape (u,), int64
         Ascending.
     corrected : bool
@@ -71,25 +78,40 @@ def fold(
     block, weight, gram = statistics.block, statistics.weight, statistics.gram
     kept = block.channels(units.to(gram.device))
     dropped = complement(kept, block.num_channels)
-    folded, bias = weight[:, kept], None
+    bias = None
     lost = 0.0
     if output_error is None:
         # What removal alone loses, squared: ||A_D W_D^T||^2; of the mean, nothing yet.
-        lost = quadratic(gram[dropped[:, None], dropped], weight[:, dropped])
+        lost = quadratic(gram[dropped[:, None], dropped], weight[:, dropped].double())
     if corrected and len(dropped):
-        cross = gram[kept[:, None], dropped] @ weight[:, dropped].T
-        correction = solve_normal(gram[kept[:, None], kept], cross, 0.0)
-        folded = folded + correction.T
-        # Least squares explains <cross, correction> of it.
-        lost -= float((cross * correction).sum())
+        known = output_error is not None
+        cross = _cross_products(gram, weight[:, dropped].double(), kept, dropped)
+        normal = principal_part(gram, kept, overwrite=statistics.expendable)
+        correction = solve_normal(normal, cross.T, 0.0, overwrite=known)
+        if not known:
+            # Least squares explains <cross, correction> of it.
+            lost -= float((cross.T * correction).sum())
+        folded = correction.T
+        for rows, dense in zip(folded.split(_PANEL), weight.split(_PANEL), strict=True):
+            rows += dense[:, kept]
         if statistics.mean is not None:
-            bias = weight @ statistics.mean - folded @ statistics.mean[kept]
-    elif statistics.mean is not None:
-        mean_lost = weight[:, dropped] @ statistics.mean[dropped]
-        lost += statistics.num_tokens * float(mean_lost.square().sum())
+            bias = weight.double() @ statistics.mean - folded @ statistics.mean[kept]
+    else:
+        folded = weight[:, kept].double()
+        if statistics.mean is not None:
+            mean_lost = weight[:, dropped].double() @ statistics.mean[dropped]
+            lost += statistics.num_tokens * float(mean_lost.square().sum())
     if output_error is None:
         output_error = (max(lost, 0.0) / max(statistics.output_energy, 1e-300)) ** 0.5
     return FoldedConsumer(block, units, folded, bias, output_error)
+
+
+def _cross_products(gram: Tensor, weight: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+    """``W_D A_D^T A_J`` of shape (d, k), in the memory of the result and panels of the rest."""
+    cross = gram.new_empty(len(weight), len(kept))
+    for index, columns in zip(kept.split(_PANEL), cross.split(_PANEL, dim=1), strict=True):
+        torch.mm(weight, gram[index[:, None], dropped].T, out=columns)
+    return cross
 
 
 def activation_error(statistics: BlockStatistics, units: Tensor) -> float:

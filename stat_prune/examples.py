@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import random
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import datasets
 import numpy as np
-from datasets.exceptions import DatasetNotFoundError
 from torch import Tensor
 
 from stat_prune.errors import DataError
@@ -90,7 +89,7 @@ def _shuffled_examples(source: Any, seed: int) -> Iterator[LabelledExample]:
 
 
 def _shuffled_elements(source: Any, seed: int) -> Iterator[Any]:
-    if isinstance(source, datasets.IterableDataset):
+    if _is_of_datasets(source, "IterableDataset"):
         yield from source.shuffle(seed=seed, buffer_size=STREAM_SHUFFLE_BUFFER)
     elif isinstance(source, Sized) and hasattr(source, "__getitem__"):
         for index in np.random.default_rng(seed).permutation(len(source)).tolist():
@@ -116,11 +115,23 @@ def _open(dataset: Any) -> Any:
             raise DataError(f"There is no file {path} to read examples from.")
         else:
             dataset = _load_by_name(str(dataset))
-    if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+    if _is_of_datasets(dataset, "DatasetDict", "IterableDatasetDict"):
         return _training_split(dataset)
     if isinstance(dataset, (Mapping, Tensor)):  # one batch of model inputs
         return [dataset]
     return dataset
+
+
+def _is_of_datasets(value: Any, *classes: str) -> bool:
+    """Whether it is of one of these classes of the library datasets.
+
+    Who has such an object has imported the library, which takes tens of megabytes with what it
+    brings; it is not imported for a list.
+    """
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(
+        value, tuple(getattr(library, name) for name in classes)
+    )
 
 
 def _training_split(splits: Mapping[str, Any]) -> Any:
@@ -136,6 +147,9 @@ def _training_split(splits: Mapping[str, Any]) -> Any:
 
 def _load_by_name(name: str) -> Any:
     """Load from the Hub or its cache: "imdb", "glue/sst2", "owner/name" or "owner/name/config"."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
     parts = name.split("/")
     # "glue/sst2" is a dataset with a configuration, "owner/name" a repository.
     attempts: list[tuple[str, ...]] = [("/".join(parts[:-1]), parts[-1])] if len(parts) > 1 else []
@@ -159,6 +173,8 @@ def _load_by_name(name: str) -> Any:
 
 
 def _read_folder(path: Path) -> Any:
+    import datasets
+
     saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         return datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from stat_prune.blocks import Block
 from stat_prune.linalg import Moments
+from stat_prune.linalg.in_place import cholesky
 from stat_prune.projections import Projection, projection
+
+#: Of the weight that are multiplied at once: the product would be as large again.
+_ROWS = 512
 
 #: A hundred times the rounding of float32 products. Of trained models, blocks come down to 2e-5.
 DEPENDENCE = 1e-5
@@ -36,6 +40,8 @@ class BlockStatistics:
     num_tokens : int
     attention : mapping of str to Tensor of shape (num_units,), float64, or None
         By name, what `stat_prune.probing` measured of each head; None where no criterion asks.
+    expendable : bool
+        Whether whoever looks at `gram` next may overwrite it.
     """
 
     block: Block
@@ -46,6 +52,7 @@ class BlockStatistics:
     output_energy: float
     num_tokens: int
     attention: Mapping[str, Tensor] | None = None
+    expendable: bool = False
 
     @classmethod
     def of(
@@ -102,8 +109,8 @@ class BlockStatistics:
         correlations = self.gram if overwrite else self.gram.clone()
         correlations.mul_(scale[:, None]).mul_(scale)
         correlations.diagonal()[~alive] = 1
-        factor, failed = torch.linalg.cholesky_ex(correlations)
-        return bool(failed) or float(factor.diagonal().min()) ** 2 < DEPENDENCE
+        factor, found = cholesky(correlations)
+        return not found or float(factor.diagonal().min()) ** 2 < DEPENDENCE
 
 
 def statistics_of(
@@ -127,7 +134,7 @@ def statistics_of(
 
 def quadratic(gram: Tensor, weight: Tensor) -> float:
     """``trace(W G W^T)``: squared Frobenius norm of ``A W^T`` from the Gram matrix of ``A``."""
-    return float((weight @ gram).mul_(weight).sum())
+    return sum(float((rows @ gram).mul_(rows).sum()) for rows in weight.split(_ROWS))
 
 
 def complement(kept: Tensor, size: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,27 @@ def test_plain_removal_reports_the_error_of_plain_removal():
     lost = (removed @ consumer.weight.detach().T).norm()
     dense = (activations @ consumer.weight.detach().T).norm()
     assert folded.output_error == pytest.approx(float(lost / dense), rel=1e-9)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_an_expendable_gram_matrix_and_a_weight_in_half_precision_give_the_same_bits(
+    bias, corrected
+):
+    statistics, *_ = random_statistics(neuron_block(700, 4, bias=bias), tokens=900, bias=bias)
+    half = statistics.weight.bfloat16()
+    units = torch.arange(0, 700, 2)
+    options = {"corrected": corrected, "output_error": 0.1}
+    known = fold(replace(statistics, weight=half.double()), units, **options)
+    gram = statistics.gram.clone()
+    expendable = replace(statistics, weight=half, gram=gram, expendable=True)
+    folded = fold(expendable, units, **options)
+    assert torch.equal(folded.weight, known.weight)
+    assert (folded.bias is None) == (known.bias is None)
+    if known.bias is not None:
+        assert torch.equal(folded.bias, known.bias)
+    # The system was solved in its memory; nothing is solved without a correction.
+    assert torch.equal(gram, statistics.gram) != corrected
 
 
 def test_keeping_everything_changes_nothing():

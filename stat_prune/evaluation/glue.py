@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.errors import DataError
@@ -189,6 +187,10 @@ def glue_scores(task: str, labels: np.ndarray, predictions: np.ndarray) -> dict[
     labels, predictions : ndarray of shape (n,)
         Class numbers; for STS-B real numbers on any increasing scale.
     """
+    # With what they bring, a hundred megabytes that pruning does not need.
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
     functions = {
         "accuracy": accuracy_score,
         "f1": f1_score,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
-
 from stat_prune.errors import DataError
 
 #: Commits of the data repositories.
@@ -37,6 +35,8 @@ def hub_rows(
     DataError
         If it cannot be loaded.
     """
+    import datasets  # with what it brings, tens of megabytes that pruning does not need
+
     try:
         return list(datasets.load_dataset(name, config, split=split, revision=REVISIONS[name]))
     except (OSError, ValueError, RuntimeError) as error:

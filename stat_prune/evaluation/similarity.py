@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +58,8 @@ def sts_spearman(
     scores : array of shape (n_pairs,)
     batch_size : int
     """
+    from scipy.stats import spearmanr  # tens of megabytes that pruning does not need
+
     first, second = (
         embed(model, tokenizer, list(side), batch_size=batch_size)
         for side in zip(*pairs, strict=True)

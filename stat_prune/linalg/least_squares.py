@@ -17,6 +17,7 @@ from .checks import (
     check_same_device,
 )
 from .errors import NumericalWarning
+from .in_place import cholesky, cholesky_solve, eigh, undo_cholesky
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -189,23 +190,33 @@ def solve_normal(
     cross: Float64[Tensor, "k d"],
     ridge: float,
     max_entry: float | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Float64[Tensor, "k d"]:
-    """Solve `normal` X = `cross` for positive semi-definite `normal`, which is overwritten."""
+    """Solve `normal` X = `cross` for positive semi-definite `normal`, which is overwritten.
+
+    With `overwrite`, so is `cross`: X takes its memory, where its transpose is contiguous.
+    """
     if not len(normal):
         return cross.clone()
     scale = unit_scale(normal)
-    normal = normal.mul_(scale).mul_(scale[:, None])
-    right = cross * scale[:, None]
+    normal = normal.contiguous().mul_(scale).mul_(scale[:, None])
     normal.diagonal().add_(ridge)
-    factor, info = torch.linalg.cholesky_ex(normal)
-    threshold = len(normal) * _EPS
-    if not int(info) and float(factor.diagonal().min()) ** 2 > threshold:
-        solution = torch.cholesky_solve(right, factor)
+    diagonal = normal.diagonal().clone()
+    right = cross.mul_(scale[:, None]) if overwrite else cross * scale[:, None]
+    factor, found = cholesky(normal)
+    if found and float(factor.diagonal().min()) ** 2 > len(normal) * _EPS:
+        solution = cholesky_solve(factor, right if max_entry is None else right.clone())
     else:
-        solution = _truncated_solve(normal, right, ridge)
+        undo_cholesky(normal, diagonal)
+        del factor
+        # Eigenvectors take the memory of the matrix.
+        system = normal if max_entry is None else normal.clone()
+        solution = _truncated_solve(system, right, ridge)
     solution *= scale[:, None]
     if max_entry is not None:
         check_number(max_entry, "max_entry", minimum=0.0, strict=True)
+        undo_cholesky(normal, diagonal)
         solution = _bounded(normal, right, scale, solution, max_entry)
     return solution
 
@@ -214,7 +225,7 @@ def _truncated_solve(
     normal: Float64[Tensor, "k k"], right: Float64[Tensor, "k d"], ridge: float
 ) -> Float64[Tensor, "k d"]:
     """Least-norm solution on the eigenvectors whose eigenvalue is above rounding error."""
-    values, vectors = torch.linalg.eigh(normal)
+    values, vectors = eigh(normal)
     cutoff = len(normal) * _EPS * float(values[-1])
     rank = int((values > cutoff).sum())
     warnings.warn(
@@ -225,7 +236,7 @@ def _truncated_solve(
         stacklevel=4,
     )
     inverse = torch.where(values > cutoff, 1.0 / values, 0.0)
-    return (vectors * inverse) @ (vectors.T @ right)
+    return vectors @ (vectors.T @ right).mul_(inverse[:, None])
 
 
 def _bounded(

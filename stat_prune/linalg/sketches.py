@@ -8,17 +8,19 @@ over the whole would sketch it, and shards add up.
 from __future__ import annotations
 
 import warnings
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
-from sklearn.exceptions import DataDimensionalityWarning
-from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 from torch import Tensor
 
 from .checks import check_count, check_number, check_seed
 from .streams import RowStream
+
+# scikit-learn brings pandas, in all a hundred megabytes: it is imported where it is used.
+if TYPE_CHECKING:
+    from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 
 # Rows that are converted at once, into a buffer that stays in cache, and columns of S that are
 # drawn at once.
@@ -220,6 +222,8 @@ class GaussianSketch(_ProjectionSketch):
     """
 
     def _draw(self, seed: int) -> Tensor:
+        from sklearn.random_projection import GaussianRandomProjection
+
         projection = GaussianRandomProjection(n_components=self.num_rows, random_state=seed)
         return torch.from_numpy(_components(projection))
 
@@ -255,6 +259,8 @@ class SparseSketch(_ProjectionSketch):
         super().__init__(num_channels, num_rows, **options)
 
     def _draw(self, seed: int) -> Tensor:
+        from sklearn.random_projection import SparseRandomProjection
+
         projection = SparseRandomProjection(
             n_components=self.num_rows, density=self.density, random_state=seed
         )
@@ -269,6 +275,8 @@ class SparseSketch(_ProjectionSketch):
 
 def _components(projection: GaussianRandomProjection | SparseRandomProjection) -> Any:
     """The random matrix for one block of rows."""
+    from sklearn.exceptions import DataDimensionalityWarning
+
     with warnings.catch_warnings():
         # That a block is shorter than the sketch is tall is no mistake: more blocks follow.
         warnings.simplefilter("ignore", DataDimensionalityWarning)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from stat_prune.errors import DataError
 from stat_prune.probing.heads import HeadStatistics
@@ -91,6 +90,8 @@ def compare_removed(
             f"{(~kept).sum()} heads were removed and {kept.sum()} kept: too few to compare. Take a "
             "plan that removes two or more, and keeps two."
         )
+    from scipy.stats import bootstrap  # tens of megabytes that pruning does not need
+
     comparisons = []
     for name in names or statistics.names:
         values = np.concatenate(statistics.columns(name))

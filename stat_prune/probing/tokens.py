@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection
 
 import torch
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -34,7 +33,7 @@ class TokenClasses:
         function_words: Collection[str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._function_words = ENGLISH_STOP_WORDS if function_words is None else function_words
+        self._function_words = _english_stop_words() if function_words is None else function_words
         structural = {
             getattr(tokenizer, f"{name}_token_id", None)
             for name in ("bos", "eos", "cls", "sep", "pad", "mask")
@@ -90,3 +89,11 @@ class TokenClasses:
         if self._has_continuations and token.startswith(CONTINUATION):
             return token.removeprefix(CONTINUATION)
         return f" {token}"
+
+
+def _english_stop_words() -> frozenset[str]:
+    """Scikit-learn's; with pandas, which it brings, it takes a hundred megabytes."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    words: frozenset[str] = ENGLISH_STOP_WORDS
+    return words

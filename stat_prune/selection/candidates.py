@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -123,6 +123,8 @@ def candidates_for(
         Whether no unit at all is a size too, where the block allows it.
     """
     block = statistics.block
+    if block.units_per_group > 1 or not corrected:  # the Gram matrix is read again
+        statistics = replace(statistics, expendable=False)
     ranking = criterion(statistics, block.unit_size, generator)
     if block.units_per_group == 1:
         orders, starts = [ranking.order], [1]

@@ -29,7 +29,8 @@ def interpolative(
     if unit_size > 1:
         blocks = block_pivoting(statistics.gram, statistics.weight, unit_size)
         return Ranking(blocks.order.cpu(), blocks.residual_curve, blocks.activation_curve)
-    factored = pivoted_cholesky(statistics.gram, column_weights=statistics.weight.norm(dim=0))
+    gram = statistics.gram if statistics.expendable else statistics.gram.clone()
+    factored = pivoted_cholesky(gram, column_weights=statistics.weight.norm(dim=0), overwrite=True)
     return Ranking(
         factored.order.cpu(),
         _extended(factored.residual_curve(statistics.weight), len(factored.order)),

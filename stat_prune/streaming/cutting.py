@@ -13,6 +13,7 @@ import torch
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from stat_prune.accounting import row_of
+from stat_prune.clock import return_freed_memory
 from stat_prune.correction import FoldedConsumer
 from stat_prune.folding import fold_candidate
 from stat_prune.gathering import gathered_numerical_warnings
@@ -94,7 +95,9 @@ class Cut:
     def _write_layer(self, layer: int, numbers: Sequence[int], folder: Path) -> None:
         checkpoint, model = self.checkpoint, self.run.model
         names = checkpoint.layer_names(layer)
-        checkpoint.load(names)
+        # Folding takes more memory than cutting, and only the consumers' weights.
+        consumers = [checkpoint.weight_name(self.run.blocks[n].consumer) for n in numbers]
+        checkpoint.load(consumers)
         rows, folded = [], []
         for n in numbers:
             one = self._folded(n)
@@ -102,6 +105,8 @@ class Cut:
             plan = planned(one, self.measured[n].candidates, self.choice[n], sensitivity)
             rows.append(dataclasses.asdict(row_of(plan)))
             folded.append(one)
+        checkpoint.load(name for name in names if name not in consumers)
+        return_freed_memory()
         apply(model, folded)
         # Written as transformers writes weights, whatever it calls them on disk.
         with _without_progress_bars():
@@ -114,7 +119,7 @@ class Cut:
     def _folded(self, number: int) -> FoldedConsumer:
         block, sizes = self.run.blocks[number], self.measured[number].candidates
         folder = self.workspace.folder / layer_name(block.layer)
-        statistics = read_statistics(self.run, block, folder, number)
+        statistics = read_statistics(self.run, block, folder, number, expendable=True, dtype=None)
         return fold_candidate(self.recipe, statistics, sizes, self.choice[number])
 
     def _shape(self, number: int) -> list[FoldedConsumer]:

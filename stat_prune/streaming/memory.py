@@ -67,25 +67,35 @@ def needs_of(
 ) -> Needs:
     """Predict what pruning layer by layer will take; the model may be without weights.
 
-    The peak is one layer and the most that is done with it at a time: its statistics are
-    collected; a block is decomposed, which takes the Gram matrix, its factor, and a float64 copy of
-    the consumer's weight; outputs are compared; or a correction is solved.
+    The peak is the most that is done at a time: outputs are compared; statistics of a layer are
+    collected, which takes its weights; a block is decomposed, or its correction solved, which takes
+    the weights of the layer's consumers, the Gram matrix, and float64 copies of such a weight or
+    parts of it; or a layer is cut.
     """
     layers, outer = weight_bytes(model)
     element = next(model.parameters()).element_size()
     width = blocks[0].output_size
     probed = recipe.allocation == "probed"
-    output = _comparing(model, reading) if probed else 0
-    stages = [
-        outer + (layers[0] if probed else 0) + output,
-        *(_collecting(members, reading.batch_tokens, width) for members in _by_layer(blocks)),
-        *(max(_decomposing(block), _folding(block, kept_of(target))) for block in blocks),
-    ]
+    kept = kept_of(target)
+    stages = [outer + (layers[0] + _comparing(model, reading) if probed else 0)]
+    for members in _by_layer(blocks):
+        layer = members[0].layer
+        consumers = element * sum(b.num_channels * b.output_size for b in members)
+        folded = [round(_DOUBLE * kept * b.num_channels * b.output_size) for b in members]
+        stages += [
+            layers[layer] + _collecting(members, reading.batch_tokens, width),
+            *(consumers + _gram(b) + _decomposing(b, recipe, expendable=True) for b in members),
+            *(
+                consumers + sum(folded[:i]) + _gram(b) + _folding(b, kept, expendable=True)
+                for i, b in enumerate(members)
+            ),
+            round((1 + kept) * layers[layer]) + sum(folded),
+        ]
     sequence = reading.length * width * element
     streams = 1 + len(blocks) if probed else 0
     states = sequence * (reading.num_samples + streams * reading.num_probe_samples)
     return Needs(
-        memory=max(layers) + max(stages),
+        memory=max(stages),
         # A layer's states are there until the next's are.
         disk=2 * states + statistics_bytes(blocks) + sum(layers) + outer,
     )
@@ -107,7 +117,9 @@ def needs_in_memory(
     widest = max(block.num_channels for block in blocks)
     activations = 4 * reading.batch_tokens * (4 * blocks[0].output_size + 3 * widest)
     comparing = _comparing(model, reading) if recipe.allocation == "probed" else 0
-    solving = max(max(_decomposing(block), _folding(block, kept_of(target))) for block in blocks)
+    solving = max(
+        max(_decomposing(block, recipe), _folding(block, kept_of(target))) for block in blocks
+    )
     consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
     # The pruned model is a whole copy before it is cut.
     cutting = kept_of(target) * consumers + weights
@@ -160,17 +172,31 @@ def _collecting(blocks: Sequence[Block], tokens: int, width: int) -> int:
     return moments + 4 * tokens * (4 * width + 3 * widest)
 
 
-def _decomposing(block: Block) -> int:
-    """For the check of dependence, the Gram matrix and two more of its size."""
+def _gram(block: Block) -> int:
+    return _DOUBLE * block.num_channels**2
+
+
+def _decomposing(block: Block, recipe: Method, *, expendable: bool = False) -> int:
+    """Beside the Gram matrix, the consumer's weight, and an inexpendable one's factor.
+
+    Pivoting by groups has three more of that size, and other criteria up to five.
+    """
     m, d = block.num_channels, block.output_size
-    return _DOUBLE * max(3 * m * m, 2 * m * m + d * m + 1024 * d)
+    if recipe.criterion == "interpolative" and recipe.corrected:
+        matrices = 3 if block.unit_size > 1 else 0 if expendable else 1
+    else:
+        matrices = 5
+    return _DOUBLE * (matrices * m * m + d * m + 1024 * d)
 
 
-def _folding(block: Block, kept: float) -> int:
-    """The Gram matrix, its kept part and that part's factor, the weight, and solutions of it."""
+def _folding(block: Block, kept: float, *, expendable: bool = False) -> int:
+    """Beside the Gram matrix, the cross products, and the dropped part of the weight or the system.
+
+    The system has the memory of an expendable Gram matrix.
+    """
     m, d = block.num_channels, block.output_size
     k = round(kept * m)
-    return _DOUBLE * (m * m + 2 * k * k + d * m + 3 * k * d)
+    return _DOUBLE * (k * d + max((m - k) * d, 0 if expendable else k * k))
 
 
 def _comparing(model: PreTrainedModel, reading: Reading) -> int:

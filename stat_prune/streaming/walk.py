@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from stat_prune.run import Run
 from stat_prune.selection import Candidates
 from stat_prune.stages import candidates_of
 from stat_prune.statistics import BlockStatistics
+from stat_prune.streaming.embedding import embedded_before, write_embedded
 from stat_prune.streaming.weights import Checkpoint
 from stat_prune.streaming.workspace import (
     Workspace,
@@ -159,6 +161,8 @@ class Walk:
         blocks = {n: block for n, block in enumerate(run.blocks) if block.layer == number}
         earlier = [_variant(n) for n, block in enumerate(run.blocks) if block.layer < number]
         streams = [DENSE, *earlier] if self._probes else []
+        if number == 0:
+            write_embedded(checkpoint, run.calibration.batches, folder / "states")
         if number <= self._last:
             first, automatic = run.settings.first_precision, run.settings.precision == "auto"
             dependent = self._measure_blocks(number, blocks, folder, first, check=automatic)
@@ -179,8 +183,8 @@ class Walk:
 
     @contextmanager
     def _embeddings(self, number: int) -> Iterator[None]:
-        """Token embeddings are in memory for the first layer, while anything goes through it."""
-        if number == 0:
+        """Token embeddings are in memory for the first layer, while probes go through it."""
+        if number == 0 and self._probes:
             self.checkpoint.load(self.checkpoint.embedding_names())
         yield
         self.checkpoint.release_embeddings()
@@ -209,8 +213,7 @@ class Walk:
         checkpoint = self.checkpoint
         names = checkpoint.layer_names(number)
         checkpoint.load(names)
-        with self._embeddings(number):
-            moments = self._collect(number, list(blocks.values()), folder, precision)
+        moments = self._collect(number, list(blocks.values()), folder, precision)
         # A decomposition takes more memory than anything else, and only the consumer's weight.
         layer = [block for block in self.run.blocks if block.layer == number]
         consumers = {checkpoint.weight_name(block.consumer) for block in layer}
@@ -235,7 +238,8 @@ class Walk:
             for position, batch in enumerate(run.tracked(run.calibration.batches)):
                 collector.expect(batch)
                 states = self._entering(number, CALIBRATION, position)
-                state = run_layer(model, number, batch, states, device)
+                with embedded_before(self.checkpoint, folder / "states", position):
+                    state = run_layer(model, number, batch, states, device)
                 file = _state_file(folder, CALIBRATION, position)
                 if number < self._last and not file.exists():
                     write(state, file)
@@ -250,17 +254,20 @@ class Walk:
         """Decompose the blocks of a layer one by one, and fold what they are probed at."""
         folded = {}
         for n, block in blocks.items():
-            statistics = read_statistics(self.run, block, folder, n)
+            # The Gram matrix stays on the disk: each computation has the memory of a copy.
+            copy_of = partial(read_statistics, self.run, block, folder, n, expendable=True)
+            statistics = copy_of()
+            energy = statistics.output_energy
             candidates = candidates_of(self.run, self.recipe, statistics, n)
+            del statistics
             if self._probes:
-                folded[n] = fold_candidate(
-                    self.recipe, statistics, candidates, candidates.to_probe()
-                )
+                probed = candidates.to_probe()
+                folded[n] = fold_candidate(self.recipe, copy_of(dtype=None), candidates, probed)
             fields = {f.name: getattr(candidates, f.name) for f in dataclasses.fields(candidates)}
             del fields["block"]
             values = {
                 "candidates": fields,
-                "output_energy": statistics.output_energy,
+                "output_energy": energy,
                 "probe_error": folded[n].output_error if self._probes else None,
             }
             write(values, folder / f"measured-{n}.pt")

@@ -95,11 +95,12 @@ class Checkpoint:
 
     def embedding_names(self) -> list[str]:
         """The token embeddings, where the model reads tokens."""
-        embeddings = self._embeddings()
+        embeddings = self.embeddings()
         paths = {module: path for path, module in self.model.named_modules()}
         return [] if embeddings is None else [f"{paths[embeddings]}.weight"]
 
-    def _embeddings(self) -> nn.Embedding | None:
+    def embeddings(self) -> nn.Embedding | None:
+        """The module of the token embeddings."""
         try:
             embeddings = self.model.get_input_embeddings()
         except NotImplementedError:  # a model that reads no text
@@ -140,7 +141,7 @@ class Checkpoint:
 
     def release_embeddings(self) -> None:
         """Forget the token embeddings: the model goes on to run, with zeros for each token."""
-        embeddings = self._embeddings()
+        embeddings = self.embeddings()
         if embeddings is None:
             return
         row = torch.zeros(1, embeddings.embedding_dim, dtype=self.model.dtype, device=self.device)

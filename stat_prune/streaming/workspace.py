@@ -14,6 +14,7 @@ import torch
 
 from stat_prune.atomic import replace_directory
 from stat_prune.blocks import Block
+from stat_prune.clock import return_freed_memory
 from stat_prune.errors import LoadError, SaveError, SettingsError, StatPruneError
 from stat_prune.projections import projection
 from stat_prune.report import versions
@@ -135,15 +136,28 @@ def fingerprint_of(run: Run, **own: str) -> dict[str, str]:
 def write_statistics(statistics: BlockStatistics, folder: Path, number: int) -> None:
     """Spill what folding needs of a block; the weight is in the checkpoint."""
     values = {f.name: getattr(statistics, f.name) for f in dataclasses.fields(statistics)}
-    del values["block"], values["weight"]
+    del values["block"], values["weight"], values["expendable"]
     write(values, folder / f"statistics-{number}.pt")
 
 
-def read_statistics(run: Run, block: Block, folder: Path, number: int) -> BlockStatistics:
-    """What `write_statistics` has written, with the weight of the layer in memory."""
-    weight = projection(run.model.base_model, block.consumer).weight.detach().double()
+def read_statistics(
+    run: Run,
+    block: Block,
+    folder: Path,
+    number: int,
+    *,
+    expendable: bool = False,
+    dtype: torch.dtype | None = torch.float64,
+) -> BlockStatistics:
+    """What `write_statistics` has written, with the weight of the layer in memory.
+
+    It is in float64, or as it is for `dtype` None, which `fold` can do with.
+    """
+    return_freed_memory()  # the Gram matrix needs it
+    weight = projection(run.model.base_model, block.consumer).weight.detach()
+    weight = weight if dtype is None else weight.to(dtype)
     values = read(folder / f"statistics-{number}.pt", weight.device)
-    return BlockStatistics(block=block, weight=weight, **values)
+    return BlockStatistics(block=block, weight=weight, **values, expendable=expendable)
 
 
 def write(value: Any, path: Path) -> None:

@@ -38,6 +38,28 @@ def dense_errors(activations, weight, channels, *, bias: bool):
     )
 
 
+@pytest.mark.parametrize(
+    ("block", "corrected", "destroyed"),
+    [
+        (neuron_block(60, 5, bias=False), True, True),
+        (neuron_block(60, 5, bias=False), False, False),
+        (head_block(8, 4, 3, 5), True, False),
+    ],
+    ids=["neurons", "without correction", "heads"],
+)
+def test_an_expendable_gram_matrix_gives_the_same_candidates(block, corrected, destroyed):
+    statistics, *_ = random_statistics(block)
+    known = candidates_of(statistics, "interpolative", corrected=corrected)
+    gram = statistics.gram.clone()
+    expendable = replace(statistics, gram=gram, expendable=True)
+    found = candidates_of(expendable, "interpolative", corrected=corrected)
+    assert found.prefixes == known.prefixes
+    assert all(torch.equal(a, b) for a, b in zip(found.orders, known.orders, strict=True))
+    assert torch.equal(found.output_errors, known.output_errors)
+    assert torch.equal(found.activation_errors, known.activation_errors)
+    assert torch.equal(gram, statistics.gram) != destroyed
+
+
 def test_every_criterion_that_a_method_may_name_has_a_function():
     assert CRITERIA.keys() == set(get_args(CriterionName))
 

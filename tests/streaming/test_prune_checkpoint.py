@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,7 +148,10 @@ def test_a_pruned_checkpoint_can_be_pruned_again(tmp_path, word_tokenizer):
     assert_same(whole, twice)
 
 
-def test_weights_of_one_layer_are_in_memory_at_a_time(tmp_path, word_tokenizer, monkeypatch):
+@pytest.mark.parametrize("method", ["stat", "id-unweighted"])
+def test_weights_of_one_layer_are_in_memory_at_a_time(
+    method, tmp_path, word_tokenizer, monkeypatch
+):
     saved(tiny_llama(num_hidden_layers=4), tmp_path / "dense", word_tokenizer)
     in_memory: list[set[int]] = []
     embeddings: list[int] = []
@@ -157,7 +162,8 @@ def test_weights_of_one_layer_are_in_memory_at_a_time(tmp_path, word_tokenizer, 
             {n for n, one in enumerate(layers) if not all(p.is_meta for p in one.parameters())}
         )
         storage = model.get_input_embeddings().weight.untyped_storage()
-        embeddings.append(storage.nbytes() if layer else 0)
+        # Probes enter the first layer from the embeddings themselves.
+        embeddings.append(storage.nbytes() if layer or method == "id-unweighted" else 0)
         return run_layer(model, layer, *arguments)
 
     run_layer = walk.run_layer
@@ -167,6 +173,7 @@ def test_weights_of_one_layer_are_in_memory_at_a_time(tmp_path, word_tokenizer, 
         TEXTS,
         output_dir=tmp_path / "out",
         target=stat_prune.MACs(0.6),
+        method=method,
         progress=False,
     )
 
@@ -188,6 +195,27 @@ def test_the_report_sets_the_predicted_peak_of_memory_beside_the_measured(tmp_pa
     # Of a tiny model nearly all is what the process has taken before.
     assert report.predicted_peak_memory == pytest.approx(report.peak_memory, rel=0.25)
     assert f"({report.predicted_peak_memory / 2**20:.0f} predicted)" in str(report)
+
+
+LEAN = """
+import sys, torch, stat_prune
+from pathlib import Path
+folder = Path(sys.argv[1])
+stat_prune.prune_checkpoint(
+    folder / "dense",
+    [{"input_ids": torch.arange(3, 20)}] * 4,
+    output_dir=folder / "out",
+    target=stat_prune.MACs(0.6),
+    progress=False,
+)
+heavy = sys.modules.keys() & {"sklearn", "pandas", "pyarrow", "datasets", "matplotlib"}
+assert not heavy, heavy
+"""
+
+
+def test_libraries_of_a_hundred_megabytes_that_it_can_do_without_are_not_imported(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "dense")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", LEAN, str(tmp_path)], check=True)
 
 
 def test_weights_come_back_as_saved_and_tied_ones_stay_one_when_forgotten(tmp_path, word_tokenizer):
