@@ -132,8 +132,7 @@ def estimate(
     LoadError
         If there is no such config, or its class is unknown.
     StatPruneError
-        As for `stat_prune.prune_checkpoint`, but for mixtures of experts and others that can only
-        be pruned in memory.
+        As for `stat_prune.prune_checkpoint`, but for models that can only be pruned in memory.
     """
     chosen = Settings(**settings)
     recipe = supported_method(chosen, target)
@@ -221,8 +220,9 @@ def _seconds(
     grams = sum(block.usage * block.num_channels**2 for block in blocks)
     probing = 0.0
     if recipe.allocation == "probed":
-        passes = 1 + sum(1 - block.layer / depth for block in blocks)
-        head = (1 + len(blocks)) * reading.length * head_weights(model)
+        probed = {block.set_name: block.layer for block in blocks}
+        passes = 1 + sum(1 - layer / depth for layer in probed.values())
+        head = (1 + len(probed)) * reading.length * head_weights(model)
         probing = reading.num_probe_samples * (passes * sequence + head) * rates.forward
     decomposing = folding = 0.0
     for alike in _by_shape(blocks):

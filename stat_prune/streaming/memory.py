@@ -92,7 +92,7 @@ def needs_of(
             round((1 + kept) * layers[layer]) + sum(folded),
         ]
     sequence = reading.length * width * element
-    streams = 1 + len(blocks) if probed else 0
+    streams = 1 + len({block.set_name for block in blocks}) if probed else 0
     states = sequence * (reading.num_samples + streams * reading.num_probe_samples)
     return Needs(
         memory=max(stages),

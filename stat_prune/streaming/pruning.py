@@ -109,7 +109,7 @@ def prune_checkpoint(
     LoadError
         If a file of the checkpoint is missing or damaged, before any work.
     ModelError
-        For encoder-decoders, two towers, mixtures of experts, and layers that share weights.
+        For encoder-decoders, two towers, and layers that share weights.
     SaveError
         If there is no space left: what was finished is kept, for `resume`.
     StatPruneError

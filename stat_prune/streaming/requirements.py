@@ -60,7 +60,6 @@ def obstacle(model: PreTrainedModel) -> str | None:
     blocks = find_blocks(model)
     reasons = {
         "has several stacks of layers": len(stacks_of(model)) > 1,
-        "has a mixture of experts": any(block.expert_of for block in blocks),
         "shares weights between layers": any(block.calls > 1 for block in blocks),
         "hands position biases from layer to layer": any(b.position_bias == "own" for b in blocks),
     }

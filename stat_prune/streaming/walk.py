@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,7 +113,8 @@ class Walk:
         embedding = checkpoint.embedding_names()
         checkpoint.load(name for name in names if name not in embedding)
         checkpoint.release_embeddings()
-        sums, count = [0.0] * len(run.blocks), 0
+        variants = [_variant(block) for block in run.blocks]
+        sums, count = dict.fromkeys(variants, 0.0), 0
         run.expect(len(self._probes) * len(sums))
 
         def output(stream: str, position: int, batch: Batch) -> Any:
@@ -123,14 +124,14 @@ class Walk:
         with run.stage("probe outputs"), evaluating(run.model):
             for position, batch in enumerate(self._probes):
                 dense = output(DENSE, position, batch)
-                for number in range(len(sums)):
-                    pruned = output(_variant(number), position, batch)
+                for variant in sums:
+                    pruned = output(variant, position, batch)
                     values = self.objective(dense, pruned, batch)
-                    sums[number] += float(values.double().sum())
+                    sums[variant] += float(values.double().sum())
                     run.advance()
                 count += values.numel()
         checkpoint.release(names)
-        return [total / max(count, 1) for total in sums]
+        return [sums[variant] / max(count, 1) for variant in variants]
 
     def _positions_per_sequence(self) -> float:
         """How many values the objective has for a sequence.
@@ -159,7 +160,7 @@ class Walk:
         run, checkpoint = self.run, self.checkpoint
         (folder / "states").mkdir()
         blocks = {n: block for n, block in enumerate(run.blocks) if block.layer == number}
-        earlier = [_variant(n) for n, block in enumerate(run.blocks) if block.layer < number]
+        earlier = {_variant(block): None for block in run.blocks if block.layer < number}
         streams = [DENSE, *earlier] if self._probes else []
         if number == 0:
             write_embedded(checkpoint, run.calibration.batches, folder / "states")
@@ -168,17 +169,21 @@ class Walk:
             dependent = self._measure_blocks(number, blocks, folder, first, check=automatic)
             if dependent:
                 self._measure_blocks(number, dependent, folder, "float64")
-        folded = self._folded_probes(blocks, folder)
+        probed: dict[str, list[FoldedConsumer]] = {}
+        for folded in self._folded_probes(blocks, folder):
+            probed.setdefault(_variant(folded.block), []).append(folded)
         names = checkpoint.layer_names(number)
         checkpoint.load(names if self._probes else [])
-        run.expect(len(self._probes) * (len(streams) + len(folded)))
+        run.expect(len(self._probes) * (len(streams) + len(probed)))
         with self._embeddings(number):
             for stream in streams:
                 self._pass(number, stream, folder)
-            for n, probe in folded.items():
-                consumer = projection(run.model.base_model, probe.block.consumer)
-                with replaced(consumer, probe):
-                    self._pass(number, DENSE, folder, to=_variant(n))
+            for variant, members in probed.items():
+                with ExitStack() as stack:
+                    for one in members:
+                        consumer = projection(run.model.base_model, one.block.consumer)
+                        stack.enter_context(replaced(consumer, one))
+                    self._pass(number, DENSE, folder, to=variant)
         checkpoint.release(names)
 
     @contextmanager
@@ -250,9 +255,9 @@ class Walk:
         absorb_mean = self.recipe.absorb_mean
         return BlockStatistics.of(block, moments, consumer, absorb_mean=absorb_mean, overwrite=True)
 
-    def _folded_probes(self, blocks: dict[int, Block], folder: Path) -> dict[int, FoldedConsumer]:
+    def _folded_probes(self, blocks: dict[int, Block], folder: Path) -> list[FoldedConsumer]:
         """Decompose the blocks of a layer one by one, and fold what they are probed at."""
-        folded = {}
+        probes = []
         for n, block in blocks.items():
             # The Gram matrix stays on the disk: each computation has the memory of a copy.
             copy_of = partial(read_statistics, self.run, block, folder, n, expendable=True)
@@ -260,18 +265,21 @@ class Walk:
             energy = statistics.output_energy
             candidates = candidates_of(self.run, self.recipe, statistics, n)
             del statistics
+            error = None
             if self._probes:
                 probed = candidates.to_probe()
-                folded[n] = fold_candidate(self.recipe, copy_of(dtype=None), candidates, probed)
+                folded = fold_candidate(self.recipe, copy_of(dtype=None), candidates, probed)
+                probes.append(folded)
+                error = folded.output_error
             fields = {f.name: getattr(candidates, f.name) for f in dataclasses.fields(candidates)}
             del fields["block"]
             values = {
                 "candidates": fields,
                 "output_energy": energy,
-                "probe_error": folded[n].output_error if self._probes else None,
+                "probe_error": error,
             }
             write(values, folder / f"measured-{n}.pt")
-        return folded
+        return probes
 
     def _measured(self, number: int, block: Block) -> Measured:
         values = read(self.workspace.folder / layer_name(block.layer) / f"measured-{number}.pt")
@@ -290,9 +298,9 @@ def layer_name(number: int) -> str:
     return f"layer-{number:04d}"
 
 
-def _variant(number: int) -> str:
-    """The stream in which the block of this number is pruned."""
-    return f"variant-{number}"
+def _variant(block: Block) -> str:
+    """The stream in which the block is pruned, with all experts of its set."""
+    return f"without {block.set_name}"
 
 
 def _state_file(folder: Path, stream: str, position: int) -> Path:
