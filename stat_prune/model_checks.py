@@ -67,9 +67,10 @@ def check_weights_of_their_own(model: PreTrainedModel, blocks: Sequence[Block]) 
     readers: dict[int, Block] = {}
     for block in blocks:
         weight = projection(model.base_model, block.consumer).weight
-        # Weights that hold nothing (yet) have no place in memory.
-        other = readers.setdefault(weight.data_ptr(), block) if weight.numel() else block
-        if other is not block and weight.data_ptr():
+        if weight.is_meta or not weight.numel():  # without a place in memory
+            continue
+        other = readers.setdefault(weight.data_ptr(), block)
+        if other is not block:
             raise ModelError(
                 f"{other.consumer} and {block.consumer} of {type(model).__name__} share their "
                 "weights. Give each layer its own (copy.deepcopy), or register a description of "
