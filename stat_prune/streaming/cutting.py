@@ -21,7 +21,8 @@ from stat_prune.methods import Method
 from stat_prune.report import BlockRow
 from stat_prune.run import Run
 from stat_prune.stages import planned
-from stat_prune.streaming.walk import Measured, layer_name
+from stat_prune.streaming.measured import Measured
+from stat_prune.streaming.walk import layer_name
 from stat_prune.streaming.weights import Checkpoint
 from stat_prune.streaming.workspace import Workspace, read_statistics
 from stat_prune.surgery import apply

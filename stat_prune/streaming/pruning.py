@@ -26,9 +26,10 @@ from stat_prune.run import Run, num_probe_samples, opened
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import chosen
 from stat_prune.streaming.cutting import Cut
+from stat_prune.streaming.measured import Measured
 from stat_prune.streaming.memory import Reading, needs_of, values_per_sequence
 from stat_prune.streaming.requirements import check_model, check_space, supported_method
-from stat_prune.streaming.walk import Measured, Walk
+from stat_prune.streaming.walk import Walk
 from stat_prune.streaming.weights import Checkpoint
 from stat_prune.streaming.workspace import Workspace, fingerprint_of, read, write
 from stat_prune.targets import Target

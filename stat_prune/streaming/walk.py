@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from stat_prune.linalg import Moments
 from stat_prune.methods import Method
 from stat_prune.projections import projection
 from stat_prune.run import Run
-from stat_prune.selection import Candidates
 from stat_prune.stages import candidates_of
 from stat_prune.statistics import BlockStatistics
 from stat_prune.streaming.embedding import embedded_before, write_embedded
+from stat_prune.streaming.measured import Measured, read_measured, write_measured
 from stat_prune.streaming.weights import Checkpoint
 from stat_prune.streaming.workspace import (
     Workspace,
@@ -38,24 +37,6 @@ from stat_prune.streaming.workspace import (
 #: What flows through the layers beside a variant for every block: the calibration set, which is
 #: collected, and the probes' sequences in the dense model.
 CALIBRATION, DENSE = "calibration", "dense"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is kept in memory of a block.
-
-    Attributes
-    ----------
-    candidates : Candidates
-    output_energy : float
-        As in `BlockStatistics`.
-    probe_error : float or None
-        Relative error of the block's output as it was probed; None where it was not.
-    """
-
-    candidates: Candidates
-    output_energy: float
-    probe_error: float | None
 
 
 class Walk:
@@ -104,7 +85,10 @@ class Walk:
                 if number:
                     self.workspace.forget(f"{names[number - 1]}/states")
             checkpoint.release(outside)
-        return [self._measured(number, block) for number, block in enumerate(run.blocks)]
+        return [
+            read_measured(block, self.workspace.folder / names[block.layer], n)
+            for n, block in enumerate(run.blocks)
+        ]
 
     def distances(self) -> list[float]:
         """Effect on the output of each block's probe, in the order of the blocks."""
@@ -271,19 +255,8 @@ class Walk:
                 folded = fold_candidate(self.recipe, copy_of(dtype=None), candidates, probed)
                 probes.append(folded)
                 error = folded.output_error
-            fields = {f.name: getattr(candidates, f.name) for f in dataclasses.fields(candidates)}
-            del fields["block"]
-            values = {
-                "candidates": fields,
-                "output_energy": energy,
-                "probe_error": error,
-            }
-            write(values, folder / f"measured-{n}.pt")
+            write_measured(Measured(candidates, energy, error), folder, n)
         return probes
-
-    def _measured(self, number: int, block: Block) -> Measured:
-        values = read(self.workspace.folder / layer_name(block.layer) / f"measured-{number}.pt")
-        return Measured(**{**values, "candidates": Candidates(block, **values["candidates"])})
 
     def _entering(self, number: int, stream: str, position: int) -> States:
         """What enters a layer, or what comes behind the last; nothing is known before the first."""
@@ -300,7 +273,7 @@ def layer_name(number: int) -> str:
 
 def _variant(block: Block) -> str:
     """The stream in which the block is pruned, with all experts of its set."""
-    return f"without {block.set_name}"
+    return f"without-{block.set_name}"
 
 
 def _state_file(folder: Path, stream: str, position: int) -> Path:
