@@ -37,16 +37,20 @@ def check_no_experts(run: Run, method: str) -> None:
 
 
 def check_encoder(run: Run, method: str) -> None:
-    """Refuse decoders, other inputs than text, and layers or heads that share weights.
+    """Refuse decoders, other inputs than text, shared weights, and sublayers that begin in a norm.
+
+    The methods make up for what has left before the norm in which a sublayer ends.
 
     Raises
     ------
     ModelError
     """
     shared = any(block.units_per_group > 1 or block.calls > 1 for block in run.blocks)
-    if architecture_of(run.model).causal or shared or run.masks != ["attention_mask"]:
+    norms_before = any(block.stream_after is None for block in run.blocks)
+    reads_text = run.masks == ["attention_mask"]
+    if architecture_of(run.model).causal or shared or norms_before or not reads_text:
         raise ModelError(
             f"method={method!r} is defined for encoders of text in which every layer has weights "
-            f"and every head keys and values of its own, and {type(run.model).__name__} is none. "
-            "Use method='stat'."
+            "and every head keys and values of its own, and every sublayer ends in a norm; "
+            f"{type(run.model).__name__} is none. Use method='stat'."
         )

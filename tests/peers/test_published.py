@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from encoders import CONFIGS, build, logits, ready, rows
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+)
 from transformers import BertForTokenClassification as TokenClassification
 
 import stat_prune
@@ -128,6 +134,15 @@ def test_the_result_reloads_with_the_same_weights(method, head, tmp_path):
 def test_targets_that_a_method_has_not_are_refused(method, target):
     with pytest.raises(TargetError, match=f"method='{method}' takes one fraction.*method='stat'"):
         prune(build(), target, method=method)
+
+
+@pytest.mark.parametrize("method", TARGETS)
+def test_encoders_with_norms_before_their_sublayers_are_refused(method):
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    config = ModernBertConfig(**sizes, num_attention_heads=4, pad_token_id=0)
+    model = ModernBertForSequenceClassification(config)
+    with pytest.raises(ModelError, match=f"method='{method}' is defined for encoders.*in a norm"):
+        prune(model, TARGETS[method], method=method)
 
 
 @pytest.mark.parametrize("method", TARGETS)
