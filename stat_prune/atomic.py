@@ -61,6 +61,16 @@ def replace_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_directory(directory: Path) -> None:
+    """Delete a folder that whoever looks finds whole or not at all.
+
+    It first takes a ``.saving-`` name, under which a process killed on the way leaves the rest.
+    """
+    aside = directory.with_name(f"{directory.name}.saving-{secrets.token_hex(4)}")
+    os.rename(directory, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _flush(directory: Path) -> None:
     for folder, _, files in os.walk(directory):
         for name in files:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stat_prune.atomic import replace_directory
+from stat_prune.atomic import remove_directory, replace_directory
 from stat_prune.blocks import Block
 from stat_prune.clock import return_freed_memory
 from stat_prune.errors import LoadError, SaveError, SettingsError, StatPruneError
@@ -106,8 +106,8 @@ class Workspace:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def delete(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the folder: in one step, as half of it would be taken for a run to go on with."""
+        remove_directory(self.folder)
 
 
 @contextmanager

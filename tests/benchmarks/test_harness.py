@@ -65,7 +65,7 @@ def test_a_stopped_benchmark_goes_on_and_repeats_no_finished_cell(how, tmp_path)
     wait_for_lines(log, stall_at, process)
     finished = {path.name: path.read_bytes() for path in output.glob("*.json")}
     process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "goes on there" in errors

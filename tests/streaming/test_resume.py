@@ -16,6 +16,7 @@ import torch
 from tiny_models import tiny_llama
 
 import stat_prune
+from stat_prune import atomic
 from stat_prune.errors import SaveError, SettingsError
 from stat_prune.streaming import requirements, walk, workspace
 
@@ -104,6 +105,20 @@ def test_a_full_disk_keeps_what_is_finished_for_a_resume(piece, dense, tmp_path,
 
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
     assert set(passed) == ({1, 2} if piece == "layer-0001" else set())
+
+
+def test_a_run_killed_while_it_tidied_up_leaves_nothing_to_go_on_with(dense, tmp_path, monkeypatch):
+    def stop(path: Path, **_options: Any) -> None:
+        if path.name.startswith("out.working") and path.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic.shutil, "rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prune(dense, tmp_path / "out")
+    monkeypatch.undo()
+
+    assert (tmp_path / "out" / "config.json").is_file()
+    assert not (tmp_path / "out.working").exists()
 
 
 def test_a_run_killed_when_all_was_done_but_tidying_up_is_finished_by_a_resume(
