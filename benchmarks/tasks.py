@@ -54,14 +54,15 @@ def sentence_encoder() -> Task:
     )
 
 
+@cache
+def read_stories() -> list[str]:
+    """The TinyStories at hand."""
+    path = data_folder() / "data" / "tinystories" / "stories_1000.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def stories() -> Task:
     """A small Llama with grouped queries, perplexity on stories that calibration has not seen."""
-    folder = data_folder()
-
-    @cache
-    def texts() -> list[str]:
-        return json.loads((folder / "data" / "tinystories" / "stories_1000.json").read_text())
-
     return Task(
         metrics=("perplexity",),
         num_calibration_samples=200,
@@ -70,17 +71,19 @@ def stories() -> Task:
         load=lambda: load(
             data_folder() / "models" / "llama-tinystories-656k", AutoModelForCausalLM
         ),
-        calibration=lambda: texts()[:200],
+        calibration=lambda: read_stories()[:200],
         score=lambda model, tokenizer: {
-            "perplexity": perplexity(model, tokenizer, texts()[200:400])["perplexity"]
+            "perplexity": perplexity(model, tokenizer, read_stories()[200:400])["perplexity"]
         },
         higher_is_better=False,
     )
 
 
+STORIES = "stories"
+
 TASKS: dict[str, Callable[[], Task]] = {
     "encoder": sentence_encoder,
-    "stories": stories,
+    STORIES: stories,
     "sst2": partial(fine_tuned, "sst2"),
     "mrpc": partial(fine_tuned, "mrpc"),
     "stsb": partial(fine_tuned, "stsb", label_scale=0.2),

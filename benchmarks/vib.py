@@ -37,10 +37,12 @@ from transformers import PreTrainedModel
 import stat_prune
 from glue import glue_task
 from harness.sources import find_model
+from harness.task import Task
 from stat_prune.accounting import measure as measure_size
 from stat_prune.evaluation.glue import GLUE_TASKS, GlueData, evaluate_glue
 from stat_prune.report import REPORT_FILE
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
+from tasks import STORIES, TASKS, read_stories
 
 Record = dict[str, Any]
 #: A model, how it was made, and what the second stage took.
@@ -94,8 +96,7 @@ class Cell:
     ) -> None:
         self.name, self.folder, self.kept, self.seed = name, folder, kept, seed
         self.steps, self.batch_size = steps, batch_size
-        scale = 0.2 if name == "stsb" else 1.0  # the checkpoint predicts a fifth of the score
-        self.task = glue_task(name, model=find_model(model), label_scale=scale)
+        self.task = task_of(name, model)
         self.model, self.tokenizer = self.task.load()
         embeddings: Any = self.model.get_input_embeddings()
         embeddings.weight.requires_grad_(False)
@@ -165,6 +166,16 @@ class Cell:
         return result.model, result.report.settings, spent
 
 
+def task_of(name: str, model: str) -> Task:
+    """A task of GLUE, or the stories, of which all are trained on that are not scored."""
+    if name == STORIES:
+        return replace(
+            TASKS[name](), calibration=lambda: [*read_stories()[:200], *read_stories()[400:]]
+        )
+    scale = 0.2 if name == "stsb" else 1.0  # the checkpoint predicts a fifth of the score
+    return glue_task(name, model=find_model(model), label_scale=scale)
+
+
 def split(cell: Cell, mode: str, **fields: Any) -> VIBConfig:
     """Half of the steps for the masks, half for the pruned model."""
     half = cell.steps // 2
@@ -212,8 +223,12 @@ METHODS: dict[str, Callable[[Cell], Result]] = {
 def measure(method: str, cell: Cell) -> Record:
     """One model and its score."""
     model, settings, spent = METHODS[method](cell)
-    length = GLUE_TASKS[cell.name].average_length
+    known = GLUE_TASKS.get(cell.name)
+    length = known.average_length if known else None
     before, after = (measure_size(one, length or 1.0) for one in (cell.model, model))
+    kept = after.block_macs / before.block_macs
+    if not known:
+        kept = after.block_parameters / before.block_parameters
     return {
         "task": cell.name,
         "method": method,
@@ -226,7 +241,7 @@ def measure(method: str, cell: Cell) -> Record:
         "metric": cell.task.metric,
         "dense": cell.dense,
         "score": cell.score(model),
-        "kept_macs": after.block_macs / before.block_macs,
+        "kept_cost": kept,
         **spent,
         "settings": settings,
     }
@@ -243,6 +258,11 @@ def record_of(path: Path, method: str, make: Callable[[], Cell]) -> Record:
     return record
 
 
+def priced(task: str) -> str:
+    """What a fraction is of."""
+    return "parameters" if task == STORIES else "MACs"
+
+
 def markdown(records: list[Record]) -> str:
     """A table a task and kept fraction."""
     parts = []
@@ -251,15 +271,15 @@ def markdown(records: list[Record]) -> str:
         first = rows[0]
         place = f"{first['held_out']} held-out training examples" if first["held_out"] else "dev"
         parts += [
-            f"**{task}** at {kept:g} of the blocks' MACs: {first['metric']} on {place}, dense "
-            f"{first['dense']:.4f}; {first['steps']} steps of {first['batch_size']} from "
+            f"**{task}** at {kept:g} of the blocks' {priced(task)}: {first['metric']} on {place}, "
+            f"dense {first['dense']:.4f}; {first['steps']} steps of {first['batch_size']} from "
             f"{first['examples']} examples, seed {first['seed']}.",
             "",
             "| method | score | kept | PFLOP | CPU seconds |",
             "| --- | --- | --- | --- | --- |",
         ]
         parts += [
-            f"| {row['method']} | {row['score']:.4f} | {row['kept_macs']:.4f} | "
+            f"| {row['method']} | {row['score']:.4f} | {row['kept_cost']:.4f} | "
             f"{row['flops'] / 1e15:.4f} | {row['cpu_seconds']:.0f} |"
             for row in rows
         ]
@@ -268,7 +288,9 @@ def markdown(records: list[Record]) -> str:
 
 
 def main(
-    task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(GLUE_TASKS)}.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join([*GLUE_TASKS, STORIES])}.")
+    ] = None,
     model: Annotated[
         str, typer.Option(help="A folder, a name below models/, or a Hub name; {task} is replaced.")
     ] = "minilm-{task}",
@@ -286,6 +308,8 @@ def main(
     ),
 ) -> None:
     """Measure and tabulate."""
+    if held_out and STORIES in (task or []):
+        raise typer.BadParameter("is for classification tasks", param_hint="--held-out")
     output.mkdir(parents=True, exist_ok=True)
     records = []
     grid = [(name, fraction) for name in task or ["mrpc"] for fraction in kept or [0.5, 0.3]]
