@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import io
-import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +17,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from onnx_speed import encoders, random_batch, ratio, write
-from stat_prune.evaluation.latency import take_turns
+from onnx_speed import encoders, random_batch, ratio, timed, write
 
 
 def in_int8(model: PreTrainedModel) -> PreTrainedModel:
@@ -58,9 +55,7 @@ def main(
     with torch.no_grad():
         states = {name: model(**batch)[0] for name, model in models.items()}
         runs = [partial(torch.compile(model, dynamic=False), **batch) for model in models.values()]
-        turns = take_turns(runs, torch.device("cpu"), time.perf_counter)
-        seconds = [next(turns) for _ in tqdm(range(rounds), desc="timing")]
-    times = dict(zip(models, zip(*seconds, strict=True), strict=True))
+        times = dict(zip(models, timed(runs, rounds), strict=True))
     record: dict[str, Any] = {"macs_kept": macs, "batch": [batch_size, seq_length]}
     for name, model in models.items():
         exact = states[name.removesuffix("_int8")]

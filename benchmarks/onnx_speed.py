@@ -12,7 +12,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,6 +64,13 @@ def encoders(texts: Path, macs: float, seq_length: int) -> list[PreTrainedModel]
     return [model, result.model]
 
 
+def timed(runs: Sequence[Callable[[], Any]], rounds: int) -> list[tuple[float, ...]]:
+    """Seconds of each round, by run; they take turns."""
+    turns = take_turns(runs, torch.device("cpu"), time.perf_counter)
+    seconds = [next(turns) for _ in tqdm(range(rounds), desc="timing")]
+    return list(zip(*seconds, strict=True))
+
+
 def ratio(first: Sequence[float], second: Sequence[float]) -> float:
     """How many times as long the first takes: the median over rounds."""
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
@@ -99,9 +106,7 @@ def main(
         )
         runs = [partial(session.run, None, arrays) for session in sessions]
         runs += [partial(one, **batch) for one in (model, pruned)]
-        turns = take_turns(runs, torch.device("cpu"), time.perf_counter)
-        seconds = [next(turns) for _ in tqdm(range(rounds), desc="timing")]
-    onnx_dense, onnx_pruned, torch_dense, torch_pruned = zip(*seconds, strict=True)
+        onnx_dense, onnx_pruned, torch_dense, torch_pruned = timed(runs, rounds)
 
     record = {
         "macs_kept": macs,

@@ -23,18 +23,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.budget.costs import cost_function
-from stat_prune.collectors import collect_moments, evaluating, model_inputs
-from stat_prune.gathering import gathered_numerical_warnings
-from stat_prune.peers.folding import planned
+from stat_prune.collectors import evaluating, model_inputs
 from stat_prune.peers.mask_gradients import mask_gradients
 from stat_prune.peers.mask_search import rearrange, search
-from stat_prune.peers.mask_tuning import tuned_weights
+from stat_prune.peers.mask_tuning import dense_statistics, tuned_plans
 from stat_prune.peers.ranking import budget_of
 from stat_prune.peers.requirements import check_encoder, check_single_fraction
 from stat_prune.peers.task_loss import task_losses
 from stat_prune.plan import BlockPlan
 from stat_prune.run import Run
-from stat_prune.statistics import statistics_of
 from stat_prune.targets import Target
 
 
@@ -80,17 +77,7 @@ def _plan(run: Run, target: Target, method: str, *, tuned: bool) -> list[BlockPl
                 budget_of(run.blocks, run.untouched, target.fractions()["all"], cost),
             )
             kept = {name: rearrange(gradients[name], units) for name, units in kept.items()}
-        with run.stage("collect"):
-            moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
-            statistics = statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=False)
-        weights: dict[str, Tensor] = {}
-        if tuned:
-            with run.stage("tune masks"):
-                weights = tuned_weights(run, pruned, statistics, kept)
-    with gathered_numerical_warnings("measuring the errors of blocks"):
-        return [
-            planned(one, kept[one.block.name], weights.get(one.block.name)) for one in statistics
-        ]
+        return tuned_plans(run, dense_statistics(run), kept, pruned if tuned else None)
 
 
 def _gradients(run: Run, model: PreTrainedModel) -> dict[str, Tensor]:

@@ -35,15 +35,13 @@ import torch
 from torch import Tensor
 
 from stat_prune.budget.costs import cost_function
-from stat_prune.collectors import collect_moments, evaluating
-from stat_prune.gathering import gathered_numerical_warnings
-from stat_prune.peers.folding import planned
-from stat_prune.peers.mask_tuning import tuned_weights
+from stat_prune.collectors import evaluating
+from stat_prune.peers.mask_tuning import dense_statistics, tuned_plans
 from stat_prune.peers.ranking import Ranking, budget_of
 from stat_prune.peers.requirements import check_encoder, check_single_fraction
 from stat_prune.plan import BlockPlan
 from stat_prune.run import Run
-from stat_prune.statistics import BlockStatistics, statistics_of
+from stat_prune.statistics import BlockStatistics
 from stat_prune.targets import Target
 
 #: Of the Gaussian kernel, sigma.
@@ -82,22 +80,13 @@ def _plan(run: Run, target: Target, method: str, *, tuned: bool) -> list[BlockPl
     check_encoder(run, method)
     cost = cost_function(target, run.lengths(target))
     with evaluating(run.model):
-        with run.stage("collect"):
-            moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
-            statistics = statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=False)
+        statistics = dense_statistics(run)
         with run.stage("rank"):
             scores = {one.block.name: _score(one) for one in run.tracked(statistics)}
             ranking = Ranking(run.blocks, scores, cost)
             budget = budget_of(run.blocks, run.untouched, target.fractions()["all"], cost)
             kept = ranking.units(ranking.most_within(budget))
-        weights: dict[str, Tensor] = {}
-        if tuned:
-            with run.stage("tune masks"):
-                weights = tuned_weights(run, copy.deepcopy(run.model), statistics, kept)
-    with gathered_numerical_warnings("measuring the errors of blocks"):
-        return [
-            planned(one, kept[one.block.name], weights.get(one.block.name)) for one in statistics
-        ]
+        return tuned_plans(run, statistics, kept, copy.deepcopy(run.model) if tuned else None)
 
 
 def _score(statistics: BlockStatistics) -> Tensor:

@@ -12,15 +12,19 @@ from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
 from stat_prune.blocks import Block
+from stat_prune.collectors import collect_moments
+from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.linalg import CrossMoments
+from stat_prune.peers.folding import planned
 from stat_prune.peers.layerwise import (
     LayerwiseModel,
     dense_sums,
     put,
     reconstruction_moments,
 )
+from stat_prune.plan import BlockPlan
 from stat_prune.run import Run
-from stat_prune.statistics import BlockStatistics
+from stat_prune.statistics import BlockStatistics, statistics_of
 
 #: Of the deviation of the masks from one.
 DAMPING = 1.0
@@ -28,31 +32,52 @@ DAMPING = 1.0
 MAX_MASK = 10.0
 
 
-def tuned_weights(
+def dense_statistics(run: Run) -> list[BlockStatistics]:
+    """What the consumers of all blocks read in the dense model, not centred."""
+    with run.stage("collect"):
+        moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
+        return statistics_of(run.model.base_model, run.blocks, moments, absorb_mean=False)
+
+
+def tuned_plans(
+    run: Run,
+    statistics: Sequence[BlockStatistics],
+    kept: Mapping[str, Tensor],
+    pruned: PreTrainedModel | None,
+) -> list[BlockPlan]:
+    """Keep these units, their masks tuned.
+
+    Parameters
+    ----------
+    run : Run
+    statistics : sequence of BlockStatistics
+        Of `dense_statistics`.
+    kept : mapping of str to Tensor of shape (u,), int64
+        Units, by block name.
+    pruned : PreTrainedModel or None
+        A copy of the run's model, which computes like the pruned one afterwards; None for masks of
+        one.
+    """
+    weights: dict[str, Tensor] = {}
+    if pruned is not None:
+        with run.stage("tune masks"):
+            weights = _tuned_weights(run, pruned, statistics, kept)
+    with gathered_numerical_warnings("measuring the errors of blocks"):
+        return [
+            planned(one, kept[one.block.name], weights.get(one.block.name)) for one in statistics
+        ]
+
+
+def _tuned_weights(
     run: Run,
     pruned: PreTrainedModel,
     statistics: Sequence[BlockStatistics],
     kept: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The consumers' weights times tuned masks.
+    """The consumers' weights times tuned masks; (d, k), by name of the blocks that were tuned.
 
     From the first sublayer that lost units on; each reads what those below make of it with their
     own masks tuned. Stops at the first sublayer whose masks leave the accepted range.
-
-    Parameters
-    ----------
-    run : Run
-    pruned : PreTrainedModel
-        A copy of the run's model, which computes like the pruned one afterwards.
-    statistics : sequence of BlockStatistics
-        Of the blocks whose masks are tuned.
-    kept : mapping of str to Tensor of shape (u,), int64
-        Units, by block name.
-
-    Returns
-    -------
-    dict of str to Tensor of shape (d, k), float64
-        By block name, of the blocks that were tuned.
     """
     weights: dict[str, Tensor] = {}
     dense, model = (LayerwiseModel(one, run.calibration.batches) for one in (run.model, pruned))
