@@ -54,7 +54,7 @@ def glue_task(
         ),
         conditions={
             "model": model,
-            "scored on": "dev" if limit is None else f"the first {limit} of dev",
+            "scored on": "dev" if limit is None else f"{limit} of dev, evenly spaced",
             "calibrated on": f"{samples} examples of train",
             "MACs counted at (tokens)": GLUE_TASKS[task].average_length,
             "dtype": dtype,

@@ -54,6 +54,7 @@ def squad_task(
         return [found.inputs for found in windows(tokenizer, questions, **window)]
 
     questions = read_squad(dev, version=version)
+    scored = "dev" if limit is None else f"{limit} of dev, evenly spaced"
     return Task(
         metrics=("f1", "exact_match"),
         num_calibration_samples=samples,
@@ -68,7 +69,7 @@ def squad_task(
         ),
         conditions={
             "model": model,
-            "scored on": f"{'dev' if limit is None else f'the first {limit} of dev'}, v{version}",
+            "scored on": f"{scored}, v{version}",
             "calibrated on": f"{samples} windows of {train.name if train else 'train'}",
             "tokens a window": max_seq_length,
             "of which shared": stride,

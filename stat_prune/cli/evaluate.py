@@ -76,7 +76,7 @@ def evaluate(
             network, tokenizer, texts, context_length=context_length, batch_size=batch_size
         )
     elif task == STS_COSINE:
-        pairs = read_glue("stsb", data).head(limit)
+        pairs = read_glue("stsb", data).spread(limit)
         scores = {
             "spearman": sts_spearman(
                 network, tokenizer, pairs.texts, pairs.labels, batch_size=batch_size

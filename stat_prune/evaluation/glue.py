@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from stat_prune.errors import DataError
 from stat_prune.evaluation.forward import Text, forward_texts
 from stat_prune.evaluation.hub import hub_rows
+from stat_prune.evaluation.sampling import evenly_spaced
 from stat_prune.glue_tasks import GLUE_TASKS, GlueTask
 
 HUB_NAME = "nyu-mll/glue"
@@ -51,9 +52,10 @@ class GlueData:
     texts: list[Text]
     labels: np.ndarray
 
-    def head(self, limit: int | None) -> GlueData:
-        """The first `limit` examples."""
-        return GlueData(self.texts[:limit], self.labels[:limit])
+    def spread(self, limit: int | None) -> GlueData:
+        """So many examples, evenly spaced; all of them for None."""
+        indices = evenly_spaced(len(self.texts), limit)
+        return GlueData([self.texts[index] for index in indices], self.labels[indices])
 
 
 def read_glue(task: str, folder: str | Path | None = None, *, split: str = "dev") -> GlueData:
@@ -141,7 +143,7 @@ def evaluate_glue(
     data : GlueData or path, optional
         What to score on, or the folder for `read_glue`.
     limit : int, optional
-        Only the first so many examples.
+        Only so many examples, evenly spaced.
     batch_size : int
     max_seq_length : int, optional
         In tokens.
@@ -159,7 +161,7 @@ def evaluate_glue(
     known = _task(task)
     if not isinstance(data, GlueData):
         data = read_glue(task, data)
-    data = data.head(limit)
+    data = data.spread(limit)
     logits = forward_texts(
         model,
         tokenizer,

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.collectors import evaluating, model_inputs
 from stat_prune.errors import DataError
+from stat_prune.evaluation.sampling import evenly_spaced
 from stat_prune.evaluation.squad_data import Question, read_squad
 from stat_prune.evaluation.squad_decoding import best_spans, null_score
 from stat_prune.evaluation.squad_metrics import squad_scores
@@ -44,7 +45,7 @@ def evaluate_squad(
     data : sequence of Question, or path, optional
         What to score on, or a file for `read_squad`. Default: version 1.1 from the Hub.
     limit : int, optional
-        Only the first so many questions.
+        Only so many questions, evenly spaced over the articles.
     batch_size : int
     max_seq_length, stride : int
         Of the windows that long contexts are read in, in tokens.
@@ -64,7 +65,7 @@ def evaluate_squad(
         If the data cannot be read, or the model gives no starts and ends.
     """
     questions = read_squad(data) if isinstance(data, str | Path | None) else data
-    questions = questions[:limit]
+    questions = [questions[index] for index in evenly_spaced(len(questions), limit)]
     answers = answer_questions(
         model,
         tokenizer,

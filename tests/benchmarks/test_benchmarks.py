@@ -103,7 +103,7 @@ def test_squad_scores_as_the_package_does(version, at_hand, tmp_path):
     assert found["details"]["dense"] == expected
     assert ("unanswerable_exact_match" in expected) == (version == "2.0")
     assert found["settings"]["target"] == "MACs(fraction=0.6, seq_length=170)"
-    assert f"the first 20 of dev, v{version}" in (tmp_path / "squad.md").read_text()
+    assert f"20 of dev, evenly spaced, v{version}" in (tmp_path / "squad.md").read_text()
 
 
 def test_wikitext2_prints_context_and_calibration_beside_the_figure(at_hand, tmp_path):

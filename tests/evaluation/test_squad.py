@@ -16,6 +16,7 @@ from transformers import (
 
 from stat_prune.errors import DataError
 from stat_prune.evaluation import Question, answer_questions, evaluate_squad, read_squad
+from stat_prune.evaluation.sampling import evenly_spaced
 from stat_prune.evaluation.squad_decoding import best_spans, null_score
 from stat_prune.evaluation.squad_metrics import exact_match, squad_scores, token_f1
 from stat_prune.evaluation.squad_windows import Window, answer_positions, windows
@@ -243,6 +244,17 @@ def test_silence_wins_where_its_score_exceeds_the_threshold(answering, word_toke
     assert scores[-1e6]["unanswerable_exact_match"] == 100
     assert scores[-1e6]["answerable_exact_match"] == 0
     assert scores[1e6]["unanswerable_exact_match"] == 0
+
+
+def test_a_limit_takes_questions_from_all_over_the_data(answering, word_tokenizer):
+    questions = [question({"mat": 19}, key=str(number)) for number in range(20)]
+    taken = [questions[0], questions[5], questions[10], questions[15]]
+    assert [questions[index] for index in evenly_spaced(20, 4)] == taken
+    assert evenly_spaced(20, None) == evenly_spaced(20, 30) == list(range(20))
+    assert evenly_spaced(10, 7) == sorted(set(evenly_spaced(10, 7)))
+    limited = evaluate_squad(answering, word_tokenizer, questions, limit=4)
+    assert limited == evaluate_squad(answering, word_tokenizer, taken)
+    assert limited["num_examples"] == 4
 
 
 def test_other_heads_are_refused(word_tokenizer):
