@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import vib
+import vib_methods
 from stat_prune.evaluation import evaluate_glue
 
 
@@ -56,8 +57,8 @@ def test_held_out_examples_are_scored_and_no_method_sees_them(at_hand, tmp_path,
         scored.extend(data.texts)
         return evaluate_glue(model, tokenizer, task, data)
 
-    monkeypatch.setattr(vib, "vib_finetune", trains)
-    monkeypatch.setattr(vib, "evaluate_glue", scores)
+    monkeypatch.setattr(vib_methods, "vib_finetune", trains)
+    monkeypatch.setattr(vib_methods, "evaluate_glue", scores)
     arguments = ["--kept", 0.6, "--held-out", 20, "--steps", 2, "--output", tmp_path]
     called(*arguments, "--method", "stat")
     called(*arguments, "--method", "vib, full")
@@ -77,7 +78,7 @@ def test_the_products_of_attention_are_counted_as_those_of_its_formula(at_hand):
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, attn_implementation=attention
         )
-        with FlopCounterMode(display=False, custom_mapping=vib.ATTENTION) as counter:
+        with FlopCounterMode(display=False, custom_mapping=vib_methods.ATTENTION) as counter:
             model(input_ids=ids).logits.sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[0] >= counts[1]
