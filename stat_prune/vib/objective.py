@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.collectors import Batch
+from stat_prune.errors import DataError
 from stat_prune.vib.config import VIBConfig
 from stat_prune.vib.cost import Lagrangian, MaskCosts, warmed_up
 from stat_prune.vib.data import task_labels
@@ -21,6 +22,26 @@ from stat_prune.vib.distillation import (
 )
 from stat_prune.vib.hidden import HiddenMask
 from stat_prune.vib.masks import VIBMask
+
+
+def check_terms(model: PreTrainedModel, config: VIBConfig, *, labelled: bool) -> None:
+    """Refuse a loss of which no term is left.
+
+    Raises
+    ------
+    DataError
+        If no weight is left without the task loss, where there is no label, and without that of
+        the logits, where there is no head.
+    """
+    logits = config.logit_weight and model.base_model is not model
+    if (labelled and config.task_weight) or logits or config.hidden_weight:
+        return
+    raise DataError(
+        f"There is nothing to learn from: of the losses that have a weight, {type(model).__name__} "
+        "on these data has none. Give each example one number in a column 'label' and load the "
+        "model with its head, or set hidden_weight or logit_weight in the config to learn from the "
+        "teacher."
+    )
 
 
 @dataclass

@@ -34,7 +34,7 @@ from stat_prune.vib.folder import RunFolder
 from stat_prune.vib.folding import fold_masks
 from stat_prune.vib.hidden import HiddenMask, hiding
 from stat_prune.vib.masks import VIBMask, make_masks, masking
-from stat_prune.vib.objective import HiddenConstraint, MaskedObjective, Objective
+from stat_prune.vib.objective import HiddenConstraint, MaskedObjective, Objective, check_terms
 from stat_prune.vib.selection import kept_units, select
 from stat_prune.vib.stream import cut_hidden, hidden_count, narrowed, other_parameters
 from stat_prune.vib.trainer import Stage, num_steps, train
@@ -69,10 +69,12 @@ class Finetuning:
                 "Load it with dtype=torch.float32, or train masks alone: mode='masks'."
             )
         compares = config.hidden_weight > 0
+        labelled = uses_labels(run.model, run.calibration, labels)
+        check_terms(run.model, config, labelled=labelled)
         objective = Objective(
             teacher=teacher,
             config=config,
-            labelled=uses_labels(run.model, run.calibration, labels),
+            labelled=labelled,
             layer_map=layer_map_of(run.model, teacher, config.layer_map) if compares else (),
         )
         data = training_set(run.calibration, config.data_fraction, seed=run.settings.seed)

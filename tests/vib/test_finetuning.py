@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import tiny_bert, tiny_llama
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from vib_runs import classifier, finetune, sequences, short
+from vib_runs import classifier, finetune, masked_and_cut, output, sequences, short
 
 import stat_prune
 from stat_prune import MACs, Parameters, Speedup, StatPruneError
 from stat_prune.architectures import find_blocks
 from stat_prune.budget.sensitivity import distance, output_distance
 from stat_prune.errors import DataError, NonFiniteLossError, SettingsError, TargetError
-from stat_prune.surgery import apply
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
-from stat_prune.vib.cost import Lagrangian
-from stat_prune.vib.folding import fold_masks
-from stat_prune.vib.masks import make_masks, masking
-from stat_prune.vib.selection import kept_units
+from stat_prune.vib.masks import make_masks
 
 
 def wide() -> PreTrainedModel:
     """Neurons enough that the target can be met within 1 %."""
     return classifier(intermediate_size=300)
-
-
-def output(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(**inputs)[0]
 
 
 @pytest.mark.parametrize("target", [MACs(0.5), Parameters(0.6)])
@@ -68,31 +62,9 @@ def test_the_result_reloads_to_the_bit_and_the_model_is_untouched(build, inputs,
 @pytest.mark.parametrize("build", [classifier, tiny_llama])
 @pytest.mark.parametrize("without", [(), (0, 3)], ids=["all sublayers", "some sublayers"])
 def test_the_masked_model_in_mean_mode_is_the_cut_model(build, without, inputs):
-    model = build()
-    blocks = find_blocks(model)
-    config = VIBConfig(initial_spread=0.3, folding="means", sublayers=True)
-    masks = make_masks(blocks, config, seed=0)
-    for index, mask in enumerate(masks):
-        mask.eval().kept[::2] = False
-        if index in without:
-            mask.kept[:] = False
-    with masking(model, blocks, masks, Lagrangian()):
-        masked = output(model, inputs)
-    run_of_plans = plans_of(model, masks, config)
-    apply(model, [plan.folded for plan in run_of_plans])
-    cut = output(model, inputs)
+    masked, cut = masked_and_cut(build(), inputs, without)
     assert cut.abs().max() > 0.1
     assert (cut - masked).abs().max() <= 1e-4
-
-
-def plans_of(model: PreTrainedModel, masks: Any, config: VIBConfig) -> Any:
-    from stat_prune.run import starting
-    from stat_prune.settings import Settings
-
-    blocks = find_blocks(model)
-    units = [kept_units(block, mask.kept) for block, mask in zip(blocks, masks, strict=True)]
-    with starting(model, sequences(), None, Settings(progress=False)) as run:
-        return fold_masks(model, blocks, masks, units, config, run)
 
 
 def without_sublayers(monkeypatch, *gone: str) -> None:
@@ -366,6 +338,29 @@ def test_bad_input_gives_one_clear_error_before_any_work(settings, error, reason
     arguments: dict[str, Any] = {"target": MACs(0.6), "train_dataset": sequences()} | settings
     with pytest.raises(error, match=reason):
         vib_finetune(classifier(), progress=False, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("build", "fields"),
+    [
+        (classifier, {"logit_weight": 0.0, "hidden_weight": 0.0}),
+        (classifier, {"logit_weight": 0.0, "hidden_weight": 0.0, "train_weights": False}),
+        (tiny_bert, {"hidden_weight": 0.0}),
+    ],
+    ids=["no label", "no label for masks", "no head"],
+)
+def test_a_loss_without_a_term_is_refused_before_any_work(build, fields, monkeypatch):
+    monkeypatch.setattr("stat_prune.vib.steps.train", None)
+    with pytest.raises(DataError, match="hidden_weight"):
+        finetune(build(), MACs(0.6), mode=short(**fields))
+
+
+def test_the_progress_bar_shows_the_loss_the_expected_cost_and_the_target(capsys, monkeypatch):
+    monkeypatch.setattr("stat_prune.run.tqdm", partial(tqdm, mininterval=0))  # shows every step
+    finetune(classifier(), MACs(0.6), mode=short(mask_steps=8), progress=True)
+    shown = capsys.readouterr().err
+    assert "train masks" in shown and "train pruned model" in shown
+    assert re.search(r"loss=\d+\.\d+, cost=[01]\.\d+, target=0\.6", shown)
 
 
 def test_labels_that_are_no_class_are_refused():

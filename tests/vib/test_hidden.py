@@ -19,7 +19,7 @@ from transformers import (
     RobertaConfig,
     RobertaForSequenceClassification,
 )
-from vib_runs import finetune, sequences, short
+from vib_runs import finetune, output, sequences, short
 
 import stat_prune
 from stat_prune import MACs, Parameters, StatPruneError
@@ -74,11 +74,6 @@ def random_mask(size: int, kept: int) -> HiddenMask:
     mask = HiddenMask(size, 1, config, torch.Generator().manual_seed(4))
     mask.kept[mask.mean.argsort()[: size - kept]] = False
     return mask.eval()
-
-
-def output(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(**inputs)[0]
 
 
 def test_hidden_masks_of_mean_one_that_keep_all_change_nothing(model, inputs):

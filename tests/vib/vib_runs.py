@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import torch
 from tiny_models import tiny_bert
 from transformers import BertForSequenceClassification, PreTrainedModel
 
+from stat_prune.architectures import find_blocks
+from stat_prune.run import starting
+from stat_prune.settings import Settings
+from stat_prune.surgery import apply
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
+from stat_prune.vib.cost import Lagrangian
+from stat_prune.vib.folding import fold_masks
+from stat_prune.vib.masks import make_masks, masking
+from stat_prune.vib.selection import kept_units
 
 #: Short, with noise that leaves traces at once.
 SHORT: dict[str, Any] = {"mask_steps": 6, "batch_size": 8, "initial_log_variance": -3.0}
@@ -39,3 +49,31 @@ def finetune(model: PreTrainedModel, target: Any, data: Any = None, **settings: 
     data = sequences() if data is None else data
     settings = {"mode": short(), "progress": False} | settings
     return vib_finetune(model, data, target=target, **settings)
+
+
+def output(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**inputs)[0]
+
+
+def masked_and_cut(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], without: Collection[int] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs in mean mode under masks that leave every other unit, and of the model cut by them.
+
+    Of the blocks in `without` nothing is left.
+    """
+    blocks = find_blocks(model)
+    config = VIBConfig(initial_spread=0.3, folding="means", sublayers=True)
+    masks = make_masks(blocks, config, seed=0)
+    for index, mask in enumerate(masks):
+        mask.eval().kept[::2] = False
+        if index in without:
+            mask.kept[:] = False
+    with masking(model, blocks, masks, Lagrangian()):
+        masked = output(model, inputs)
+    units = [kept_units(block, mask.kept) for block, mask in zip(blocks, masks, strict=True)]
+    with starting(model, sequences(), None, Settings(progress=False)) as run:
+        plans = fold_masks(model, blocks, masks, units, config, run)
+    apply(model, [plan.folded for plan in plans])
+    return masked, output(model, inputs)
