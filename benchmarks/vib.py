@@ -4,8 +4,9 @@
 
 Every (task, method, kept fraction, steps, seed) is one record on disk; a run that is broken off
 goes on where it was. Word embeddings are frozen and the learning rate is 1e-4, as when the
-checkpoints were made. Steps count batches of `--batch-size`; methods with two rounds of training
-spend half in each, and masks alone a sixteenth, as by default.
+checkpoints of GLUE were made; 1e-3 for the Llama of 656,000 parameters. Steps count batches of
+`--batch-size`; methods with two rounds of training spend half in each, and masks alone a sixteenth,
+as by default.
 
 PFLOP are of the whole second stage: the matrix products of the student forwards and backwards, of
 the teacher forwards and of the correction after the cut, on batches as they are, padding included;

@@ -80,7 +80,8 @@ class Cell:
     ) -> None:
         self.name, self.folder, self.kept, self.seed = name, folder, kept, seed
         self.steps = steps
-        self.fields = {"batch_size": batch_size, "learning_rate": 1e-4, **fields}
+        rate = 1e-3 if name == STORIES else 1e-4
+        self.fields = {"batch_size": batch_size, "learning_rate": rate, **fields}
         self.task = task_of(name, model)
         self.model, self.tokenizer = self.task.load()
         embeddings: Any = self.model.get_input_embeddings()

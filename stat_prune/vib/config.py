@@ -28,6 +28,9 @@ class VIBConfig:
         Passes over the data with masks, and over the data with the pruned model.
     mask_steps, finetune_steps : int, optional
         Steps in their place; 0 finetune_steps leaves that stage out.
+    least_mask_steps : int
+        Steps with masks where `mask_epochs` comes to fewer, as on few data: it takes so many until
+        the masks have an order.
     batch_size : int
     learning_rate, weight_decay : float
         Of AdamW, for the weights; the rate falls linearly to 0.
@@ -50,7 +53,7 @@ class VIBConfig:
         target.
     task_weight, logit_weight, hidden_weight : float
         Of the task loss, of the divergence of the logits and of the relative squared distance of
-        hidden states.
+        hidden states. The default of `logit_weight` is 0.1 as in CoFi, and 1 for language models.
     temperature : float
         Divides the logits that are compared.
     layer_map : tuple of pairs of int, optional
@@ -73,6 +76,7 @@ class VIBConfig:
     finetune_epochs: float = 4.0
     mask_steps: int | None = None
     finetune_steps: int | None = None
+    least_mask_steps: int = 60
     batch_size: int = 32
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
@@ -87,7 +91,7 @@ class VIBConfig:
     cost_slope: float = 1.0
     target_warmup: float = 0.25
     task_weight: float = 1.0
-    logit_weight: float = 0.1
+    logit_weight: float | None = None
     hidden_weight: float = 0.9
     temperature: float = 2.0
     layer_map: tuple[tuple[int, int], ...] | None = None
@@ -106,9 +110,10 @@ class VIBConfig:
             if not getattr(self, name) > 0:
                 raise SettingsError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
         for name in ("task_weight", "logit_weight", "hidden_weight", "kl_weight"):
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"`{name}` must not be negative, got {getattr(self, name)!r}.")
-        if self.task_weight + self.logit_weight + self.hidden_weight == 0:
+            weight = getattr(self, name)
+            if weight is not None and not weight >= 0:
+                raise SettingsError(f"`{name}` must not be negative, got {weight!r}.")
+        if self.task_weight == self.logit_weight == self.hidden_weight == 0:
             raise SettingsError("All weights of the loss are 0. Give the model something to learn.")
         if self.folding not in get_args(Folding):
             raise SettingsError(
@@ -121,7 +126,7 @@ class VIBConfig:
             )
 
     def _check_counts(self) -> None:
-        for name in ("batch_size", "correction_samples", "save_steps"):
+        for name in ("batch_size", "least_mask_steps", "correction_samples", "save_steps"):
             _check_integer(name, getattr(self, name), 1)
         for name, least in (("mask_steps", 1), ("finetune_steps", 0)):
             if getattr(self, name) is not None:
@@ -129,6 +134,12 @@ class VIBConfig:
         for name in ("mask_epochs", "finetune_epochs"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
+
+    def resolved(self, *, language_model: bool) -> VIBConfig:
+        """With the default of `logit_weight` for the kind of model, where none is given."""
+        if self.logit_weight is not None:
+            return self
+        return replace(self, logit_weight=1.0 if language_model else 0.1)
 
     @property
     def finetunes(self) -> bool:

@@ -20,6 +20,7 @@ from stat_prune.run import Run, starting
 from stat_prune.settings import Settings
 from stat_prune.targets import Latency, Target
 from stat_prune.vib.config import VIBConfig, config_named
+from stat_prune.vib.data import predicts_next_tokens
 from stat_prune.vib.distillation import check_teacher
 from stat_prune.vib.folder import RunFolder
 from stat_prune.vib.steps import Finetuning
@@ -119,7 +120,7 @@ def vib_finetune(
        Bottleneck", ICML 2018.
     .. [3] Xia, Zhong and Chen, "Structured Pruning Learns Compact and Accurate Models", ACL 2022.
     """
-    config = config_named(mode)
+    config = config_named(mode).resolved(language_model=predicts_next_tokens(model))
     fractions = _fractions(target, gradual, hidden, output_dir)
     settings = Settings(
         num_calibration_samples=config.num_examples,

@@ -208,6 +208,8 @@ class Finetuning:
         """Train masks, and the weights with them, in place."""
         config = self.config
         steps = self._steps(config.mask_steps, config.mask_epochs)
+        if config.mask_steps is None:
+            steps = max(steps, config.least_mask_steps)
         lagrangian = Lagrangian()
         objective = MaskedObjective(
             objective=self.objective,

@@ -202,6 +202,30 @@ def test_no_more_is_read_than_the_steps_can_see(finetune_steps, read):
     assert result.report.settings["calibration_samples"] == read
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, 7), ({"least_mask_steps": 2}, 3), ({"mask_steps": 5}, 5)],
+    ids=["few data", "enough data", "steps as given"],
+)
+def test_masks_are_trained_for_no_fewer_steps_than_the_least(fields, expected, monkeypatch):
+    from stat_prune.vib import steps
+
+    trained = []
+    monkeypatch.setattr(steps, "train", lambda *args: trained.append(args[3].steps))
+    mode = short(
+        "masks", **{"mask_steps": None, "mask_epochs": 0.5, "least_mask_steps": 7} | fields
+    )
+    finetune(classifier(), MACs(0.7), mode=mode)
+    assert trained == [expected]
+
+
+@pytest.mark.parametrize(("build", "expected"), [(classifier, 0.1), (tiny_llama, 1.0)])
+def test_a_language_model_learns_more_from_the_logits_of_its_teacher(build, expected):
+    for given, weight in ((None, expected), (0.3, 0.3)):
+        report = finetune(build(), MACs(0.7), mode=short("masks", logit_weight=given)).report
+        assert report.settings["vib"]["logit_weight"] == weight
+
+
 def test_fast_reads_three_percent_of_the_data():
     report = finetune(classifier(), MACs(0.7), sequences(200), mode=short("fast")).report
     assert report.settings["training_samples"] == 6
