@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 
+import pytest
 import torch
 import typer
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,13 +15,15 @@ from typer.testing import CliRunner
 
 import vib
 import vib_methods
-from stat_prune.evaluation import evaluate_glue
+from stat_prune.evaluation import evaluate_glue, perplexity
+from stat_prune.vib import vib_finetune
+from tasks import read_stories
 
 
-def called(*arguments: object):
+def called(*arguments: object, task: str = "sst2"):
     app = typer.Typer()
     app.command()(vib.main)
-    given = ["--task", "sst2", "--model", "tiny-{task}", "--batch-size", 8, *arguments]
+    given = ["--task", task, "--model", "tiny-{task}", "--batch-size", 8, *arguments]
     return CliRunner().invoke(app, [str(argument) for argument in given])
 
 
@@ -68,6 +73,56 @@ def test_held_out_examples_are_scored_and_no_method_sees_them(at_hand, tmp_path,
     assert len(seen) == 40
     assert len(set(scored)) == 20 and all(f"{text}\t" in train for text in scored)
     assert not set(scored) & {row["sentence"] for row in seen}
+
+
+@pytest.fixture
+def stories_at_hand(at_hand, tmp_path, monkeypatch):
+    """A tiny Llama and 430 stories, 200 of which are scored."""
+    folder = tmp_path / "data_folder"
+    shutil.copytree(at_hand / "models/tiny-llama", folder / "models/llama-tinystories-656k")
+    (folder / "data/tinystories").mkdir(parents=True)
+    draw = random.Random(0)
+    words = "the a cat dog bird sat ran flew".split()
+    stories = [" ".join(draw.choices(words, k=12)) for _ in range(430)]
+    (folder / "data/tinystories/stories_1000.json").write_text(json.dumps(stories))
+    monkeypatch.setenv("STAT_PRUNE_DATA", str(folder))
+    read_stories.cache_clear()
+    yield stories
+    read_stories.cache_clear()
+
+
+def test_held_out_stories_are_none_of_those_that_are_scored_or_trained_on(
+    stories_at_hand, tmp_path, monkeypatch
+):
+    seen, scored = [], []
+
+    def scores(model, tokenizer, texts, **_):
+        scored.extend(texts)
+        return perplexity(model, tokenizer, texts)
+
+    def trains(model, data, **settings):
+        seen.extend(data)
+        return vib_finetune(model, data, **settings)
+
+    monkeypatch.setattr(vib_methods, "perplexity", scores)
+    monkeypatch.setattr(vib_methods, "vib_finetune", trains)
+    arguments = ["--kept", 0.7, "--held-out", 20, "--steps", 16, "--method", "vib, masks"]
+    arguments += ["--field", "logit_weight=0.25", "--output", tmp_path / "out"]
+    result = called(*arguments, task="stories")
+    assert result.exit_code == 0, result.output
+
+    record = records(tmp_path / "out")["vib, masks"]
+    assert record["metric"] == "perplexity" and record["score"] > 1
+    assert record["settings"]["vib"]["logit_weight"] == 0.25
+    assert "logit_weight=0.25" in result.output
+    assert len(set(scored)) == 20 and len(seen) == 210
+    assert not set(scored) & {*seen, *stories_at_hand[200:400]}
+    assert not set(seen) & set(stories_at_hand[200:400])
+
+
+def test_a_field_without_a_value_is_refused(at_hand, tmp_path):
+    result = called("--field", "logit_weight", "--output", tmp_path)
+    assert result.exit_code == 2 and "hidden_weight=0.5" in result.output
 
 
 def test_the_products_of_attention_are_counted_as_those_of_its_formula(at_hand):
