@@ -29,8 +29,8 @@ class VIBConfig:
     mask_steps, finetune_steps : int, optional
         Steps in their place; 0 finetune_steps leaves that stage out.
     least_mask_steps : int
-        Steps with masks where `mask_epochs` comes to fewer, as on few data: it takes so many until
-        the masks have an order.
+        Steps with masks where `mask_epochs` comes to fewer, as on few data: at the masks' learning
+        rate it takes about so many until the expected cost can reach a target.
     batch_size : int
     learning_rate, weight_decay : float
         Of AdamW, for the weights; the rate falls linearly to 0.
@@ -76,7 +76,7 @@ class VIBConfig:
     finetune_epochs: float = 4.0
     mask_steps: int | None = None
     finetune_steps: int | None = None
-    least_mask_steps: int = 60
+    least_mask_steps: int = 100
     batch_size: int = 32
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
