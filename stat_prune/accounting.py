@@ -14,6 +14,7 @@ from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.timing import device_name
 from stat_prune.clock import peak_memory
+from stat_prune.dispatched import own_parameters
 from stat_prune.distributed import num_processes
 from stat_prune.errors import LatencyWarning
 from stat_prune.plan import BlockPlan
@@ -29,11 +30,12 @@ TOLERANCE = 0.05
 def measure(model: PreTrainedModel, seq_length: SeqLength) -> Size:
     """What a model costs, pruned or not."""
     blocks = find_blocks(model)
+    parameters = list(own_parameters(model))
     return Size(
         block_macs=sum(b.macs(b.num_units, b.num_groups, seq_length) for b in blocks),
         block_parameters=sum(b.parameters(b.num_units, b.num_groups) for b in blocks),
-        parameters=sum(p.numel() for p in model.parameters()),
-        bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        parameters=sum(p.numel() for p in parameters),
+        bytes=sum(p.numel() * p.element_size() for p in parameters),
     )
 
 

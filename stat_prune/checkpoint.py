@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune import modeling_stat_prune
 from stat_prune.atomic import replace_directory
+from stat_prune.dispatched import is_dispatched, stored_tensors
 from stat_prune.errors import LoadError, SaveError
 from stat_prune.model_card import model_card
 from stat_prune.sentence_modules import copy_sentence_modules, sentence_source
@@ -155,6 +156,9 @@ def save_checkpoint(
     source = sentence_source(model)
     card = model_card(model, Path(directory).name, encodes_sentences=source is not None)
     contents = {"README.md": card, **(files or {})}
+    if state_dict is None and is_dispatched(model):
+        # transformers cannot save weights that are both tied and offloaded.
+        state_dict = dict(stored_tensors(model))
     try:
         with replace_directory(Path(directory)) as folder:
             model.save_pretrained(folder, state_dict=state_dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
+from stat_prune.dispatched import device_of, in_memory, input_device
 from stat_prune.errors import ModelError, NonFiniteActivationsError
 from stat_prune.experts import routed_rows
 from stat_prune.linalg import Moments
@@ -55,13 +56,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def answering(answers: Mapping[nn.Module, Callable[[], Any]]) -> Iterator[None]:
     """These modules answer with what is known instead of computing."""
+    own = {module: module.__dict__.get("forward") for module in answers}
     for module, answer in answers.items():
         module.forward = lambda *_args, _answer=answer, **_kwargs: _answer()
     try:
         yield
     finally:
-        for module in answers:
+        for module, forward in own.items():
             del module.forward
+            if forward is not None:  # an attribute that hides the method: hooks of accelerate
+                module.forward = forward
 
 
 def collect_moments(
@@ -98,7 +102,7 @@ def collect_moments(
         If the forward pass calls some consumer never.
     """
     base = model.base_model
-    device = next(base.parameters()).device
+    device = input_device(base)
     collector = MomentsCollector(
         base, blocks, transform=transform, precision=precision, device=device
     )
@@ -119,7 +123,7 @@ class MomentsCollector:
     transform, precision
         As for `collect_moments`.
     device : torch.device
-        Of the activations.
+        Of the activations, but of modules with hooks that say theirs.
 
     Attributes
     ----------
@@ -138,10 +142,14 @@ class MomentsCollector:
     ) -> None:
         self._base, self._blocks, self._device = base_model, blocks, device
         self._transform = transform
-        self.moments = {
-            block.name: Moments(block.num_channels, precision=precision, device=device)
-            for block in blocks
-        }
+        self._readers: dict[nn.Module, list[Block]] = {}
+        self.moments: dict[str, Moments] = {}
+        for block in blocks:
+            module = projection(base_model, block.consumer).module
+            self._readers.setdefault(module, []).append(block)
+            self.moments[block.name] = Moments(
+                block.num_channels, precision=precision, device=device_of(module) or device
+            )
         self._masks: dict[str, Tensor | None] = {}
         self._batch: Batch = {}
         self._position = -1
@@ -156,10 +164,8 @@ class MomentsCollector:
 
     def __enter__(self) -> MomentsCollector:
         self._handles = [
-            projection(self._base, block.consumer).module.register_forward_pre_hook(
-                partial(self._hook, block)
-            )
-            for block in self._blocks
+            module.register_forward_pre_hook(partial(self._hook, blocks))
+            for module, blocks in self._readers.items()
         ]
         return self
 
@@ -175,15 +181,23 @@ class MomentsCollector:
                 "ignore=[...]."
             )
 
-    def _hook(self, block: Block, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _hook(self, blocks: Sequence[Block], module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        # Only what experts read is not known without their weights.
+        with in_memory(module) if blocks[0].expert_of else nullcontext():
+            for block in blocks:
+                self._see(block, args)
+
+    def _see(self, block: Block, args: tuple[Tensor, ...]) -> None:
         self._read.add(block.name)
         mask = self._masks[block.mask]
+        if mask is not None:
+            mask = mask.to(args[0].device)
         if block.expert_of:
             self._count(block, routed_rows(self._base, block, args, mask))
         elif self._transform is None:
             self._count(block, _token_rows(args[0], mask))
         else:
-            kept = token_mask(self._batch, block.mask).to(self._device)
+            kept = token_mask(self._batch, block.mask).to(args[0].device)
             for sequence, tokens in zip(by_token(args[0], kept), kept, strict=True):
                 self._count(block, self._transform(sequence[tokens]))
 

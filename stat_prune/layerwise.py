@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.architectures import stacks_of, transformer_layers
 from stat_prune.collectors import Batch, answering, model_inputs
+from stat_prune.dispatched import input_device
 
 #: What the last layer so far of each stack has returned, by the number of the stack.
 States: TypeAlias = dict[int, Any]
@@ -61,7 +62,7 @@ def run_layer(
     states : dict of int to object
         By stack, what the last of the layers before has returned.
     device : torch.device, optional
-        Of the layer; by default that of the model's first parameter.
+        Of the layer; by default that of the model's inputs.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def run_layer(
     handle = module.register_forward_hook(stop)
     try:
         with known_before(model, layer, states):
-            base(**model_inputs(base, batch, device or next(base.parameters()).device))
+            base(**model_inputs(base, batch, device or input_device(base)))
     except SeenEnough:
         pass
     finally:
@@ -100,4 +101,4 @@ def run_rest(
     The parameters are those of `run_layer`.
     """
     with known_before(model, layer, states):
-        return model(**model_inputs(model, batch, device or next(model.parameters()).device))
+        return model(**model_inputs(model, batch, device or input_device(model)))

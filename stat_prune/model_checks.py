@@ -5,20 +5,31 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedModel
 
 from stat_prune.blocks import Block
-from stat_prune.errors import ModelError
+from stat_prune.dispatched import check_hooks, is_dispatched
+from stat_prune.errors import ModelError, SettingsError
 from stat_prune.projections import projection
 
 
-def check_model(model: PreTrainedModel) -> None:
+def check_model(
+    model: PreTrainedModel,
+    device: str | torch.device | None = None,
+    *,
+    dispatched: bool = False,
+) -> None:
     """Refuse what is no plain model in this process's memory.
+
+    With `dispatched`, weights may be on several devices or offloaded where accelerate knows how.
 
     Raises
     ------
     ModelError
         Saying what to pass instead.
+    SettingsError
+        If a dispatched model is to be moved to `device`.
     """
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
@@ -37,22 +48,29 @@ def check_model(model: PreTrainedModel) -> None:
             f"{type(model).__name__} is quantized. Prune the full-precision model and quantize "
             "the result."
         )
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if is_dispatched(model):
+        if not dispatched:
+            raise ModelError(
+                f"{type(model).__name__} has hooks of accelerate (device_map, offloading). prune "
+                "and prune_family take such models, but this does not. Load it on one device, "
+                "without device_map."
+            )
+        check_hooks(model)
+        if device is not None:
+            raise SettingsError(
+                f"device={str(device)!r} cannot be where a model computes that accelerate has "
+                "dispatched (device_map). Leave it out."
+            )
+    elif any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(
-            f"The weights of {type(model).__name__} are not in this process's memory (offloaded). "
-            "Load the model on one device, without device_map; or, where it is larger than memory, "
-            "give the folder of its checkpoint to stat_prune.prune_checkpoint."
+            f"The weights of {type(model).__name__} are not in this process's memory. Load the "
+            "model with them; or, where it is larger than memory, give the folder of its "
+            "checkpoint to stat_prune.prune_checkpoint."
         )
-    if len({parameter.device for parameter in model.parameters()}) > 1:
+    elif len({parameter.device for parameter in model.parameters()}) > 1:
         raise ModelError(
             f"The parameters of {type(model).__name__} are on several devices. Load it on one, "
-            "without device_map."
-        )
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
-        raise ModelError(
-            f"{type(model).__name__} has hooks of accelerate (device_map, offloading): a copy "
-            "would compute with the original's weights. Load it without device_map, or call "
-            "accelerate.hooks.remove_hook_from_module(model, recurse=True)."
+            "or with device_map."
         )
 
 
@@ -64,12 +82,14 @@ def check_weights_of_their_own(model: PreTrainedModel, blocks: Sequence[Block]) 
     ModelError
         Naming two of them.
     """
-    readers: dict[int, Block] = {}
+    readers: dict[object, Block] = {}
     for block in blocks:
-        weight = projection(model.base_model, block.consumer).weight
-        if weight.is_meta or not weight.numel():  # without a place in memory
+        found = projection(model.base_model, block.consumer)
+        weight = found.weight
+        if not weight.numel():
             continue
-        other = readers.setdefault(weight.data_ptr(), block)
+        where = (found.module, found.expert) if weight.is_meta else weight.data_ptr()
+        other = readers.setdefault(where, block)
         if other is not block:
             raise ModelError(
                 f"{other.consumer} and {block.consumer} of {type(model).__name__} share their "

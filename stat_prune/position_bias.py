@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stat_prune.blocks import Block
+from stat_prune.dispatched import in_memory, is_offloaded
 from stat_prune.modeling_stat_prune import own_position_bias, position_embedding
 
 
@@ -80,11 +81,14 @@ def _embed(
         record[_path(block)] = {}
         if old is None:  # cross-attention: the bias is zero
             continue
-        units = kept.get(block.name, torch.arange(block.num_units)).to(old.weight.device)
-        buckets = len(old.weight)
-        new = position_embedding(old.weight, buckets, len(units))
+        with in_memory(old):
+            units = kept.get(block.name, torch.arange(block.num_units)).to(old.weight.device)
+            weight = old.weight.detach()[:, units]
+        weight = weight.cpu() if is_offloaded(old) else weight
+        buckets = len(weight)
+        new = position_embedding(weight, buckets, len(units))
         with torch.no_grad():
-            new.weight.copy_(old.weight[:, units])
+            new.weight.copy_(weight)
         new.requires_grad_(old.weight.requires_grad).train(attention.training)
         attention.relative_attention_bias = new
         record[_path(block)] = {"buckets": buckets, "num_heads": len(units)}

@@ -59,7 +59,8 @@ def prune(
     model : PreTrainedModel
         Of a supported family, with any head; docs/architectures.md lists them. Of another family
         that reads text, blocks are inferred and proven first (`infer_architecture`), or described
-        by you (`register_architecture`).
+        by you (`register_architecture`). One that accelerate has dispatched (``device_map``) is
+        pruned where its hooks compute, and the result is dispatched in the same way.
     dataset : object
         Unlabelled examples in any common form: strings, a ``datasets.Dataset`` or its name, a
         ``DataLoader``, a file; see `stat_prune.calibration.build_calibration_set`.
@@ -81,7 +82,8 @@ def prune(
     seed : int
         Decides which examples are drawn, and which of them probe.
     device : str or torch.device, optional
-        Where to compute; the model is moved there and back. Default: where it is.
+        Where to compute; the model is moved there and back. Default: where it is. A dispatched
+        model computes where its hooks say, and takes no other.
     ignore : iterable of int or str
         Layers, kinds (``"heads"``) or patterns of block names to leave alone. They still count in
         what a fraction is of.
@@ -190,7 +192,7 @@ def prune_family(
     if chosen.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
     left_alone = kinds_left_alone(chosen, targets)
-    with starting(model, dataset, tokenizer, chosen, left_alone) as run:
+    with starting(model, dataset, tokenizer, chosen, left_alone, dispatched=True) as run:
         for target in targets:
             check_reachable(
                 run.blocks,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from stat_prune.budget.sensitivity import Objective, distance
 from stat_prune.calibration import CalibrationSet
 from stat_prune.collectors import Batch, by_token, evaluating
 from stat_prune.correction import FoldedConsumer
+from stat_prune.dispatched import loaded, to_cut
 from stat_prune.layerwise import SeenEnough, States, run_layer, stack_numbers
 from stat_prune.linalg import CrossMoments
 from stat_prune.linalg.least_squares import solve_normal
@@ -92,8 +92,8 @@ def best_pass(
 
 def pruned_copy(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> PreTrainedModel:
     """A copy of the model without what `folded` removes."""
-    pruned = copy.deepcopy(model)
-    apply(pruned, folded)
+    with to_cut(model) as pruned:
+        apply(pruned, folded)
     return pruned
 
 
@@ -181,10 +181,12 @@ def _moved(
     moments = CrossMoments(consumer.weight.shape[1], len(consumer.weight))
     for batch, state, dense in zip(batches, states, wanted, strict=True):
         found = _Stream(pruned, block.layer, [block], batch, state, whole=False)
-        mask = token_mask(batch, block.mask).to(consumer.weight.device)
-        inputs = by_token(found.inputs[block.name], mask)[mask].double()
-        after, wanted_after = (by_token(s.after[block.name], mask)[mask] for s in (found, dense))
-        moments.update(inputs, wanted_after.double() - after.double())
+        noted = (found.inputs[block.name], found.after[block.name], dense.after[block.name])
+        mask = token_mask(batch, block.mask).to(noted[0].device)
+        inputs, after, wanted_after = (
+            by_token(one.to(mask.device), mask)[mask].double() for one in noted
+        )
+        moments.update(inputs, wanted_after - after)
     centred = consumer.bias is not None
     normal, cross, _ = moments.normal_equations(centered=centred)
     change = solve_normal(normal, cross, ridge)
@@ -193,9 +195,11 @@ def _moved(
         mean_input, mean_difference = moments.means
         shift = mean_difference - change.T @ mean_input
         bias = shift if bias is None else bias + shift
-        assert consumer.bias is not None
-        consumer.bias.add_(shift.to(consumer.bias.dtype))
-    consumer.weight.copy_(weight)
+    with loaded(pruned.base_model, block.consumer, store=True) as consumer:
+        consumer.weight.copy_(weight)
+        if centred:
+            assert consumer.bias is not None
+            consumer.bias.add_(shift.to(consumer.bias))
     return dataclasses.replace(folded, weight=weight, bias=bias)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stat_prune.dispatched import stored_tensors
 from stat_prune.distributed import agreed
 from stat_prune.run import Run
 from stat_prune.statistics import BlockStatistics
@@ -119,7 +120,7 @@ def _fingerprint(run: Run) -> dict[str, str]:
 def _digest(model: PreTrainedModel) -> str:
     """sha256 of names, shapes and values of all weights."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in stored_tensors(model):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from stat_prune.calibration import CalibrationSet, build_calibration_set
 from stat_prune.clock import Stopwatch
 from stat_prune.collectors import Batch
 from stat_prune.completion import Completion
+from stat_prune.dispatched import input_device, is_dispatched
 from stat_prune.distributed import check_same, num_processes, rank
 from stat_prune.errors import CalibrationWarning, TargetError
 from stat_prune.ignoring import without_ignored
@@ -72,7 +73,7 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Where the model is, or, where its weights are read layer by layer, where they go."""
-        where = next(self.model.parameters()).device
+        where = input_device(self.model)
         return torch.device(self.settings.device or "cpu") if where.type == "meta" else where
 
     @property
@@ -139,6 +140,8 @@ class Run:
                 f"{num_processes()} processes that compute at once cannot time a model, and the "
                 f"target is {target!r}. Run a single process, or aim at MACs or parameters."
             )
+        if is_dispatched(self.model):
+            raise TargetError(f"{target!r} is for models without device_map. Use MACs.")
         blocks = [*self.blocks, *self.untouched]
         if self.masks != ["attention_mask"] or any(block.calls > 1 for block in blocks):
             raise TargetError(
@@ -212,26 +215,30 @@ def starting(
     tokenizer: PreTrainedTokenizerBase | None,
     settings: Settings,
     left_alone: Sequence[str] = (),
+    *,
+    dispatched: bool = False,
 ) -> Iterator[Run]:
     """Check model and data, and put the model where the computation is to be.
 
-    `left_alone` names kinds of blocks to ignore besides those in the settings.
+    `left_alone` names kinds of blocks to ignore besides those in the settings; with `dispatched`
+    the model may be one of accelerate's, which stays where it is.
 
     Raises
     ------
     StatPruneError
         Before any work, if model or data cannot be used.
     """
-    check_model(model)
+    check_model(model, settings.device, dispatched=dispatched)
     module: nn.Module = model
-    home = next(module.parameters()).device
+    home = None if is_dispatched(model) else next(module.parameters()).device
     with opened(model, dataset, tokenizer, settings, left_alone) as run:
         try:
             if settings.device is not None:
                 module.to(settings.device)
             yield run
         finally:
-            module.to(home)
+            if home is not None:
+                module.to(home)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from stat_prune.budget.sensitivity import output_distance
 from stat_prune.checkpoint import as_pruned_class
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import FoldedConsumer
+from stat_prune.dispatched import to_cut
 from stat_prune.distributed import agreed, is_mine, merged, summed, together
 from stat_prune.folding import fold_all
 from stat_prune.gathering import gathered_numerical_warnings
@@ -189,9 +189,9 @@ def finish(
     """Cut a copy of the model, and account for it."""
     before = measure(run.model, run.lengths(target))
     with run.stage("cut"):
-        pruned = run.model if run.settings.inplace else copy.deepcopy(run.model)
-        apply(pruned, [plan.folded for plan in plans])
-        as_pruned_class(pruned)
+        with to_cut(run.model, inplace=run.settings.inplace) as pruned:
+            apply(pruned, [plan.folded for plan in plans])
+            as_pruned_class(pruned)
     after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)
     return PruningResult(
         model=pruned,

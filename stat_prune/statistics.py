@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from stat_prune.blocks import Block
+from stat_prune.dispatched import loaded
 from stat_prune.linalg import Moments
 from stat_prune.linalg.in_place import cholesky
-from stat_prune.projections import Projection, projection
+from stat_prune.projections import Projection
 
 #: Of the weight that are multiplied at once: the product would be as large again.
 _ROWS = 512
@@ -121,15 +122,13 @@ def statistics_of(
     absorb_mean: bool = True,
 ) -> list[BlockStatistics]:
     """`BlockStatistics` of each block, in order."""
-    return [
-        BlockStatistics.of(
-            block,
-            moments[block.name],
-            projection(base_model, block.consumer),
-            absorb_mean=absorb_mean,
-        )
-        for block in blocks
-    ]
+    found = []
+    for block in blocks:
+        with loaded(base_model, block.consumer) as consumer:
+            found.append(
+                BlockStatistics.of(block, moments[block.name], consumer, absorb_mean=absorb_mean)
+            )
+    return found
 
 
 def quadratic(gram: Tensor, weight: Tensor) -> float:

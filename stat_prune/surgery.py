@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from transformers import PreTrainedModel
 from stat_prune.architectures import find_blocks, stacks_of
 from stat_prune.blocks import Block
 from stat_prune.correction import FoldedConsumer
+from stat_prune.dispatched import in_memory, is_offloaded, loaded, shared_copy
 from stat_prune.modeling_stat_prune import (
     FORMATS,
     compute_without_heads,
@@ -104,8 +103,7 @@ def cut_copy(model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]]) ->
     sizes : sequence of (Block, int, int)
         Units and key/value heads to keep; blocks that are not named stay whole.
     """
-    tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    copied = copy.deepcopy(model, tensors)
+    copied = shared_copy(model)
     apply(copied, [_first_units(copied, *size) for size in sizes])
     return copied
 
@@ -166,8 +164,8 @@ def _together(folded: Sequence[FoldedConsumer]) -> list[list[FoldedConsumer]]:
 def _changes(base_model: nn.Module, folded: FoldedConsumer) -> bool:
     if len(folded.units) < folded.block.num_units:
         return True
-    weight = projection(base_model, folded.block.consumer).weight
-    return not torch.equal(folded.weight.to(weight), weight)
+    with loaded(base_model, folded.block.consumer) as consumer:
+        return not torch.equal(folded.weight.to(consumer.weight), consumer.weight)
 
 
 def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any]]:
@@ -175,15 +173,15 @@ def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any
     block = folded.block
     shapes = {}
     for producer in block.producers:
-        old = projection(base_model, producer.path)
-        rows = block.rows(producer, folded.units).to(old.weight.device)
-        bias = None if old.bias is None else old.bias[rows]
-        shapes[producer.path] = _replace(base_model, producer.path, old.weight[rows], bias)
-    consumer = projection(base_model, block.consumer)
-    bias = consumer.bias
-    if folded.bias is not None:
-        added = folded.bias.to(consumer.weight.device)
-        bias = added if bias is None else bias.detach().double() + added
+        with loaded(base_model, producer.path) as old:
+            rows = block.rows(producer, folded.units).to(old.weight.device)
+            weight, bias = old.weight[rows], None if old.bias is None else old.bias[rows]
+        shapes[producer.path] = _replace(base_model, producer.path, weight, bias)
+    with loaded(base_model, block.consumer) as consumer:
+        bias = consumer.bias
+        if folded.bias is not None:
+            added = folded.bias.to(consumer.weight.device)
+            bias = added if bias is None else bias.detach().double() + added
     shapes[block.consumer] = _replace(base_model, block.consumer, folded.weight, bias)
     return shapes
 
@@ -191,9 +189,14 @@ def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any
 def _replace(
     base_model: nn.Module, path: str, weight: Tensor, bias: Tensor | None
 ) -> list[int | bool]:
-    """A new linear layer of the old one's class, dtype, device and gradient flag; its shape."""
+    """A new linear layer of the old one's class, dtype, device and gradient flag; its shape.
+
+    In place of an offloaded one, on the CPU.
+    """
     old: Any = base_model.get_submodule(path)
     new = empty_layer(old, len(weight), weight.shape[1], bias is not None)
+    if is_offloaded(old):
+        new.to_empty(device="cpu")
     new.requires_grad_(old.weight.requires_grad)
     new.train(old.training)
     base_model.set_submodule(path, new)
@@ -236,8 +239,10 @@ def _shrink_experts(
     every = torch.arange(block.num_units)
     units = [by_expert[e].units.cpu() if e in by_expert else every for e in range(len(old))]
     size = -(-max(map(len, units)) // block.multiple) * block.multiple
-    new = {path: old.new_zeros(len(old), block.output_size, size)}
-    with torch.no_grad():
+    new: dict[str, Tensor] = {}
+    with torch.no_grad(), in_memory(owner):
+        old = getattr(owner, name)
+        new[path] = old.new_zeros(len(old), block.output_size, size)
         for expert, kept in enumerate(units):
             one = by_expert.get(expert)
             weight = old[expert] if one is None else one.weight
@@ -253,6 +258,7 @@ def _shrink_experts(
                     taken = stack[expert, part[kept].reshape(-1).to(stack.device)]
                     new[its_path][expert, start : start + len(kept)] = taken
     for its_path, tensor in new.items():
+        tensor = tensor.cpu() if is_offloaded(owner) else tensor
         attribute = its_path.rpartition(".")[2]
         trained = getattr(owner, attribute).requires_grad
         setattr(owner, attribute, nn.Parameter(tensor, requires_grad=trained))

@@ -15,7 +15,8 @@ from stat_prune.architectures import transformer_layers
 from stat_prune.batching import masks_in, num_sequences, token_mask
 from stat_prune.collectors import Batch, answering, evaluating, model_inputs
 from stat_prune.correction import FoldedConsumer
-from stat_prune.projections import Projection, projection
+from stat_prune.dispatched import input_device, loaded
+from stat_prune.projections import Projection
 
 #: Squared distance of a pruned model's output from the dense one's: ``(dense, pruned, batch)``
 #: to a tensor of one value a position that counts.
@@ -27,7 +28,7 @@ _PIECE = 2**21
 
 def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Objective) -> float:
     """How many values an objective has for a sequence: one, or one a token."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     with evaluating(model):
         return positions_of(model(**model_inputs(model, batch, device)), batch, objective)
 
@@ -44,7 +45,7 @@ def distance(
     objective: Objective,
 ) -> float:
     """Mean distance of a pruned model's output from the dense one's."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     total, count = 0.0, 0
     with evaluating(model), evaluating(pruned):
         for batch in batches:
@@ -93,7 +94,7 @@ def probe(
         return []
     objective = objective or output_distance
     layers = transformer_layers(model)
-    device = next(model.parameters()).device
+    device = input_device(model)
     together: dict[str, list[FoldedConsumer]] = {}
     for folded in probes:
         together.setdefault(folded.block.set_name, []).append(folded)
@@ -110,7 +111,9 @@ def probe(
                 }
                 with answering(known), ExitStack() as stack:
                     for folded in members:
-                        consumer = projection(model.base_model, folded.block.consumer)
+                        consumer = stack.enter_context(
+                            loaded(model.base_model, folded.block.consumer)
+                        )
                         stack.enter_context(replaced(consumer, folded))
                     distances = objective(dense, model(**inputs), batch)
                 sums[name] += float(distances.double().sum())

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.calibration import DEFAULT_MAX_TEXT_LENGTH
 from stat_prune.collectors import evaluating, model_inputs
+from stat_prune.dispatched import input_device
 
 Text = str | tuple[str, str]
 
@@ -49,12 +50,13 @@ def forward_texts(
     rows = [tokenizer(*pair, truncation=True, max_length=limit) for pair in pairs]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
     results: list[Tensor] = [torch.empty(0)] * len(rows)
+    device = input_device(model)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = tokenizer.pad([rows[i] for i in chosen], padding=True, return_tensors="pt")
-            batch = batch.to(model.device)
-            output = read(model(**model_inputs(model, batch, model.device)), batch).cpu()
+            batch = batch.to(device)
+            output = read(model(**model_inputs(model, batch, device)), batch).cpu()
             for index, row in zip(chosen, output, strict=True):
                 results[index] = row
     return torch.stack(results)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.collectors import evaluating, model_inputs
+from stat_prune.dispatched import input_device
 
 #: Seconds, from any origin.
 Clock = Callable[[], float]
@@ -41,7 +42,7 @@ def forward_turns(
     models: Sequence[PreTrainedModel], batch: Mapping[str, Tensor], clock: Clock
 ) -> Iterator[Iterator[tuple[float, ...]]]:
     """`take_turns` of the models' forward passes on one batch, in evaluation mode."""
-    device = models[0].device
+    device = input_device(models[0])
     runs = [partial(model, **model_inputs(model, batch, device)) for model in models]
     with ExitStack() as stack:
         for model in models:

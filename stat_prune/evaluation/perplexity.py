@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.collectors import evaluating, model_inputs
+from stat_prune.dispatched import input_device
 from stat_prune.errors import DataError
 
 IGNORED = -100
@@ -160,7 +161,7 @@ def _token_losses(model: PreTrainedModel, pieces: Sequence[Piece]) -> Tensor:
         "input_ids": pad_sequence(rows, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
     }
-    logits = model(**model_inputs(model, batch, model.device)).logits[:, :-1].flatten(0, 1)
+    logits = model(**model_inputs(model, batch, input_device(model))).logits[:, :-1].flatten(0, 1)
     targets = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
     for row, piece in enumerate(pieces):
         targets[row, : piece.first] = IGNORED

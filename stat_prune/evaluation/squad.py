@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.collectors import evaluating, model_inputs
+from stat_prune.dispatched import input_device
 from stat_prune.errors import DataError
 from stat_prune.evaluation.sampling import evenly_spaced
 from stat_prune.evaluation.squad_data import Question, read_squad
@@ -143,7 +144,7 @@ def _logits(
             batch = tokenizer.pad(
                 [rows[index].inputs for index in chosen], padding_side="right", return_tensors="pt"
             )
-            output = model(**model_inputs(model, batch, model.device))
+            output = model(**model_inputs(model, batch, input_device(model)))
             if "start_logits" not in output:
                 raise DataError(
                     f"SQuAD needs a question answering model, which says where answers start and "

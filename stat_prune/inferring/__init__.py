@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from stat_prune.architectures.architecture import Architecture, Attention, FeedForward
 from stat_prune.architectures.registry import describing
 from stat_prune.collectors import evaluating
+from stat_prune.dispatched import is_dispatched, shared_copy
 from stat_prune.errors import UnsupportedArchitectureError
 from stat_prune.inferring.config_fields import with_config_fields
-from stat_prune.inferring.proof import failure_of, shared_copy
+from stat_prune.inferring.proof import failure_of
 from stat_prune.inferring.rules import StackGuess, guess_stacks
 
 #: Of the sequences that a proof computes with.
@@ -96,6 +97,11 @@ def _check_reads_text(model: PreTrainedModel) -> None:
         )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UnsupportedArchitectureError("its weights are not in memory, so no proof is possible")
+    if is_dispatched(model):
+        raise UnsupportedArchitectureError(
+            "it has hooks of accelerate (device_map), and only a plain model can be proven; infer "
+            "on one with fewer layers, and register what is found"
+        )
 
 
 def _fields_of_stacks(

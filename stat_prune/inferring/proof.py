@@ -18,7 +18,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from transformers import PreTrainedModel
 from stat_prune.architectures import find_blocks, stacks_of, transformer_layers
 from stat_prune.blocks import Block
 from stat_prune.correction import FoldedConsumer
+from stat_prune.dispatched import shared_copy
 from stat_prune.projections import projection
 from stat_prune.surgery import apply
 
@@ -114,12 +114,6 @@ def _one_of_each_kind(layers: Iterable[nn.Module]) -> list[int]:
 def _to_prove(model: PreTrainedModel) -> list[Block]:
     chosen = _one_of_each_kind(transformer_layers(model))
     return [b for b in find_blocks(model) if b.layer in chosen and not b.fixed]
-
-
-def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy that has every tensor in common with the model."""
-    tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, tensors)
 
 
 def _own_weights(model: PreTrainedModel, blocks: Sequence[Block]) -> PreTrainedModel:

@@ -22,11 +22,11 @@ from stat_prune.blocks import Block
 from stat_prune.budget.costs import CostFunction, cost_function
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import FoldedConsumer
+from stat_prune.dispatched import loaded
 from stat_prune.errors import TargetError
 from stat_prune.linalg import Moments
 from stat_prune.peers.ranking import budget_of
 from stat_prune.plan import BlockPlan
-from stat_prune.projections import projection
 from stat_prune.run import Run
 from stat_prune.statistics import complement, quadratic
 from stat_prune.targets import Target, Tolerance
@@ -113,15 +113,11 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
     with run.stage("collect"):
         moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
     with run.stage("score and compensate"):
-        base = run.model.base_model
-        measured = [
-            _Fluctuation.of(
-                block,
-                moments[block.name],
-                projection(base, block.consumer).weight.detach().double(),
-            )
-            for block in run.blocks
-        ]
+        measured = []
+        for block in run.blocks:
+            with loaded(run.model.base_model, block.consumer) as consumer:
+                weight = consumer.weight.detach().double()
+            measured.append(_Fluctuation.of(block, moments[block.name], weight))
         kept = {one.block.name: torch.arange(one.block.num_groups) for one in measured}
         for members, fraction in target.budgets([*run.blocks, *run.untouched]):
             part = [one for one in measured if one.block in members]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stat_prune.architectures import architecture_of
+from stat_prune.dispatched import is_dispatched
 from stat_prune.errors import ModelError, TargetError
 from stat_prune.run import Run
 from stat_prune.targets import Target, Tolerance
@@ -45,6 +46,12 @@ def check_encoder(run: Run, method: str) -> None:
     ------
     ModelError
     """
+    if is_dispatched(run.model):
+        raise ModelError(
+            f"method={method!r} computes with gradients or with masked weights, which hooks of "
+            f"accelerate (device_map) do not allow. Load {type(run.model).__name__} on one device, "
+            "or use method='stat'."
+        )
     shared = any(block.units_per_group > 1 or block.calls > 1 for block in run.blocks)
     norms_before = any(block.stream_after is None for block in run.blocks)
     reads_text = run.masks == ["attention_mask"]

@@ -8,7 +8,6 @@ feed-forward networks are pruned. On decoders all statistics come from Gaussian 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from stat_prune.blocks import Block
 from stat_prune.budget.costs import CostFunction, cost_function
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import activation_error, fold
+from stat_prune.dispatched import to_cut
 from stat_prune.linalg import pivoted_cholesky
 from stat_prune.peers.ranking import budget_of
 from stat_prune.peers.requirements import check_single_fraction
@@ -77,8 +77,8 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
         for one, chosen in zip(dense, pivots, strict=True)
         if one.block.kind == "neurons"
     }
-    halfway = copy.deepcopy(run.model)
-    apply(halfway, [neurons.folded for neurons in plans.values()])
+    with to_cut(run.model) as halfway:
+        apply(halfway, [neurons.folded for neurons in plans.values()])
     heads = [block for block in run.blocks if block.kind == "heads"]
     with run.stage("collect heads again"):
         recollected = _statistics(run, halfway, heads)

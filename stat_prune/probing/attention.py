@@ -15,6 +15,7 @@ from stat_prune.architectures import find_blocks
 from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
 from stat_prune.collectors import Batch, evaluating, model_inputs
+from stat_prune.dispatched import input_device
 from stat_prune.errors import ModelError
 
 #: Takes a block, a sequence's number in its batch, the weights of shape (heads, n, n) of its n
@@ -43,7 +44,7 @@ def run_with_attention(model: PreTrainedModel, batch: Batch, receive: Receiver) 
     """
     blocks = [block for block in find_blocks(model) if block.kind == "heads"]
     base = model.base_model
-    device = next(base.parameters()).device
+    device = input_device(base)
     tokens = [row.nonzero().squeeze(1) for row in token_mask(batch).to(device)]
     handles = [
         _attention_module(base, block).register_forward_hook(
@@ -140,7 +141,8 @@ def _hook(block: Block, tokens: Sequence[Tensor], receive: Receiver) -> Callable
             )
         bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         visible = _visible(bound.get("attention_mask"), weights)
-        for index, kept in enumerate(tokens):
+        for index, own in enumerate(tokens):
+            kept = own.to(weights.device)
             receive(
                 block,
                 index,
@@ -158,7 +160,7 @@ def _visible(mask: Tensor | None, weights: Tensor) -> Tensor:
         return torch.ones(batch, queries, keys, dtype=torch.bool, device=weights.device)
     if mask.is_floating_point():  # added to the logits: hugely negative where nothing is seen
         mask = mask > torch.finfo(mask.dtype).min / 2
-    return mask[:, 0, :, :keys].bool().expand(batch, queries, keys)
+    return mask[:, 0, :, :keys].bool().to(weights.device).expand(batch, queries, keys)
 
 
 @contextmanager

@@ -15,8 +15,8 @@ import torch
 from stat_prune.atomic import remove_directory, replace_directory
 from stat_prune.blocks import Block
 from stat_prune.clock import return_freed_memory
+from stat_prune.dispatched import loaded
 from stat_prune.errors import LoadError, SaveError, SettingsError, StatPruneError
-from stat_prune.projections import projection
 from stat_prune.report import versions
 from stat_prune.run import Run
 from stat_prune.statistics import BlockStatistics
@@ -154,8 +154,9 @@ def read_statistics(
     It is in float64, or as it is for `dtype` None, which `fold` can do with.
     """
     return_freed_memory()  # the Gram matrix needs it
-    weight = projection(run.model.base_model, block.consumer).weight.detach()
-    weight = weight if dtype is None else weight.to(dtype)
+    with loaded(run.model.base_model, block.consumer) as consumer:
+        weight = consumer.weight.detach()
+        weight = weight if dtype is None else weight.to(dtype)
     values = read(folder / f"statistics-{number}.pt", weight.device)
     return BlockStatistics(block=block, weight=weight, **values, expendable=expendable)
 
