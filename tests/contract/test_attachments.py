@@ -1,4 +1,4 @@
-"""Models that something is attached to: adapters, device maps, checkpointing, tied weights."""
+"""Models that something is attached to: adapters, checkpointing, tied weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-import transformers
 from families import FAMILIES, output
 
 import stat_prune
@@ -38,21 +37,6 @@ def test_attached_adapters_are_refused_and_merged_ones_are_pruned(prune, inputs,
     merged = wrapped.merge_and_unload()
     whole = prune(merged, MACs(1.0)).model
     assert (output(whole, inputs) - output(merged, inputs)).abs().max() <= 1e-5
-
-
-def test_a_model_under_a_device_map_is_refused_and_works_once_the_hooks_are_gone(prune):
-    accelerate = pytest.importorskip("accelerate")
-    plain = BY_LABEL["Llama"].build("ForCausalLM")
-    held = accelerate.dispatch_model(
-        copy.deepcopy(plain), device_map={"": "cpu"}, force_hooks=True, main_device="cpu"
-    )
-    with pytest.raises(ModelError, match="device_map"):
-        prune(held, MACs(0.5))
-    offloaded = accelerate.cpu_offload(copy.deepcopy(plain), torch.device("cpu"))
-    with pytest.raises(ModelError, match="device_map"):
-        prune(offloaded, MACs(0.5))
-    accelerate.hooks.remove_hook_from_module(held, recurse=True)
-    assert prune(held, MACs(0.5)).plan == prune(plain, MACs(0.5)).plan
 
 
 @LAYOUTS
@@ -93,20 +77,6 @@ def test_layers_that_share_their_weights_are_refused_and_copies_are_pruned(prune
             prune(model, MACs(0.5))
     second.mlp.down_proj = copy.deepcopy(first.mlp.down_proj)
     assert prune(weight, MACs(0.5)).report.after.block_macs
-
-
-def test_a_model_that_was_loaded_with_weights_on_disk_is_refused(prune, tmp_path):
-    pytest.importorskip("accelerate")
-    BY_LABEL["Llama"].build("ForCausalLM").save_pretrained(tmp_path / "dense")
-    names = ("embed_tokens", "layers.0", "norm", "rotary_emb")
-    places = {f"model.{name}": "cpu" for name in names} | {"lm_head": "cpu"}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "dense",
-        device_map=places | {"model.layers.1": "disk"},
-        offload_folder=str(tmp_path / "offloaded"),
-    )
-    with pytest.raises(ModelError, match="offloaded.*without device_map.*prune_checkpoint"):
-        prune(model, MACs(0.5))
 
 
 def test_a_sentence_transformer_is_an_error_that_names_the_model_inside(prune):
