@@ -33,3 +33,7 @@ train=$(ls "$data"/squad/train* | head -n 1)
   --vocabulary 1024 --context-length 128 --epochs 1 --output "$results/llama"
 "$python" benchmarks/wikitext2.py --model "$results/llama" --limit 200 "${common[@]}" \
   --output "$results/wikitext2"
+"$python" benchmarks/continuations.py "$data/wikitext2/test.txt" --limit 100 \
+  --output "$results/continuations"
+"$python" benchmarks/zero_shot.py --model "$results/llama" --include "$results/continuations" \
+  --task continuations --context-length 128 "${common[@]}" --output "$results/zero_shot"

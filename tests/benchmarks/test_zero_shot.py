@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import typer
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+import continuations
 import zero_shot
 from stat_prune.errors import SettingsError
 
@@ -89,6 +92,26 @@ def test_the_model_in_memory_scores_as_one_choice_at_a_time(at_hand, tasks, tmp_
         "normalised": normalised,
     }
     assert set(record["details"]["0.6"]) == {"average", "plain", "normalised"}
+
+
+def test_continuations_are_those_of_their_own_paragraphs(tmp_path):
+    paragraphs = [" ".join(f"{name}{n}" for n in range(50)) for name in "abcdefg"]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(["too short", *paragraphs]))
+    continuations.main(text, tmp_path / "tasks", limit=5, seed=0)
+
+    rows = [json.loads(row) for row in (tmp_path / "tasks" / "continuations.jsonl").open()]
+    assert len(rows) == 5
+    for row in rows:
+        whole = f"{row['beginning']} {row['choices'][row['answer']]}"
+        assert any(paragraph.startswith(whole) for paragraph in paragraphs)
+        assert len(set(row["choices"])) == 4
+    assert len({row["answer"] for row in rows}) > 1
+    task = yaml.safe_load((tmp_path / "tasks" / "continuations.yaml").read_text())
+    assert Path(task["dataset_kwargs"]["data_files"]["validation"]).is_file()
+    text.write_text("\n".join(paragraphs[:3]))
+    with pytest.raises(typer.BadParameter, match="3 paragraphs have 44 words, at least 4"):
+        continuations.main(text, tmp_path / "tasks")
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch):
