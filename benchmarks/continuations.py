@@ -39,20 +39,20 @@ def examples(text: str, seed: int) -> list[dict[str, object]]:
     paragraphs = [line.split() for line in text.splitlines()]
     paragraphs = [words for words in paragraphs if len(words) >= BEGINNING + CONTINUATION]
     ends = [" ".join(words[BEGINNING : BEGINNING + CONTINUATION]) for words in paragraphs]
-    if len(set(ends)) < CHOICES:
+    distinct = sorted(set(ends))
+    if len(distinct) < CHOICES:
         raise typer.BadParameter(
-            f"{len(set(ends))} paragraphs have {BEGINNING + CONTINUATION} words, at least "
+            f"{len(distinct)} paragraphs have {BEGINNING + CONTINUATION} words, at least "
             f"{CHOICES} are needed. Give a longer text, a paragraph a line."
         )
     draw = random.Random(seed)
     found: list[dict[str, object]] = []
-    for own, words in enumerate(paragraphs):
-        others = sorted({*ends} - {ends[own]})
-        choices = [ends[own], *draw.sample(others, CHOICES - 1)]
+    for words, own in zip(paragraphs, ends, strict=True):
+        others = [end for end in distinct if end != own]
+        choices = [own, *draw.sample(others, CHOICES - 1)]
         draw.shuffle(choices)
         beginning = " ".join(words[:BEGINNING])
-        answer = choices.index(ends[own])
-        found.append({"beginning": beginning, "choices": choices, "answer": answer})
+        found.append({"beginning": beginning, "choices": choices, "answer": choices.index(own)})
     draw.shuffle(found)
     return found
 

@@ -63,14 +63,13 @@ def check_hooks(model: PreTrainedModel) -> None:
 
 def input_device(model: nn.Module) -> torch.device:
     """Where a model's inputs are to be."""
-    device = _main_device(model)
+    device = _main_device(model.modules())
     return next(model.parameters()).device if device is None else torch.device(device)
 
 
 def device_of(module: nn.Module) -> torch.device | None:
     """Where the hook of a module lets it compute; None without a hook."""
-    devices = (one.execution_device for one in _hooks_of(module))
-    device = next((one for one in devices if one is not None), None)
+    device = _main_device([module])
     return None if device is None else torch.device(device)
 
 
@@ -168,7 +167,7 @@ class _Placement:
         places = _device_map(model).items()
         return cls(
             device_map={path: "cpu" if at == "disk" else at for path, at in places},
-            main_device=_main_device(model),
+            main_device=_main_device(model.modules()),
             skip_keys=hooks[0].skip_keys,
             offload_buffers=any(hook.offload_buffers for hook in hooks),
         )
@@ -245,9 +244,9 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
     return chain(model.parameters(), model.buffers())
 
 
-def _main_device(model: nn.Module) -> Device | None:
+def _main_device(modules: Iterable[nn.Module]) -> Device | None:
     """Where the first module with a device computes, as its hook says it; None without hooks."""
-    hooks = chain.from_iterable(map(_hooks_of, model.modules()))
+    hooks = chain.from_iterable(map(_hooks_of, modules))
     return next((one.execution_device for one in hooks if one.execution_device is not None), None)
 
 

@@ -138,13 +138,14 @@ def _logits(
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index].offsets))
     results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     batches = range(0, len(order), batch_size)
+    device = input_device(model)
     with evaluating(model):
         for begin in tqdm(batches, desc="questions", disable=not progress):
             chosen = order[begin : begin + batch_size]
             batch = tokenizer.pad(
                 [rows[index].inputs for index in chosen], padding_side="right", return_tensors="pt"
             )
-            output = model(**model_inputs(model, batch, input_device(model)))
+            output = model(**model_inputs(model, batch, device))
             if "start_logits" not in output:
                 raise DataError(
                     f"SQuAD needs a question answering model, which says where answers start and "
