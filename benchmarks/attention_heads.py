@@ -3,26 +3,37 @@
     STAT_PRUNE_DATA=... python benchmarks/attention_heads.py
 
 Only heads leave, 10 to 70 % of them; neurons stay whole. Every criterion with and without the
-least-squares correction, beside heads drawn at random (five seeds) and STAT's own choice. A second
-table asks whether the heads that STAT removes attend to other things than those that it keeps.
+least-squares correction, beside heads drawn at random (five seeds) and STAT's own choice. Scores
+are the dev split's accuracy and, with far less noise, the divergence of the output from the dense
+model's on its texts. Another table counts the cells in which one is ahead of the other, and a third
+asks whether the heads that STAT removes attend to other things than those that it keeps.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import Tensor
+from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import stat_prune
 from harness import options
 from harness.cells import Grid, run
+from harness.records import Record
+from harness.sources import data_folder
 from harness.task import Task
 from stat_prune import MACs
+from stat_prune.evaluation.forward import Text, forward_texts
+from stat_prune.evaluation.glue import read_glue
 from stat_prune.glue_tasks import GLUE_TASKS
 from stat_prune.methods import ATTENTION_CRITERIA
 from stat_prune.probing import compare_removed, head_statistics
@@ -36,13 +47,78 @@ PROBED = 512
 
 
 def heads_only(name: str) -> Task:
-    """A task whose targets are of heads alone."""
-    length = GLUE_TASKS[name].average_length
+    """A task whose targets are of heads alone; the divergence from the dense model is a score."""
+    task, length = TASKS[name](), GLUE_TASKS[name].average_length
+
+    @cache  # once for all methods
+    def reference() -> tuple[Sequence[Text], Tensor]:
+        texts = read_glue(name, data_folder() / "data" / "glue").texts
+        return texts, log_probabilities(*task.load(), texts)
+
+    def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        texts, dense = reference()
+        found = log_probabilities(model, tokenizer, texts)
+        divergence = kl_div(found, dense, log_target=True, reduction="batchmean")
+        return {**task.score(model, tokenizer), "divergence": float(divergence)}
+
     return replace(
-        TASKS[name](),
+        task,
+        metrics=(*task.metrics, "divergence"),
         budgets=BUDGETS,
         target=lambda kept: MACs({"heads": kept}, seq_length=length),
+        score=score,
     )
+
+
+def log_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]
+) -> Tensor:
+    """Of the classes, for each text, in float64."""
+    logits = forward_texts(model, tokenizer, texts, read=lambda output, _batch: output.logits)
+    return logits.double().log_softmax(-1)
+
+
+def standings(records: Sequence[Record]) -> str:
+    """In how many cells one is ahead of the other or even, as Markdown."""
+    lines = [
+        "| task | score | criterion, random | corrected, not | stat, criterion | stat, corrected |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for task in dict.fromkeys(row["task"] for row in records):
+        rows = [row for row in records if row["task"] == task]
+        for metric in rows[0]["metrics"]:
+            found = means(rows, metric, -1 if metric == "divergence" else 1)
+            pairs = [
+                [(name, "random") for name in ATTENTION_CRITERIA],
+                [(f"{name}-corrected", name) for name in ATTENTION_CRITERIA],
+                [("stat", name) for name in ATTENTION_CRITERIA],
+                [("stat", f"{name}-corrected") for name in ATTENTION_CRITERIA],
+            ]
+            counts = [
+                [
+                    found[one][kept] >= found[other][kept]
+                    for one, other in group
+                    for kept in found[one]
+                ]
+                for group in pairs
+            ]
+            cells = " | ".join(f"{sum(won)} of {len(won)}" for won in counts)
+            lines.append(f"| {task} | {metric} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def means(records: Sequence[Record], metric: str, sign: int) -> dict[str, dict[str, float]]:
+    """The mean over seeds, by method and kept fraction, times `sign`."""
+    return {
+        method: {
+            kept: sign
+            * statistics.mean(
+                row["details"][kept][metric] for row in records if row["method"] == method
+            )
+            for kept in next(row for row in records if row["method"] == method)["scores"]
+        }
+        for method in dict.fromkeys(row["method"] for row in records)
+    }
 
 
 def probe(name: str, target: stat_prune.MACs, seed: int) -> list[dict[str, Any]]:
@@ -99,6 +175,18 @@ def main(
     tasks = {name: partial(heads_only, name) for name in names}
     drawn = replace(RANDOM, budgets=budget)
     run("attention_heads", tasks, Grid(CHOSEN, [seed], budget), output, drawn)
+    cells = [
+        (name, method, at)
+        for name in names
+        for grid, seeds in ((CHOSEN, [seed]), (RANDOM.methods, RANDOM.seeds))
+        for method in grid
+        for at in seeds
+    ]
+    counted = standings(
+        [json.loads((output / f"{'-'.join(map(str, cell))}.json").read_text()) for cell in cells]
+    )
+    (output / "standings.md").write_text(counted, encoding="utf-8")
+    print(counted)
     rows = [
         row
         for name in tqdm(names, desc="what removed heads attend to")

@@ -64,7 +64,12 @@ class CalibrationSet:
         }
 
     def subset(
-        self, num_samples: int, *, seed: int, batch_size: int | None = None
+        self,
+        num_samples: int,
+        *,
+        seed: int,
+        batch_size: int | None = None,
+        max_length: int | None = None,
     ) -> CalibrationSet:
         """Draw sequences spread evenly over the lengths: one at random from each quantile.
 
@@ -75,10 +80,13 @@ class CalibrationSet:
         seed : int
         batch_size : int, optional
             By default that of this set.
+        max_length : int, optional
+            Tokens that longer sequences are cut to, on the right.
         """
-        return _from_rows(
-            self.drawn(num_samples, seed=seed), batch_size or self.batch_size, self.pad_token_id
-        )
+        rows = self.drawn(num_samples, seed=seed)
+        if max_length is not None:
+            rows = [row for one in rows if (row := without_padding(one, max_length)) is not None]
+        return _from_rows(rows, batch_size or self.batch_size, self.pad_token_id)
 
     def drawn(self, num_samples: int, *, seed: int) -> list[TokenRow]:
         """The rows of `subset`, longest first and without padding."""

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.architectures import architecture_of, find_blocks
+from stat_prune.batching import masks_in
 from stat_prune.blocks import Block
 from stat_prune.budget.timing import TimedModel, time_model
 from stat_prune.calibration import CalibrationSet, build_calibration_set
@@ -33,9 +34,11 @@ from stat_prune.targets import Latency, Target
 
 Item = TypeVar("Item")
 
-#: Values that a probe averages over, and the fewest sequences that they come from.
+#: Values that a probe averages over, the fewest sequences that they come from, and the fewest
+#: tokens that a sequence is cut to.
 PROBE_POSITIONS = 640
 MIN_PROBE_SEQUENCES = 10
+MIN_PROBE_LENGTH = 64
 
 
 @dataclass
@@ -176,11 +179,14 @@ class Run:
         As many as give `PROBE_POSITIONS` values to average, for heads with one value a sequence
         too; but no more than keep all probes together to about one pass over the calibration set
         (half of the layers, on average, are computed for a probe), and no fewer than
-        `MIN_PROBE_SEQUENCES`.
+        `MIN_PROBE_SEQUENCES`. Where texts have a value a token, long ones are cut (`probe_length`).
         """
         calibration = self.calibration
         count = num_probe_samples(calibration.num_samples, len(self.blocks), positions_per_sequence)
-        return list(calibration.subset(count, seed=self.settings.seed).batches)
+        length = None
+        if positions_per_sequence > 1 and masks_in(calibration.batches[0]) == ["attention_mask"]:
+            length = probe_length(calibration.num_tokens, len(self.blocks), count)
+        return list(calibration.subset(count, seed=self.settings.seed, max_length=length).batches)
 
 
 def num_probe_samples(num_samples: int, num_blocks: int, positions_per_sequence: float) -> int:
@@ -188,6 +194,16 @@ def num_probe_samples(num_samples: int, num_blocks: int, positions_per_sequence:
     affordable = 2 * num_samples // num_blocks
     needed = math.ceil(PROBE_POSITIONS / positions_per_sequence)
     return min(max(min(needed, affordable), MIN_PROBE_SEQUENCES), num_samples)
+
+
+def probe_length(num_tokens: int, num_blocks: int, num_sequences: int) -> int:
+    """Tokens of the longest sequence that a probe is measured on.
+
+    All probes together are kept to half a pass over a calibration set of `num_tokens`, so that
+    they take no larger share of the time in a deeper model; but no sequence is cut below
+    `MIN_PROBE_LENGTH`.
+    """
+    return max(num_tokens // (num_blocks * num_sequences), MIN_PROBE_LENGTH)
 
 
 def calibration_set_for(

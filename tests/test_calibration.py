@@ -217,6 +217,17 @@ def test_subset_is_spread_over_the_lengths_and_repeats_with_its_seed():
     assert calibration.subset(1000, seed=0).fingerprint == calibration.fingerprint
 
 
+def test_a_subset_is_cut_on_the_right():
+    rows = [{"input_ids": torch.arange(length)} for length in range(1, 11)]
+    calibration = build_calibration_set(rows)
+
+    part = calibration.subset(10, seed=0, max_length=4)
+
+    (batch,) = part.batches
+    assert batch["attention_mask"].sum(1).tolist() == [4] * 7 + [3, 2, 1]
+    assert batch["input_ids"][:4].tolist() == [[0, 1, 2, 3]] * 4
+
+
 @pytest.mark.parametrize("empty", [[], ["", "   "], iter(())], ids=["list", "blanks", "iterator"])
 def test_an_empty_dataset_is_refused(empty, word_tokenizer):
     with pytest.raises(DataError, match="empty"):

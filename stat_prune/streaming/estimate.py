@@ -21,7 +21,6 @@ from stat_prune.errors import LoadError
 from stat_prune.ignoring import without_ignored
 from stat_prune.methods import Method
 from stat_prune.report import Size
-from stat_prune.run import num_probe_samples
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.streaming.memory import (
     Reading,
@@ -29,7 +28,6 @@ from stat_prune.streaming.memory import (
     kept_of,
     needs_in_memory,
     needs_of,
-    values_per_sequence,
 )
 from stat_prune.streaming.rates import block_seconds, measure_rates
 from stat_prune.streaming.requirements import obstacle, supported_method
@@ -144,12 +142,13 @@ def estimate(
     lengths = {block.mask: float(length) for block in [*blocks, *untouched]}
     check_reachable(blocks, untouched, target, seq_length=lengths, round_to=chosen.round_to)
     count = chosen.num_calibration_samples
-    values = values_per_sequence(empty, seq_length)
-    reading = Reading(
+    reading = Reading.of(
+        empty,
+        len(blocks),
         num_samples=count,
+        num_tokens=count * seq_length,
         length=seq_length,
         batch_tokens=min(count, chosen.batch_size) * seq_length,
-        num_probe_samples=num_probe_samples(count, len(blocks), values),
     )
     device = torch.device(chosen.device or "cpu")
     taken = taken_memory(device)
@@ -214,23 +213,27 @@ def _seconds(
     device = torch.device(settings.device or "cpu")
     rates = measure_rates(model.dtype, device, settings.first_precision)
     length, depth = reading.length, 1 + max(block.layer for block in blocks)
-    sequence = sum(
-        block.macs(block.num_units, block.num_groups, length) for block in find_blocks(model)
-    )
+
+    def sequence(tokens: int) -> float:
+        return sum(
+            block.macs(block.num_units, block.num_groups, tokens) for block in find_blocks(model)
+        )
+
     grams = sum(block.usage * block.num_channels**2 for block in blocks)
     probing = 0.0
     if recipe.allocation == "probed":
         probed = {block.set_name: block.layer for block in blocks}
         passes = 1 + sum(1 - layer / depth for layer in probed.values())
-        head = (1 + len(probed)) * reading.length * head_weights(model)
-        probing = reading.num_probe_samples * (passes * sequence + head) * rates.forward
+        head = (1 + len(probed)) * reading.probe_length * head_weights(model)
+        macs = passes * sequence(reading.probe_length) + head
+        probing = reading.num_probe_samples * macs * rates.forward
     decomposing = folding = 0.0
     for alike in _by_shape(blocks):
         decompose, (half, final) = block_seconds(alike[0], recipe, (0.5, kept_of(target)), device)
         decomposing += len(alike) * decompose
         probing += len(alike) * half if probing else 0.0
         folding += len(alike) * final
-    collecting = sequence * rates.forward + grams * length * rates.moments
+    collecting = sequence(length) * rates.forward + grams * length * rates.moments
     return {
         "collect": reading.num_samples * collecting,
         "decompose": decomposing,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from stat_prune.architectures import transformer_layers
 from stat_prune.blocks import Block
 from stat_prune.methods import Method
+from stat_prune.run import num_probe_samples, probe_length
 from stat_prune.targets import Target, Tolerance
 
 #: Bytes of a float64.
@@ -50,12 +51,32 @@ class Reading:
         Tokens of the largest batch, padding included.
     num_probe_samples : int
         Sequences that each probe is measured on.
+    probe_length : int
+        Tokens of the longest of these.
     """
 
     num_samples: int
     length: int
     batch_tokens: int
     num_probe_samples: int
+    probe_length: int
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        num_blocks: int,
+        *,
+        num_samples: int,
+        num_tokens: int,
+        length: int,
+        batch_tokens: int,
+    ) -> Reading:
+        """What is read of a calibration set by a model with so many blocks to prune."""
+        values = values_per_sequence(model, length)
+        probes = num_probe_samples(num_samples, num_blocks, values)
+        cut = probe_length(num_tokens, num_blocks, probes) if values > 1 else length
+        return cls(num_samples, length, batch_tokens, probes, min(length, cut))
 
 
 def needs_of(
@@ -91,9 +112,9 @@ def needs_of(
             ),
             round((1 + kept) * layers[layer]) + sum(folded),
         ]
-    sequence = reading.length * width * element
     streams = 1 + len({block.set_name for block in blocks}) if probed else 0
-    states = sequence * (reading.num_samples + streams * reading.num_probe_samples)
+    probes = streams * reading.num_probe_samples * reading.probe_length
+    states = width * element * (reading.num_samples * reading.length + probes)
     return Needs(
         memory=max(stages),
         # A layer's states are there until the next's are.
@@ -155,7 +176,8 @@ def statistics_bytes(blocks: Sequence[Block]) -> int:
 
 def values_per_sequence(model: PreTrainedModel, length: int) -> int:
     """About how many values of the output a probe has for a sequence, before there is an output."""
-    return 1 if type(model).__name__.endswith("ForSequenceClassification") else length
+    of_sequences = ("ForSequenceClassification", "ForQuestionAnswering")
+    return 1 if type(model).__name__.endswith(of_sequences) else length
 
 
 def _by_layer(blocks: Sequence[Block]) -> list[list[Block]]:
@@ -202,7 +224,7 @@ def _folding(block: Block, kept: float, *, expendable: bool = False) -> int:
 def _comparing(model: PreTrainedModel, reading: Reading) -> int:
     """The outputs of two models on a batch of probes."""
     head = model.get_output_embeddings()
-    tokens = min(reading.batch_tokens, reading.num_probe_samples * reading.length)
+    tokens = min(reading.batch_tokens, reading.num_probe_samples * reading.probe_length)
     outputs = 0 if head is None else len(head.weight) * head.weight.element_size()
     return 2 * tokens * outputs + _OBJECTIVE
 

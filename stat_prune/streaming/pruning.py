@@ -22,12 +22,12 @@ from stat_prune.pretrained import load_tokenizer
 from stat_prune.probes import weights_by_block
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
 from stat_prune.result import Reported
-from stat_prune.run import Run, num_probe_samples, opened
+from stat_prune.run import Run, opened
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import chosen
 from stat_prune.streaming.cutting import Cut
 from stat_prune.streaming.measured import Measured
-from stat_prune.streaming.memory import Reading, needs_of, values_per_sequence
+from stat_prune.streaming.memory import Reading, needs_of
 from stat_prune.streaming.requirements import check_model, check_space, supported_method
 from stat_prune.streaming.walk import Walk
 from stat_prune.streaming.weights import Checkpoint
@@ -190,13 +190,13 @@ def _reading(run: Run) -> Reading:
     mask, calibration = run.calibration.main_mask, run.calibration
     sizes = [batch[mask].shape for batch in calibration.batches]
     length = max(tokens for _, tokens in sizes)
-    return Reading(
+    return Reading.of(
+        run.model,
+        len(run.blocks),
         num_samples=calibration.num_samples,
+        num_tokens=calibration.num_tokens,
         length=length,
         batch_tokens=max(sequences * tokens for sequences, tokens in sizes),
-        num_probe_samples=num_probe_samples(
-            calibration.num_samples, len(run.blocks), values_per_sequence(run.model, length)
-        ),
     )
 
 

@@ -107,6 +107,22 @@ def test_settings_do_what_they_do_in_memory(options, tmp_path, word_tokenizer):
     assert_same(whole, pruned)
 
 
+def test_long_texts_are_cut_for_probes_as_in_memory(tmp_path, word_tokenizer):
+    model = tiny_llama(num_hidden_layers=3, max_position_embeddings=128)
+    model = saved(model, tmp_path / "dense", word_tokenizer)
+    ids = torch.randint(3, 40, (12, 120), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": row} for row in ids]
+    options = {"target": stat_prune.MACs(0.6), "batch_size": 5, "progress": False}
+    whole = stat_prune.prune(model, data, tokenizer=word_tokenizer, **options)
+
+    pruned = stat_prune.prune_checkpoint(
+        tmp_path / "dense", data, output_dir=tmp_path / "out", **options
+    )
+
+    assert_same(whole, pruned)
+    assert pruned.report.blocks == whole.report.blocks
+
+
 def test_the_folder_loads_without_stat_prune(tmp_path, word_tokenizer):
     model = saved(tiny_llama(), tmp_path / "dense", word_tokenizer)
     options = {"target": stat_prune.MACs(0.6), "progress": False}
