@@ -46,7 +46,7 @@ def forward_turns(
     runs = [partial(model, **model_inputs(model, batch, device)) for model in models]
     with ExitStack() as stack:
         for model in models:
-            stack.enter_context(evaluating(model))
+            stack.enter_context(evaluating(model, timed=True))
         yield take_turns(runs, device, clock)
 
 

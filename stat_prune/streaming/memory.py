@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
 from stat_prune.blocks import Block
+from stat_prune.half_products import copied_bytes
 from stat_prune.methods import Method
 from stat_prune.run import num_probe_samples, probe_length
 from stat_prune.targets import Target, Tolerance
@@ -95,16 +96,17 @@ def needs_of(
     """
     layers, outer = weight_bytes(model)
     element = next(model.parameters()).element_size()
+    copies = copied_bytes(model.dtype, max(p.numel() for p in model.parameters()))
     width = blocks[0].output_size
     probed = recipe.allocation == "probed"
     kept = kept_of(target)
-    stages = [outer + (layers[0] + _comparing(model, reading) if probed else 0)]
+    stages = [outer + (layers[0] + copies + _comparing(model, reading) if probed else 0)]
     for members in _by_layer(blocks):
         layer = members[0].layer
         consumers = element * sum(b.num_channels * b.output_size for b in members)
         folded = [round(_DOUBLE * kept * b.num_channels * b.output_size) for b in members]
         stages += [
-            layers[layer] + _collecting(members, reading.batch_tokens, width),
+            layers[layer] + copies + _collecting(members, reading.batch_tokens, width),
             *(consumers + _gram(b) + _decomposing(b, recipe, expendable=True) for b in members),
             *(
                 consumers + sum(folded[:i]) + _gram(b) + _folding(b, kept, expendable=True)
@@ -138,13 +140,14 @@ def needs_in_memory(
     widest = max(block.num_channels for block in blocks)
     activations = 4 * reading.batch_tokens * (4 * blocks[0].output_size + 3 * widest)
     comparing = _comparing(model, reading) if recipe.allocation == "probed" else 0
+    copies = copied_bytes(model.dtype, max(p.numel() for p in model.parameters()))
     solving = max(
         max(_decomposing(block, recipe), _folding(block, kept_of(target))) for block in blocks
     )
     consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
     # The pruned model is a whole copy before it is cut.
     cutting = kept_of(target) * consumers + weights
-    most = max(activations + comparing, solving, cutting)
+    most = max(activations + copies + comparing, solving, cutting)
     return round(weights + statistics_bytes(blocks) + consumers + most)
 
 

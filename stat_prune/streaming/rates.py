@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from stat_prune.blocks import Block
 from stat_prune.correction import fold
 from stat_prune.evaluation.latency import take_turns
+from stat_prune.half_products import fast_half_products
 from stat_prune.linalg import Moments
 from stat_prune.methods import Method
 from stat_prune.selection import CRITERIA, candidates_for
@@ -56,8 +57,10 @@ def measure_rates(dtype: torch.dtype, device: torch.device, precision: str) -> R
     rows = torch.ones(ROWS, CHANNELS, dtype=dtype, device=device).normal_()
     weight = torch.ones(2 * CHANNELS, CHANNELS, dtype=dtype, device=device).normal_()
     moments = Moments(CHANNELS, precision=precision, device=device)
+    with fast_half_products([dtype]):
+        forward = _seconds(lambda: linear(rows, weight), device)
     return Rates(
-        forward=_seconds(lambda: linear(rows, weight), device) / (ROWS * weight.numel()),
+        forward=forward / (ROWS * weight.numel()),
         moments=_seconds(lambda: moments.update(rows), device) / (ROWS * CHANNELS**2),
     )
 
