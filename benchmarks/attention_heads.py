@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import Tensor
 from torch.nn.functional import kl_div
@@ -29,11 +30,8 @@ import stat_prune
 from harness import options
 from harness.cells import Grid, run
 from harness.records import Record
-from harness.sources import data_folder
 from harness.task import Task
 from stat_prune import MACs
-from stat_prune.evaluation.forward import Text, forward_texts
-from stat_prune.evaluation.glue import read_glue
 from stat_prune.glue_tasks import GLUE_TASKS
 from stat_prune.methods import ATTENTION_CRITERIA
 from stat_prune.probing import compare_removed, head_statistics
@@ -51,15 +49,13 @@ def heads_only(name: str) -> Task:
     task, length = TASKS[name](), GLUE_TASKS[name].average_length
 
     @cache  # once for all methods
-    def reference() -> tuple[Sequence[Text], Tensor]:
-        texts = read_glue(name, data_folder() / "data" / "glue").texts
-        return texts, log_probabilities(*task.load(), texts)
+    def reference() -> Tensor:
+        return scored(*task.load(), task.score)[1]
 
     def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        texts, dense = reference()
-        found = log_probabilities(model, tokenizer, texts)
-        divergence = kl_div(found, dense, log_target=True, reduction="batchmean")
-        return {**task.score(model, tokenizer), "divergence": float(divergence)}
+        scores, found = scored(model, tokenizer, task.score)
+        divergence = kl_div(found, reference(), log_target=True, reduction="batchmean")
+        return {**scores, "divergence": float(divergence)}
 
     return replace(
         task,
@@ -70,12 +66,14 @@ def heads_only(name: str) -> Task:
     )
 
 
-def log_probabilities(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]
-) -> Tensor:
-    """Of the classes, for each text, in float64."""
-    logits = forward_texts(model, tokenizer, texts, read=lambda output, _batch: output.logits)
-    return logits.double().log_softmax(-1)
+def scored(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, score: Callable[..., Any]
+) -> tuple[dict[str, float], Tensor]:
+    """The scores, and the logarithms of the probabilities that they came from, in float64."""
+    logits: list[Tensor] = []
+    with model.register_forward_hook(lambda _model, _args, output: logits.append(output.logits)):
+        scores = score(model, tokenizer)
+    return dict(scores), torch.cat(logits).double().log_softmax(-1)
 
 
 def standings(records: Sequence[Record]) -> str:
