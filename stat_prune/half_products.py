@@ -22,20 +22,19 @@ _LEAST_ROWS = 32
 #: Entries of a weight that are copied at a time, to bound the memory.
 _PIECE = 2**24
 
-#: What multiplies matrices in the layers of transformers.
-_PRODUCTS: frozenset[Callable[..., Any]] = frozenset(
-    {
-        F.linear,
-        F.scaled_dot_product_attention,
-        torch.addmm,
-        torch.baddbmm,
-        torch.bmm,
-        torch.matmul,
-        Tensor.__matmul__,
-        Tensor.bmm,
-        Tensor.matmul,
-    }
-)
+#: What multiplies matrices in the layers of transformers, and which argument holds the rows.
+_ROWS_OF: dict[Callable[..., Any], int] = {
+    F.linear: 0,
+    F.scaled_dot_product_attention: 0,
+    torch.addmm: 1,  # GPT-2
+    torch.baddbmm: 1,
+    Tensor.baddbmm: 1,  # BLOOM
+    torch.bmm: 0,
+    Tensor.bmm: 0,
+    torch.matmul: 0,
+    Tensor.matmul: 0,
+    Tensor.__matmul__: 0,
+}
 
 
 def fast_half_products(dtypes: Iterable[torch.dtype]) -> AbstractContextManager[Any]:
@@ -74,19 +73,19 @@ class _Float32Products(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        first = args[0] if args else None
+        place = _ROWS_OF.get(func, len(args))
+        rows = args[place] if place < len(args) else None
         if (
-            func not in _PRODUCTS
-            or not isinstance(first, Tensor)
-            or first.dtype not in self._slow
-            or first.device.type != "cpu"
-            or first.numel() < _LEAST_ROWS * first.shape[-1]
+            not isinstance(rows, Tensor)
+            or rows.dtype not in self._slow
+            or rows.device.type != "cpu"
+            or rows.numel() < _LEAST_ROWS * rows.shape[-1]
         ):
             return func(*args, **kwargs)
         if func is F.linear:
             return _linear(*args, **kwargs)
         wide = {name: _widened(value) for name, value in kwargs.items()}
-        return func(*map(_widened, args), **wide).to(first.dtype)
+        return func(*map(_widened, args), **wide).to(rows.dtype)
 
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -52,10 +52,12 @@ def test_products_are_those_of_float32_rounded_once(dtype, without_instructions,
     with fast_half_products([dtype]):
         with_bias, without = F.linear(rows, weight, bias), F.linear(rows, weight)
         product = rows @ weight.T
+        added = torch.addmm(bias, rows, weight.T)  # as in GPT-2
     wide = rows.float() @ weight.float().T
     torch.testing.assert_close(with_bias, (wide + bias.float()).to(dtype))
     torch.testing.assert_close(without, wide.to(dtype))
     torch.testing.assert_close(product, wide.to(dtype))
+    torch.testing.assert_close(added, (wide + bias.float()).to(dtype))
 
 
 def test_few_rows_other_dtypes_and_timed_models_are_left_alone(without_instructions):
@@ -66,8 +68,8 @@ def test_few_rows_other_dtypes_and_timed_models_are_left_alone(without_instructi
 
         @classmethod
         def __torch_function__(cls, func, types, args=(), kwargs=None):
-            if func is F.linear:
-                calls.append(args[0].dtype)
+            if func in (F.linear, torch.addmm):
+                calls.append(args[func is torch.addmm].dtype)
             return super().__torch_function__(func, types, args, kwargs or {})
 
     weight = torch.randn(8, 4).bfloat16()
@@ -75,11 +77,13 @@ def test_few_rows_other_dtypes_and_timed_models_are_left_alone(without_instructi
     model = tiny_bert().bfloat16()
     with evaluating(model):
         F.linear(many, weight)
+        torch.addmm(weight[:, 0], many, weight.T)
         F.linear(few, weight)
         F.linear(many.float(), weight.float())
     with evaluating(model, timed=True):
         F.linear(many, weight)
-    assert calls == [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
+    half, single = torch.bfloat16, torch.float32
+    assert calls == [single, single, half, single, half]
 
 
 def test_where_there_are_instructions_nothing_changes(monkeypatch):
