@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 import stat_prune
 from harness.task import Task
-from stat_prune.budget.sensitivity import distance, output_distance
+from stat_prune.budget.objectives import output_distance
+from stat_prune.budget.sensitivity import distance
 from stat_prune.run import calibration_set_for
 from stat_prune.targets import Speedup, Target
 from tasks import TASKS

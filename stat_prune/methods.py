@@ -30,6 +30,10 @@ ATTENTION_CRITERIA: tuple[CriterionName, ...] = (
 )
 
 
+#: What the budget is to preserve, by name; `stat_prune.budget.objectives` has the functions.
+OBJECTIVES = ("logits", "hidden-states", "pooled")
+
+
 @dataclass(frozen=True)
 class Method:
     """A retraining-free method, as a choice of its parts.

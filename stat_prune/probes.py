@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stat_prune.budget.objectives import Objective, objective_named
 from stat_prune.budget.sensitivity import (
-    Objective,
-    output_distance,
     positions_per_sequence,
     probe,
 )
@@ -21,6 +20,18 @@ from stat_prune.methods import Method
 from stat_prune.run import Run
 from stat_prune.selection import Candidates
 from stat_prune.statistics import BlockStatistics
+
+
+def check_objective(run: Run) -> None:
+    """Try the objective on the shortest sequences, before any work.
+
+    Raises
+    ------
+    SettingsError
+        If it needs what the model's output has not.
+    """
+    objective = objective_named(run.settings.objective)
+    positions_per_sequence(run.model, run.calibration.batches[-1], objective)
 
 
 def sensitivities(
@@ -38,7 +49,7 @@ def sensitivities(
     if recipe.allocation != "probed":
         return None
     with run.stage("probe"):
-        objective = run.settings.objective or output_distance
+        objective = objective_named(run.settings.objective)
         typical = run.calibration.batches[len(run.calibration.batches) // 2]
         batches = run.probe_batches(positions_per_sequence(run.model, typical, objective))
 

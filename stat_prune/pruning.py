@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.budget.choice import check_reachable
-from stat_prune.budget.sensitivity import Objective
+from stat_prune.budget.objectives import Objective
 from stat_prune.checkpoint import check_output_directory
 from stat_prune.errors import SettingsError
 from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
 from stat_prune.peers.requirements import check_no_experts
-from stat_prune.probes import sensitivities
+from stat_prune.probes import check_objective, sensitivities
 from stat_prune.restreaming import can_move
 from stat_prune.result import PruningResult
 from stat_prune.resuming import FinishedWork
@@ -42,7 +42,7 @@ def prune(
     round_to: int = 1,
     uniform: bool = False,
     remove_blocks: bool = False,
-    objective: Objective | None = None,
+    objective: str | Objective | None = None,
     passes: int | None = None,
     precision: str = "auto",
     output_dir: str | os.PathLike[str] | None = None,
@@ -97,9 +97,12 @@ def prune(
         output. Ignored with `uniform` and by methods that keep the same fraction of every block.
         Off by default, as what a block's last units do is hard to foresee; for targets that are out
         of reach otherwise.
-    objective : callable, optional
-        What the default method measures at the output: ``(dense_output, pruned_output, batch)`` to
-        a tensor of distances. Default: `stat_prune.budget.sensitivity.output_distance`.
+    objective : {"logits", "hidden-states", "pooled"} or callable, optional
+        What the default method preserves. ``"logits"``: what the head says; ``"hidden-states"``:
+        the final hidden state of every token, whatever the head; ``"pooled"``: their mean over a
+        sequence, its embedding. Or ``(dense_output, pruned_output, batch)`` to a tensor of
+        distances. Default: the logits where there are any, else the hidden states
+        (`stat_prune.budget.objectives.output_distance`).
     passes : int, optional
         1: the correction is solved from the dense network's activations. 2: it is solved again
         from the pruned network's own, and the solution that does best on calibration sequences
@@ -213,6 +216,8 @@ def prune_family(
             planner = PLANNERS[chosen.method]
             return [finish(run, target, planner(run, target)) for target in targets]
         recipe = method_named(chosen.method)
+        if chosen.objective is not None:
+            check_objective(run)
         if chosen.passes == 2 and not any(map(can_move, run.blocks)):
             raise SettingsError(
                 "passes=2 has nothing to solve again: the residual stream of "

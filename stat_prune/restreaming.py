@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
-from stat_prune.budget.sensitivity import Objective, distance
+from stat_prune.budget.objectives import Objective
+from stat_prune.budget.sensitivity import distance
 from stat_prune.calibration import CalibrationSet
 from stat_prune.collectors import Batch, by_token, evaluating
 from stat_prune.correction import FoldedConsumer

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from stat_prune.blocks import KINDS, Kind
-from stat_prune.budget.sensitivity import Objective
+from stat_prune.budget.objectives import Objective
 from stat_prune.errors import SettingsError
-from stat_prune.methods import NEURON_PEERS, PEERS, Method, method_named
+from stat_prune.methods import NEURON_PEERS, OBJECTIVES, PEERS, Method, method_named
 from stat_prune.targets import Target
 
 #: Of the products in the statistics; "auto" is float32 but where that is too coarse.
@@ -32,7 +32,7 @@ class Settings:
     round_to: int = 1
     uniform: bool = False
     remove_blocks: bool = False
-    objective: Objective | None = None
+    objective: str | Objective | None = None
     passes: int | None = None
     precision: str = "auto"
     inplace: bool = False
@@ -47,6 +47,11 @@ class Settings:
             raise SettingsError(f"`passes` must be 1 or 2, got {self.passes!r}.")
         if self.precision not in PRECISIONS:
             raise SettingsError(f"`precision` must be one of {PRECISIONS}, got {self.precision!r}.")
+        if isinstance(self.objective, str) and self.objective not in OBJECTIVES:
+            raise SettingsError(
+                f"`objective` must be one of {', '.join(OBJECTIVES)}, or a callable; got "
+                f"{self.objective!r}."
+            )
         if self.method not in PEERS:
             method_named(self.method)
         elif self.uniform:
@@ -94,7 +99,9 @@ class Settings:
             "remove_blocks": self.remove_blocks,
             "passes": self.passes,
             "precision": self.precision,
-            "objective": getattr(self.objective, "__qualname__", None),
+            "objective": self.objective
+            if isinstance(self.objective, str)
+            else getattr(self.objective, "__qualname__", None),
         }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from stat_prune.accounting import account, measure, measure_speed
 from stat_prune.blocks import Block
 from stat_prune.budget.choice import choose
-from stat_prune.budget.sensitivity import output_distance
+from stat_prune.budget.objectives import objective_named
 from stat_prune.checkpoint import as_pruned_class
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import FoldedConsumer
@@ -173,7 +173,7 @@ def _second_pass(
                 run.model,
                 folded,
                 run.calibration,
-                run.settings.objective or output_distance,
+                objective_named(run.settings.objective),
                 seed=run.settings.seed,
                 advance=run.advance,
             )

@@ -23,7 +23,7 @@ from stat_prune.cli.options import (
     one_of,
     print_json,
 )
-from stat_prune.methods import METHODS, PEERS
+from stat_prune.methods import METHODS, OBJECTIVES, PEERS
 
 if TYPE_CHECKING:
     from stat_prune.result import Reported
@@ -100,6 +100,15 @@ def prune(
             max=2,
             help="2: solve the correction again on the pruned network, for about twice the time. "
             "Default: 1.",
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            callback=one_of(*OBJECTIVES),
+            help="What is to be preserved: logits, the final hidden-states, or their mean over a "
+            "sequence (pooled). Default: logits where there are any.",
         ),
     ] = None,
     precision: Annotated[
@@ -194,6 +203,7 @@ def prune(
         "uniform": uniform,
         "remove_blocks": remove_blocks,
         "passes": passes,
+        "objective": objective,
         "precision": precision,
     }
     result: Reported

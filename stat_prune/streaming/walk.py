@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from stat_prune.blocks import Block
-from stat_prune.budget.sensitivity import output_distance, positions_of, replaced
+from stat_prune.budget.objectives import judged, objective_named
+from stat_prune.budget.sensitivity import positions_of, replaced
 from stat_prune.collectors import Batch, MomentsCollector, evaluating
 from stat_prune.correction import FoldedConsumer
 from stat_prune.folding import fold_candidate
@@ -60,7 +61,7 @@ class Walk:
     ) -> None:
         self.run, self.recipe = run, recipe
         self.checkpoint, self.workspace = checkpoint, workspace
-        self.objective = run.settings.objective or output_distance
+        self.objective = objective_named(run.settings.objective)
         self._last = max(block.layer for block in run.blocks)
         self._probes: list[Batch] = []
 
@@ -99,11 +100,12 @@ class Walk:
         checkpoint.release_embeddings()
         variants = [_variant(block) for block in run.blocks]
         sums, count = dict.fromkeys(variants, 0.0), 0
+        reader = judged(run.model, self.objective)
         run.expect(len(self._probes) * len(sums))
 
         def output(stream: str, position: int, batch: Batch) -> Any:
             states = self._entering(checkpoint.num_layers, stream, position)
-            return run_rest(run.model, checkpoint.num_layers, batch, states, checkpoint.device)
+            return run_rest(reader, checkpoint.num_layers, batch, states, checkpoint.device)
 
         with run.stage("probe outputs"), evaluating(run.model):
             for position, batch in enumerate(self._probes):
@@ -130,9 +132,8 @@ class Walk:
         with self.run.stage("collect and probe"):
             checkpoint.load(names)
             state = run_layer(self.run.model, 0, batch, {}, checkpoint.device)
-            output = run_rest(
-                self.run.model, checkpoint.num_layers, batch, {0: state}, checkpoint.device
-            )
+            reader = judged(self.run.model, self.objective)
+            output = run_rest(reader, checkpoint.num_layers, batch, {0: state}, checkpoint.device)
             positions = positions_of(output, batch, self.objective)
             checkpoint.release(names)
         with self.workspace.piece("positions") as folder:

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
 from stat_prune.batching import token_mask
-from stat_prune.budget.sensitivity import output_distance, recorded
+from stat_prune.budget.objectives import output_distance
+from stat_prune.budget.sensitivity import recorded
 from stat_prune.collectors import Batch, model_inputs
 from stat_prune.errors import SettingsError
 

@@ -14,9 +14,16 @@ from transformers import (
 )
 
 from stat_prune.architectures import find_blocks
-from stat_prune.budget.sensitivity import output_distance, probe
+from stat_prune.budget.objectives import (
+    OBJECTIVES,
+    output_distance,
+    pooled_distance,
+    states_distance,
+)
+from stat_prune.budget.sensitivity import probe
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import fold
+from stat_prune.methods import OBJECTIVES as NAMES
 from stat_prune.statistics import statistics_of
 from stat_prune.surgery import apply
 
@@ -83,6 +90,38 @@ def test_padding_does_not_count_in_the_distance():
         changed["logits"][3:, 6:] += 100 * torch.arange(5)
     assert float(output_distance(dense, changed, batch).sum()) == pytest.approx(0, abs=1e-6)
     assert len(output_distance(dense, changed, batch)) == int(batch["attention_mask"].sum())
+
+
+def test_hidden_states_are_what_the_model_without_its_head_gives():
+    model = MODELS["classes"]()
+    folded = half_of_each_block(model)
+    found = probe(model, folded, batches(), objective=states_distance)
+    assert found == probe(model.bert, folded, batches())
+    assert found != probe(model, folded, batches())
+
+
+def test_an_embedding_is_the_mean_of_the_real_tokens():
+    model = MODELS["base"]()
+    batch = batches()[0]
+    folded = half_of_each_block(model)[0]
+    (found,) = probe(model, [folded], [batch], objective=pooled_distance)
+    cut = copy.deepcopy(model)
+    apply(cut, [folded])
+    embeddings = []
+    for one in (model, cut):
+        with torch.no_grad():
+            states = one(**batch)[0]
+        lengths = batch["attention_mask"].sum(1).tolist()
+        embeddings.append(
+            torch.stack([row[:length].mean(0) for row, length in zip(states, lengths, strict=True)])
+        )
+    dense, pruned = embeddings
+    expected = ((pruned - dense).square().sum(1) / dense.square().sum(1)).mean()
+    assert found == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_objectives_are_listed_without_torch_too():
+    assert tuple(OBJECTIVES) == NAMES
 
 
 def test_an_objective_of_the_users_own_is_used():

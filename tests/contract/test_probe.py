@@ -9,7 +9,8 @@ import torch
 from families import Family
 
 from stat_prune.architectures import find_blocks
-from stat_prune.budget.sensitivity import output_distance, probe
+from stat_prune.budget.objectives import output_distance
+from stat_prune.budget.sensitivity import probe
 from stat_prune.calibration import build_calibration_set
 from stat_prune.collectors import collect_moments, model_inputs
 from stat_prune.completion import Completion

@@ -13,7 +13,8 @@ from test_models import assert_untouched
 import stat_prune
 from stat_prune import MACs, Parameters, Tolerance
 from stat_prune.architectures import find_blocks
-from stat_prune.budget.sensitivity import distance, output_distance
+from stat_prune.budget.objectives import output_distance
+from stat_prune.budget.sensitivity import distance
 from stat_prune.calibration import build_calibration_set
 from stat_prune.collectors import collect_moments
 from stat_prune.completion import Completion

@@ -9,7 +9,8 @@ from families import FAMILIES, Family
 from stat_prune import MACs
 from stat_prune.architectures import find_blocks, transformer_layers
 from stat_prune.batching import token_mask
-from stat_prune.budget.sensitivity import distance, output_distance
+from stat_prune.budget.objectives import output_distance
+from stat_prune.budget.sensitivity import distance
 from stat_prune.calibration import build_calibration_set
 from stat_prune.collectors import collect_moments, model_inputs
 from stat_prune.completion import Completion

@@ -94,6 +94,8 @@ def test_plan_weights_and_report_are_those_of_prune_in_memory(name, tmp_path, wo
         {"ignore": [0, 2], "target": stat_prune.MACs(0.8)},
         {"target": stat_prune.Parameters({"neurons": 0.5})},
         {"precision": "float32"},
+        {"objective": "pooled"},
+        {"objective": "logits", "num_calibration_samples": 20},
     ],
     ids=str,
 )

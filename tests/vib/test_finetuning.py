@@ -19,7 +19,8 @@ from vib_runs import classifier, finetune, masked_and_cut, output, sequences, sh
 import stat_prune
 from stat_prune import MACs, Parameters, Speedup, StatPruneError
 from stat_prune.architectures import find_blocks
-from stat_prune.budget.sensitivity import distance, output_distance
+from stat_prune.budget.objectives import output_distance
+from stat_prune.budget.sensitivity import distance
 from stat_prune.errors import DataError, NonFiniteLossError, SettingsError, TargetError
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
 from stat_prune.vib.masks import make_masks

@@ -1,0 +1,158 @@
+"""What a pruned model is to keep: distances of its output from the dense one's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.batching import masks_in, token_mask
+from stat_prune.collectors import Batch
+from stat_prune.errors import SettingsError
+
+#: Squared distance of a pruned model's output from the dense one's: ``(dense, pruned, batch)``
+#: to a tensor of one value a position that counts.
+Objective = Callable[[Any, Any, Batch], Tensor]
+
+#: Logits that are compared at a time, to bound the memory for float64 copies.
+_PIECE = 2**21
+
+
+def objective_named(objective: str | Objective | None) -> Objective:
+    """The distance of a name; `output_distance` for None; a callable is returned as it is."""
+    if objective is None:
+        return output_distance
+    return OBJECTIVES[objective] if isinstance(objective, str) else objective
+
+
+def judged(model: PreTrainedModel, objective: Objective) -> PreTrainedModel:
+    """The model whose output an objective reads: that without a head for what is inside."""
+    return cast(PreTrainedModel, model.base_model) if objective in OF_BASE_MODEL else model
+
+
+def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
+    """The default objective of each head class.
+
+    - Classes (sequence or token classification, question answering, language models):
+      Kullback-Leibler divergence from the dense distribution, in nats; at every token that is
+      not padding where there is one distribution a token.
+    - Regression (one output): squared difference.
+    - No head: squared error of the final hidden state of every token that is not padding (of the
+      decoder, where there is one; of every patch of an image), relative to the dense state's
+      squared norm.
+    - Two towers: the same of both embeddings, added up.
+
+    Returns
+    -------
+    Tensor of shape (positions,), floating point
+    """
+    if "logits" not in dense and "start_logits" not in dense:
+        if "image_embeds" in dense and "text_embeds" in dense:
+            names = ("image_embeds", "text_embeds")
+            return sum((_relative(dense[name], pruned[name]) for name in names), torch.zeros(()))
+        return _of_tokens(_relative(dense[0], pruned[0]), batch)
+    return logits_distance(dense, pruned, batch)
+
+
+def logits_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
+    """Divergence of classes, or squared difference of a regression, as `output_distance` has it.
+
+    Raises
+    ------
+    SettingsError
+        If the model has no head.
+    """
+    if "start_logits" in dense:
+        mask = _mask_of(dense["start_logits"], batch)
+        hidden = torch.zeros_like(dense["start_logits"]).bool() if mask is None else ~mask
+        start, end = (
+            _divergence(
+                dense[name].masked_fill(hidden, -1e9), pruned[name].masked_fill(hidden, -1e9)
+            )
+            for name in ("start_logits", "end_logits")
+        )
+        return start + end
+    before, after = _entries(dense, pruned, "logits", "logits")
+    if before.shape[-1] == 1:
+        distance = (after.float() - before.float()).square().squeeze(-1)
+    else:
+        distance = _divergence(before, after)
+    return _of_tokens(distance, batch)
+
+
+def states_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
+    """Squared relative error of every real token's final hidden state, whatever head there is."""
+    states = _entries(dense, pruned, "last_hidden_state", "hidden-states")
+    return _of_tokens(_relative(*states), batch)
+
+
+def pooled_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
+    """Squared relative error of the mean of the real tokens' final hidden states: an embedding."""
+    states = _entries(dense, pruned, "last_hidden_state", "pooled")
+    mask = _mask_of(states[0][..., 0], batch)
+    if mask is None:
+        return _relative(*(one.float().mean(1) for one in states))
+    share = (mask / mask.sum(1, keepdim=True))[..., None]
+    return _relative(*((one.float() * share).sum(1) for one in states))
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "logits": logits_distance,
+    "hidden-states": states_distance,
+    "pooled": pooled_distance,
+}
+
+#: Objectives that the head has no part in.
+OF_BASE_MODEL: tuple[Objective, ...] = (states_distance, pooled_distance)
+
+
+def _entries(dense: Any, pruned: Any, name: str, objective: str) -> tuple[Tensor, Tensor]:
+    if name not in dense:
+        raise SettingsError(
+            f"objective={objective!r} needs {name}, but the model's output has "
+            f"{', '.join(dense.keys())}. Leave the objective out, or pass a callable."
+        )
+    return dense[name], pruned[name]
+
+
+def _relative(dense: Tensor, pruned: Tensor) -> Tensor:
+    """Squared error of vectors along the last dimension, relative to their squared norm."""
+    before, after = dense.float(), pruned.float()
+    return (after - before).square().sum(-1) / before.square().sum(-1).clamp_min(1e-30)
+
+
+def _of_tokens(distance: Tensor, batch: Batch) -> Tensor:
+    """Values of real tokens; all, where there is one value a sequence."""
+    mask = _mask_of(distance, batch)
+    return distance if mask is None else distance[mask]
+
+
+def _mask_of(values: Tensor, batch: Batch) -> Tensor | None:
+    """What says which of some outputs are of real tokens; the decoder's before the encoder's."""
+    for name in reversed(masks_in(batch)):
+        if batch[name].shape == values.shape:
+            return token_mask(batch, name).to(values.device)
+    return None
+
+
+def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:
+    """Kullback-Leibler divergence along the last dimension, in float64.
+
+    Nearly equal distributions differ by less than float32 can sum. Large vocabularies go through
+    in pieces.
+    """
+    shape, size = dense.shape[:-1], dense.shape[-1]
+    rows = max(_PIECE // size, 1)
+    pieces = zip(
+        dense.reshape(-1, size).split(rows), pruned.reshape(-1, size).split(rows), strict=True
+    )
+    distances = []
+    for before, after in pieces:
+        expected = before.double().log_softmax(-1)
+        found = after.double().log_softmax(-1)
+        terms = nn.functional.kl_div(found, expected, log_target=True, reduction="none")
+        distances.append(terms.sum(-1))
+    return torch.cat(distances).reshape(shape).clamp_min(0)
