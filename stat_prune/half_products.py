@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 _LEAST_ROWS = 32
 
 #: Entries of a weight that are copied at a time, to bound the memory.
-_PIECE = 2**24
+_PIECE = 2**22
 
 #: What multiplies matrices in the layers of transformers, and which argument holds the rows.
 _ROWS_OF: dict[Callable[..., Any], int] = {

@@ -159,7 +159,7 @@ def _measured(
         "sizes": record.get("sizes", {})
         | {n: sizes(result) for n, result in zip(names, results, strict=True)},
         "seconds": record.get("seconds", 0.0) + time.perf_counter() - start,
-        "settings": results[0].report.settings,
+        "settings": without_place(results[0].report.settings),
         "versions": results[0].report.versions,
     }
 
@@ -179,6 +179,12 @@ def pruned(
     if method == "slicegpt":
         return slicegpt(model, subject.calibration, **settings)
     return stat_prune.prune_family(model, subject.calibration, method=method, **settings)
+
+
+def without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings; of a model in a folder the name alone, as records are for others to read."""
+    model = Path(settings["model"])
+    return {**settings, "model": model.name if model.is_dir() else str(model)}
 
 
 def sizes(result: PruningResult) -> dict[str, float]:

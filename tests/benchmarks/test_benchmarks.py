@@ -65,6 +65,7 @@ def test_glue_scores_as_the_package_does(at_hand, tmp_path):
     assert found["dense"] == expected["accuracy"]
     assert found["settings"]["target"] == "MACs(fraction=0.6, seq_length=25.16)"
     assert found["conditions"]["calibrated on"] == "40 examples of train"
+    assert found["settings"]["model"] == "tiny-sst2"  # and not where it lies
     assert found["sizes"]["0.6"]["kept_macs"] <= 0.6
 
 
