@@ -183,10 +183,16 @@ class Run:
         """
         calibration = self.calibration
         count = num_probe_samples(calibration.num_samples, len(self.blocks), positions_per_sequence)
-        length = None
-        if positions_per_sequence > 1 and masks_in(calibration.batches[0]) == ["attention_mask"]:
+        length, batch_size = None, calibration.batch_size
+        first = calibration.batches[0]
+        if positions_per_sequence > 1 and masks_in(first) == ["attention_mask"]:
             length = probe_length(calibration.num_tokens, len(self.blocks), count)
-        return list(calibration.subset(count, seed=self.settings.seed, max_length=length).batches)
+            # As many tokens at once as in calibration: the fewer calls, the better.
+            batch_size *= max(first["attention_mask"].shape[1] // length, 1)
+        subset = calibration.subset(
+            count, seed=self.settings.seed, batch_size=batch_size, max_length=length
+        )
+        return list(subset.batches)
 
 
 def num_probe_samples(num_samples: int, num_blocks: int, positions_per_sequence: float) -> int:

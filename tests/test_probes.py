@@ -48,6 +48,15 @@ def test_probes_of_long_texts_take_half_a_pass_whatever_the_depth(layers):
     assert passes > 0.45
 
 
+def test_probes_are_batched_to_as_many_tokens_as_calibration():
+    model = tiny_llama(num_hidden_layers=8, max_position_embeddings=256)
+    data = rows(20, 200)
+    with starting(model, data, None, Settings(batch_size=2, progress=False)) as run:
+        shapes = [tuple(batch["input_ids"].shape) for batch in run.probe_batches(200.0)]
+    # Two of 200 tokens at a time: six of 64.
+    assert shapes == [(6, MIN_PROBE_LENGTH), (4, MIN_PROBE_LENGTH)]
+
+
 def test_texts_that_can_be_afforded_are_read_whole():
     assert set(probed(tiny_llama(max_position_embeddings=128), rows(100, 100))) == {100}
 
