@@ -76,7 +76,11 @@ def test_linearly_dependent_heads_and_neurons_leave_without_loss(
 ):
     model = family.build(family.classifier)
     make_dependent(model)
-    target = half_of_what_can_leave(model) if target == "fractions" else target
+    if target == "fractions":
+        target = half_of_what_can_leave(model)
+    elif family.name == "T5":
+        # Its scores are not scaled: rounding alone sets equal heads 1e-5 to 3e-5 apart, by processor.
+        target = Tolerance(1e-4)
     result = prune(model, target)
     scale = output(model, inputs).abs().max()
     error = (output(result.model, inputs) - output(model, inputs)).abs().max() / scale
