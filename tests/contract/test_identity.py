@@ -79,7 +79,7 @@ def test_linearly_dependent_heads_and_neurons_leave_without_loss(
     if target == "fractions":
         target = half_of_what_can_leave(model)
     elif family.name == "T5":
-        # Its scores are not scaled: rounding alone sets equal heads 1e-5 to 3e-5 apart, by processor.
+        # Its scores are not scaled: rounding alone sets equal heads up to 3e-5 apart.
         target = Tolerance(1e-4)
     result = prune(model, target)
     scale = output(model, inputs).abs().max()
