@@ -96,7 +96,7 @@ def needs_of(
     """
     layers, outer = weight_bytes(model)
     element = next(model.parameters()).element_size()
-    copies = copied_bytes(model.dtype, max(p.numel() for p in model.parameters()))
+    copies = _copying(model)
     width = blocks[0].output_size
     probed = recipe.allocation == "probed"
     kept = kept_of(target)
@@ -140,7 +140,7 @@ def needs_in_memory(
     widest = max(block.num_channels for block in blocks)
     activations = 4 * reading.batch_tokens * (4 * blocks[0].output_size + 3 * widest)
     comparing = _comparing(model, reading) if recipe.allocation == "probed" else 0
-    copies = copied_bytes(model.dtype, max(p.numel() for p in model.parameters()))
+    copies = _copying(model)
     solving = max(
         max(_decomposing(block, recipe), _folding(block, kept_of(target))) for block in blocks
     )
@@ -222,6 +222,11 @@ def _folding(block: Block, kept: float, *, expendable: bool = False) -> int:
     m, d = block.num_channels, block.output_size
     k = round(kept * m)
     return _DOUBLE * (k * d + max((m - k) * d, 0 if expendable else k * k))
+
+
+def _copying(model: PreTrainedModel) -> int:
+    """Float32 copies of a weight, where this CPU multiplies the model's dtype by way of them."""
+    return copied_bytes(model.dtype, max(p.numel() for p in model.parameters()))
 
 
 def _comparing(model: PreTrainedModel, reading: Reading) -> int:
