@@ -14,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.architectures import architecture_of, find_blocks
+from stat_prune.architectures import architecture_of, find_blocks, token_embeddings
 from stat_prune.batching import masks_in
 from stat_prune.blocks import Block
 from stat_prune.budget.timing import TimedModel, time_model
@@ -219,10 +219,11 @@ def calibration_set_for(
     **options: Any,
 ) -> CalibrationSet:
     """`build_calibration_set` within the limits of a model; the same options."""
+    embeddings = token_embeddings(model)
     return build_calibration_set(
         dataset,
         tokenizer=tokenizer,
-        vocab_size=_vocabulary_size(model),
+        vocab_size=None if embeddings is None else len(embeddings.weight),
         max_positions=architecture_of(model).max_positions(model.config),
         pad_token_id=getattr(model.config, "pad_token_id", None),
         complete=Completion(model),
@@ -298,15 +299,6 @@ def opened(
     _warn_if_few_tokens(calibration, blocks)
     with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
         yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
-
-
-def _vocabulary_size(model: PreTrainedModel) -> int | None:
-    """Number of token embeddings; None for a model that reads no text."""
-    try:
-        embeddings = model.get_input_embeddings()
-    except NotImplementedError:
-        return None
-    return len(embeddings.weight) if isinstance(embeddings, nn.Embedding) else None
 
 
 def _warn_if_few_tokens(calibration: CalibrationSet, blocks: Sequence[Block]) -> None:

@@ -9,7 +9,7 @@ from stat_prune.architectures.clip import CLIP, CLIP_TEXT, CLIP_VISION
 from stat_prune.architectures.deberta import DEBERTA_V2
 from stat_prune.architectures.distilbert import DISTILBERT
 from stat_prune.architectures.falcon import FALCON
-from stat_prune.architectures.finding import find_blocks
+from stat_prune.architectures.finding import find_blocks, token_embeddings
 from stat_prune.architectures.gemma import GEMMA
 from stat_prune.architectures.gpt2 import GPT2
 from stat_prune.architectures.gpt_neo import GPT_NEO
@@ -49,5 +49,6 @@ __all__ = [
     "register_architecture",
     "stacks_of",
     "supported_model_types",
+    "token_embeddings",
     "transformer_layers",
 ]

@@ -54,6 +54,15 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
     return blocks
 
 
+def token_embeddings(model: PreTrainedModel) -> nn.Embedding | None:
+    """What turns token ids into vectors; None for a model that reads no text."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return embeddings if isinstance(embeddings, nn.Embedding) else None
+
+
 class _Finder:
     """The blocks of one layer; what they have in common is `common`."""
 

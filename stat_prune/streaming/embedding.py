@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stat_prune.architectures import transformer_layers
+from stat_prune.architectures import token_embeddings, transformer_layers
 from stat_prune.collectors import Batch, answering, model_inputs
 from stat_prune.layerwise import SeenEnough
 from stat_prune.streaming.weights import Checkpoint
@@ -21,7 +21,7 @@ def write_embedded(checkpoint: Checkpoint, batches: Sequence[Batch], folder: Pat
 
     They are in memory meanwhile, without a layer.
     """
-    embeddings = checkpoint.embeddings()
+    embeddings = token_embeddings(checkpoint.model)
     if embeddings is None:
         return
     checkpoint.load(checkpoint.embedding_names())
@@ -33,7 +33,7 @@ def write_embedded(checkpoint: Checkpoint, batches: Sequence[Batch], folder: Pat
 @contextmanager
 def embedded_before(checkpoint: Checkpoint, folder: Path, position: int) -> Iterator[None]:
     """The token embeddings answer with what `write_embedded` has left of one batch, if it has."""
-    embeddings, file = checkpoint.embeddings(), _file(folder, position)
+    embeddings, file = token_embeddings(checkpoint.model), _file(folder, position)
     if embeddings is None or not file.exists():
         yield
         return

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import transformer_layers
+from stat_prune.architectures import token_embeddings, transformer_layers
 from stat_prune.blocks import Block
 from stat_prune.half_products import copied_bytes
 from stat_prune.methods import Method
@@ -89,10 +89,11 @@ def needs_of(
 ) -> Needs:
     """Predict what pruning layer by layer will take; the model may be without weights.
 
-    The peak is the most that is done at a time: outputs are compared; statistics of a layer are
-    collected, which takes its weights; a block is decomposed, or its correction solved, which takes
-    the weights of the layer's consumers, the Gram matrix, and float64 copies of such a weight or
-    parts of it; or a layer is cut.
+    The peak is the most that is done at a time: the first layer runs behind the embeddings;
+    outputs are compared, which takes the head; statistics of a layer are collected, which takes its
+    weights; a block is decomposed, or its correction solved, which takes the weights of the layer's
+    consumers, the Gram matrix, and float64 copies of such a weight or parts of it; a layer is cut;
+    or all that is in no layer is written.
     """
     layers, outer = weight_bytes(model)
     element = next(model.parameters()).element_size()
@@ -100,7 +101,13 @@ def needs_of(
     width = blocks[0].output_size
     probed = recipe.allocation == "probed"
     kept = kept_of(target)
-    stages = [outer + (layers[0] + copies + _comparing(model, reading) if probed else 0)]
+    stages = [outer]
+    if probed:
+        embeddings, head = _apart(model)
+        stages += [
+            outer - head + layers[0] + copies,
+            outer - embeddings + copies + _comparing(model, reading),
+        ]
     for members in _by_layer(blocks):
         layer = members[0].layer
         consumers = element * sum(b.num_channels * b.output_size for b in members)
@@ -161,6 +168,15 @@ def weight_bytes(model: PreTrainedModel) -> tuple[list[int], int]:
     layers = transformer_layers(model)
     inside = [num_bytes(layer) for layer in layers]
     return inside, num_bytes(model) - num_bytes(nn.ModuleList(layers))
+
+
+def _apart(model: PreTrainedModel) -> tuple[int, int]:
+    """Bytes of the token embeddings and of a language model's head; 0 where one tensor is both."""
+    modules = (token_embeddings(model), model.get_output_embeddings())
+    first, second = (None if one is None else one.weight for one in modules)
+    if first is second:
+        return 0, 0
+    return 0 if first is None else first.nbytes, 0 if second is None else second.nbytes
 
 
 def num_bytes(module: nn.Module) -> int:

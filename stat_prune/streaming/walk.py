@@ -93,21 +93,16 @@ class Walk:
 
     def distances(self) -> list[float]:
         """Effect on the output of each block's probe, in the order of the blocks."""
-        run, checkpoint = self.run, self.checkpoint
-        names = checkpoint.outer_names(base=True, head=True)
-        embedding = checkpoint.embedding_names()
-        checkpoint.load(name for name in names if name not in embedding)
-        checkpoint.release_embeddings()
+        run = self.run
         variants = [_variant(block) for block in run.blocks]
         sums, count = dict.fromkeys(variants, 0.0), 0
-        reader = judged(run.model, self.objective)
         run.expect(len(self._probes) * len(sums))
 
         def output(stream: str, position: int, batch: Batch) -> Any:
-            states = self._entering(checkpoint.num_layers, stream, position)
-            return run_rest(reader, checkpoint.num_layers, batch, states, checkpoint.device)
+            states = self._entering(self.checkpoint.num_layers, stream, position)
+            return self._behind_layers(batch, states)
 
-        with run.stage("probe outputs"), evaluating(run.model):
+        with run.stage("probe outputs"), evaluating(run.model), self._head():
             for position, batch in enumerate(self._probes):
                 dense = output(DENSE, position, batch)
                 for variant in sums:
@@ -116,8 +111,23 @@ class Walk:
                     sums[variant] += float(values.double().sum())
                     run.advance()
                 count += values.numel()
-        checkpoint.release(names)
         return [sums[variant] / max(count, 1) for variant in variants]
+
+    @contextmanager
+    def _head(self) -> Iterator[None]:
+        """What stands behind the layers is in memory, and the token embeddings are not."""
+        checkpoint = self.checkpoint
+        names = checkpoint.outer_names(base=True, head=True)
+        embedding = checkpoint.embedding_names()
+        checkpoint.load(name for name in names if name not in embedding)
+        checkpoint.release_embeddings()
+        yield
+        checkpoint.release(names)
+
+    def _behind_layers(self, batch: Batch, states: States) -> Any:
+        """The output of what is judged, where what the last layer returns is known."""
+        reader = judged(self.run.model, self.objective)
+        return run_rest(reader, self.checkpoint.num_layers, batch, states, self.checkpoint.device)
 
     def _positions_per_sequence(self) -> float:
         """How many values the objective has for a sequence.
@@ -128,14 +138,14 @@ class Walk:
             return float(read(self.workspace.folder / "positions" / "per_sequence.pt"))
         batches, checkpoint = self.run.calibration.batches, self.checkpoint
         batch = batches[len(batches) // 2]
-        names = [*checkpoint.outer_names(base=True, head=True), *checkpoint.layer_names(0)]
+        names = [*checkpoint.outer_names(base=True, head=False), *checkpoint.layer_names(0)]
         with self.run.stage("collect and probe"):
             checkpoint.load(names)
             state = run_layer(self.run.model, 0, batch, {}, checkpoint.device)
-            reader = judged(self.run.model, self.objective)
-            output = run_rest(reader, checkpoint.num_layers, batch, {0: state}, checkpoint.device)
-            positions = positions_of(output, batch, self.objective)
             checkpoint.release(names)
+            with self._head():
+                output = self._behind_layers(batch, {0: state})
+                positions = positions_of(output, batch, self.objective)
         with self.workspace.piece("positions") as folder:
             write(positions, folder / "per_sequence.pt")
         return positions

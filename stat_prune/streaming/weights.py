@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from stat_prune import modeling_stat_prune
-from stat_prune.architectures import transformer_layers
+from stat_prune.architectures import token_embeddings, transformer_layers
 from stat_prune.checkpoint import saved_class
 from stat_prune.clock import return_freed_memory
 from stat_prune.errors import LoadError
@@ -92,17 +92,9 @@ class Checkpoint:
 
     def embedding_names(self) -> list[str]:
         """The token embeddings, where the model reads tokens."""
-        embeddings = self.embeddings()
+        embeddings = token_embeddings(self.model)
         paths = {module: path for path, module in self.model.named_modules()}
         return [] if embeddings is None else [f"{paths[embeddings]}.weight"]
-
-    def embeddings(self) -> nn.Embedding | None:
-        """The module of the token embeddings."""
-        try:
-            embeddings = self.model.get_input_embeddings()
-        except NotImplementedError:  # a model that reads no text
-            return None
-        return embeddings if isinstance(embeddings, nn.Embedding) else None
 
     def _names(self, wanted: Callable[[str], bool]) -> list[str]:
         return [name for name in self._sources if wanted(name)]
@@ -139,7 +131,7 @@ class Checkpoint:
 
     def release_embeddings(self) -> None:
         """Forget the token embeddings: the model goes on to run, with zeros for each token."""
-        embeddings = self.embeddings()
+        embeddings = token_embeddings(self.model)
         if embeddings is None:
             return
         row = torch.zeros(1, embeddings.embedding_dim, dtype=self.model.dtype, device=self.device)
