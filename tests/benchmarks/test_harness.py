@@ -60,9 +60,18 @@ def shown(record: dict) -> dict:
     return {name: value for name, value in record.items() if name != "seconds"}
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[str, Path]:
+    """The table, and the folder of the records."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    table, errors = started(folder / "out", folder / "log", 0).communicate(timeout=240)
+    assert table, errors
+    return table, folder / "out"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_benchmark_goes_on_and_repeats_no_finished_cell(how, tmp_path):
+def test_a_stopped_benchmark_goes_on_and_repeats_no_finished_cell(how, tmp_path, uninterrupted):
     log, output, stall_at = tmp_path / "log", tmp_path / "out", 8
     process = started(output, log, stall_at)
     wait_for_lines(log, stall_at, process)
@@ -83,9 +92,8 @@ def test_a_stopped_benchmark_goes_on_and_repeats_no_finished_cell(how, tmp_path)
     assert {name: (output / name).read_bytes() for name in finished} == finished
     # Every cell once, but the budget that was being scored; slicegpt refuses an encoder.
     assert len(log.read_text().splitlines()) == 2 * (1 + 4 * 2) + 1
-    whole = tmp_path / "whole"
-    uninterrupted = started(whole, tmp_path / "log2", 0)
-    assert uninterrupted.communicate(timeout=240)[0] == table
+    expected, whole = uninterrupted
+    assert table == expected
     for path in whole.glob("*.json"):
         there, here = (json.loads((folder / path.name).read_text()) for folder in (whole, output))
         assert shown(there) == shown(here)
