@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.timing import device_name
-from stat_prune.clock import peak_memory
 from stat_prune.dispatched import own_parameters
 from stat_prune.distributed import num_processes
 from stat_prune.errors import LatencyWarning
 from stat_prune.plan import BlockPlan
+from stat_prune.process_memory import peak_memory
 from stat_prune.report import BlockRow, PruningReport, Size, Speed
 from stat_prune.restreaming import SecondPass
 from stat_prune.run import Run

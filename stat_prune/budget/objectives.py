@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.batching import masks_in, token_mask
@@ -18,7 +18,7 @@ from stat_prune.errors import SettingsError
 Objective = Callable[[Any, Any, Batch], Tensor]
 
 #: Logits that are compared at a time, to bound the memory for float64 copies.
-_PIECE = 2**21
+PIECE = 2**18
 
 
 def objective_named(objective: str | Objective | None) -> Objective:
@@ -145,14 +145,15 @@ def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:
     in pieces.
     """
     shape, size = dense.shape[:-1], dense.shape[-1]
-    rows = max(_PIECE // size, 1)
-    pieces = zip(
-        dense.reshape(-1, size).split(rows), pruned.reshape(-1, size).split(rows), strict=True
-    )
+    pairs = dense.reshape(-1, size), pruned.reshape(-1, size)
+    rows = min(max(PIECE // size, 1), len(pairs[0]))
+    # The same memory for every piece.
+    logits, expected, found = dense.new_empty(3, rows, size, dtype=torch.float64)
     distances = []
-    for before, after in pieces:
-        expected = before.double().log_softmax(-1)
-        found = after.double().log_softmax(-1)
-        terms = nn.functional.kl_div(found, expected, log_target=True, reduction="none")
-        distances.append(terms.sum(-1))
+    for before, after in zip(*(one.split(rows) for one in pairs), strict=True):
+        held = slice(len(before))
+        torch.log_softmax(logits[held].copy_(before), -1, out=expected[held])
+        torch.log_softmax(logits[held].copy_(after), -1, out=found[held])
+        found[held].neg_().add_(expected[held])
+        distances.append(expected[held].exp_().mul_(found[held]).sum(-1))
     return torch.cat(distances).reshape(shape).clamp_min(0)

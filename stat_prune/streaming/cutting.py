@@ -13,11 +13,11 @@ import torch
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from stat_prune.accounting import row_of
-from stat_prune.clock import return_freed_memory
 from stat_prune.correction import FoldedConsumer
 from stat_prune.folding import fold_candidate
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
+from stat_prune.process_memory import return_freed_memory
 from stat_prune.report import BlockRow
 from stat_prune.run import Run
 from stat_prune.stages import planned

@@ -16,10 +16,10 @@ from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.choice import check_reachable
 from stat_prune.checkpoint import class_of
-from stat_prune.clock import taken_memory
 from stat_prune.errors import LoadError
 from stat_prune.ignoring import without_ignored
 from stat_prune.methods import Method
+from stat_prune.process_memory import taken_memory
 from stat_prune.report import Size
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.streaming.memory import (

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.architectures import token_embeddings, transformer_layers
 from stat_prune.blocks import Block
+from stat_prune.budget.objectives import PIECE
 from stat_prune.half_products import copied_bytes
 from stat_prune.methods import Method
 from stat_prune.run import num_probe_samples, probe_length
@@ -18,8 +19,8 @@ from stat_prune.targets import Target, Tolerance
 #: Bytes of a float64.
 _DOUBLE = 8
 
-#: Float64 copies, of 2^21 values each, that the divergence of two outputs takes.
-_OBJECTIVE = 4 * _DOUBLE * 2**21
+#: Float64 copies that the divergence of two outputs takes.
+_OBJECTIVE = 3 * _DOUBLE * PIECE
 
 
 @dataclass(frozen=True)

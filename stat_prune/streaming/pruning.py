@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from stat_prune.accounting import measure, report_of
 from stat_prune.budget.choice import check_reachable
 from stat_prune.checkpoint import as_pruned_class, check_output_directory, save_checkpoint
-from stat_prune.clock import taken_memory
 from stat_prune.errors import LoadError
 from stat_prune.pretrained import load_tokenizer
 from stat_prune.probes import weights_by_block
+from stat_prune.process_memory import returning_large_blocks, taken_memory
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
 from stat_prune.result import Reported
 from stat_prune.run import Run, opened
@@ -128,7 +128,10 @@ def prune_checkpoint(
     check_model(checkpoint)
     left_alone = kinds_left_alone(chosen_settings, [target])
     tokenizer = tokenizer or load_tokenizer(str(folder))
-    with opened(checkpoint.model, dataset, tokenizer, chosen_settings, left_alone) as run:
+    with (
+        returning_large_blocks(),
+        opened(checkpoint.model, dataset, tokenizer, chosen_settings, left_alone) as run,
+    ):
         check_reachable(
             run.blocks,
             run.untouched,

@@ -106,8 +106,7 @@ class Walk:
             for position, batch in enumerate(self._probes):
                 dense = output(DENSE, position, batch)
                 for variant in sums:
-                    pruned = output(variant, position, batch)
-                    values = self.objective(dense, pruned, batch)
+                    values = self.objective(dense, output(variant, position, batch), batch)
                     sums[variant] += float(values.double().sum())
                     run.advance()
                 count += values.numel()

@@ -16,8 +16,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from stat_prune import modeling_stat_prune
 from stat_prune.architectures import token_embeddings, transformer_layers
 from stat_prune.checkpoint import saved_class
-from stat_prune.clock import return_freed_memory
 from stat_prune.errors import LoadError
+from stat_prune.process_memory import return_freed_memory
 from stat_prune.streaming.files import Source, keys_in, read_weight, sources_of, weight_files
 
 

@@ -14,9 +14,9 @@ import torch
 
 from stat_prune.atomic import remove_directory, replace_directory
 from stat_prune.blocks import Block
-from stat_prune.clock import return_freed_memory
 from stat_prune.dispatched import loaded
 from stat_prune.errors import LoadError, SaveError, SettingsError, StatPruneError
+from stat_prune.process_memory import return_freed_memory
 from stat_prune.report import versions
 from stat_prune.run import Run
 from stat_prune.statistics import BlockStatistics

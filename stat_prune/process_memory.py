@@ -1,0 +1,83 @@
+"""What this process takes of memory, and how the C library holds on to what was freed."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+#: Bytes from which a block is mapped by itself, so that it is given back when it is freed.
+_MAPPED = 2**20
+
+#: What glibc's own limit comes to with large tensors that are freed, and how much at the end of
+#: the heap it then keeps.
+_MOST_MAPPED, _KEPT = 2**25, 2**26
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+@contextmanager
+def returning_large_blocks() -> Iterator[None]:
+    """Inside, the memory of large tensors is the system's as soon as they are freed (glibc).
+
+    By itself glibc soon keeps blocks below 32 MiB for later. Where tensors of many sizes come and
+    go, holes between them then add a hundred megabytes and more to the peak. Mapping them anew
+    takes about a tenth more time.
+    """
+    _call_c("mallopt", _M_MMAP_THRESHOLD, _MAPPED)
+    _call_c("mallopt", _M_TRIM_THRESHOLD, _KEPT)
+    try:
+        yield
+    finally:
+        _call_c("mallopt", _M_MMAP_THRESHOLD, _MOST_MAPPED)
+
+
+def return_freed_memory() -> None:
+    """Let the C library give the system what it holds of freed memory, where it can (glibc).
+
+    Else tensors of some tens of megabytes that come and go leave holes, which count as resident.
+    """
+    _call_c("malloc_trim", 0)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU allocator's peak on a GPU, else the process's peak resident set."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _status("VmHWM") or _own_maximum()
+
+
+def taken_memory(device: torch.device) -> int:
+    """Bytes that are taken now: by the GPU's allocator, or resident."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return _status("VmRSS") or _own_maximum()
+
+
+def _call_c(name: str, *numbers: int) -> None:
+    """Call a function of the C library that only some have."""
+    try:
+        getattr(ctypes.CDLL(None), name)(*numbers)
+    except (AttributeError, OSError, TypeError):
+        pass
+
+
+def _status(field: str) -> int | None:
+    """What Linux says of this process, in bytes."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field)), None)
+
+
+def _own_maximum() -> int:
+    """On other systems. On Linux it would count what a large parent process had taken."""
+    # macOS reports bytes.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
