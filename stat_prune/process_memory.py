@@ -27,7 +27,7 @@ def returning_large_blocks() -> Iterator[None]:
 
     By itself glibc soon keeps blocks below 32 MiB for later. Where tensors of many sizes come and
     go, holes between them then add a hundred megabytes and more to the peak. Mapping them anew
-    takes about a tenth more time.
+    takes a few percent of the time.
     """
     _call_c("mallopt", _M_MMAP_THRESHOLD, _MAPPED)
     _call_c("mallopt", _M_TRIM_THRESHOLD, _KEPT)
