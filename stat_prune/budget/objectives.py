@@ -141,13 +141,19 @@ def _mask_of(values: Tensor, batch: Batch) -> Tensor | None:
 def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:
     """Kullback-Leibler divergence along the last dimension, in float64.
 
-    Nearly equal distributions differ by less than float32 can sum. Large vocabularies go through
-    in pieces.
+    Nearly equal distributions differ by less than float32 can sum.
     """
+    if torch.is_grad_enabled() and (dense.requires_grad or pruned.requires_grad):
+        expected, found = (one.double().log_softmax(-1) for one in (dense, pruned))
+        return (expected.exp() * (expected - found)).sum(-1).clamp_min(0)
+    return _divergence_in_pieces(dense, pruned)
+
+
+def _divergence_in_pieces(dense: Tensor, pruned: Tensor) -> Tensor:
+    """The same without gradients, for large vocabularies: all pieces in the same memory."""
     shape, size = dense.shape[:-1], dense.shape[-1]
     pairs = dense.reshape(-1, size), pruned.reshape(-1, size)
-    rows = min(max(PIECE // size, 1), len(pairs[0]))
-    # The same memory for every piece.
+    rows = max(min(PIECE // size, len(pairs[0])), 1)
     logits, expected, found = dense.new_empty(3, rows, size, dtype=torch.float64)
     distances = []
     for before, after in zip(*(one.split(rows) for one in pairs), strict=True):

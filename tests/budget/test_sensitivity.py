@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tiny_models import tiny_bert, tiny_llama
 from transformers import (
     BertForQuestionAnswering,
@@ -14,6 +16,7 @@ from transformers import (
 )
 
 from stat_prune.architectures import find_blocks
+from stat_prune.budget import objectives
 from stat_prune.budget.objectives import (
     OBJECTIVES,
     output_distance,
@@ -90,6 +93,23 @@ def test_padding_does_not_count_in_the_distance():
         changed["logits"][3:, 6:] += 100 * torch.arange(5)
     assert float(output_distance(dense, changed, batch).sum()) == pytest.approx(0, abs=1e-6)
     assert len(output_distance(dense, changed, batch)) == int(batch["attention_mask"].sum())
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+def test_the_divergence_of_large_vocabularies_is_computed_in_pieces(rows, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    dense, pruned = torch.randn(2, 3, 5, 7, generator=generator)
+    monkeypatch.setattr(objectives, "PIECE", 7 * rows)
+    probabilities = [one.double().softmax(-1) for one in (dense, pruned)]
+    expected = stats.entropy(*(one.numpy() for one in probabilities), axis=-1)
+
+    found = objectives.logits_distance({"logits": dense}, {"logits": pruned}, {})
+
+    assert np.allclose(found.numpy(), expected, rtol=1e-12, atol=0)
+    with_gradient = {"logits": pruned.requires_grad_()}
+    again = objectives.logits_distance({"logits": dense}, with_gradient, {})
+    assert torch.equal(again.detach(), found)
+    assert again.requires_grad
 
 
 def test_hidden_states_are_what_the_model_without_its_head_gives():
