@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-#: Bytes from which a block is mapped by itself, so that it is given back when it is freed.
-_MAPPED = 2**20
+#: Bytes from which a block is mapped by itself, so that it is given back when it is freed: where
+#: glibc begins, and what it comes to with the first large tensor that is freed.
+_MAPPED, _MOST_MAPPED = 2**17, 2**25
 
-#: What glibc's own limit comes to with large tensors that are freed, and how much at the end of
-#: the heap it then keeps.
-_MOST_MAPPED, _KEPT = 2**25, 2**26
+#: How many free bytes at the end of the heap may stay there.
+_KEPT = 2**23
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
