@@ -59,6 +59,7 @@ class PrunedCheckpoint(Reported):
     plan: dict[str, list[int]]
 
 
+@returning_large_blocks()  # the model without weights is made of such, too
 def prune_checkpoint(
     model: str | os.PathLike[str],
     dataset: Any,
@@ -128,10 +129,7 @@ def prune_checkpoint(
     check_model(checkpoint)
     left_alone = kinds_left_alone(chosen_settings, [target])
     tokenizer = tokenizer or load_tokenizer(str(folder))
-    with (
-        returning_large_blocks(),
-        opened(checkpoint.model, dataset, tokenizer, chosen_settings, left_alone) as run,
-    ):
+    with opened(checkpoint.model, dataset, tokenizer, chosen_settings, left_alone) as run:
         check_reachable(
             run.blocks,
             run.untouched,
