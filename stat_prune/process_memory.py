@@ -29,20 +29,12 @@ def returning_large_blocks() -> Iterator[None]:
     go, holes between them then add a hundred megabytes and more to the peak. Mapping them anew
     takes a few percent of the time.
     """
-    _call_c("mallopt", _M_MMAP_THRESHOLD, _MAPPED)
-    _call_c("mallopt", _M_TRIM_THRESHOLD, _KEPT)
+    _set_allocator(_M_MMAP_THRESHOLD, _MAPPED)
+    _set_allocator(_M_TRIM_THRESHOLD, _KEPT)
     try:
         yield
     finally:
-        _call_c("mallopt", _M_MMAP_THRESHOLD, _MOST_MAPPED)
-
-
-def return_freed_memory() -> None:
-    """Let the C library give the system what it holds of freed memory, where it can (glibc).
-
-    Else tensors of some tens of megabytes that come and go leave holes, which count as resident.
-    """
-    _call_c("malloc_trim", 0)
+        _set_allocator(_M_MMAP_THRESHOLD, _MOST_MAPPED)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -59,11 +51,11 @@ def taken_memory(device: torch.device) -> int:
     return _status("VmRSS") or _own_maximum()
 
 
-def _call_c(name: str, *numbers: int) -> None:
-    """Call a function of the C library that only some have."""
+def _set_allocator(parameter: int, value: int) -> None:
+    """As malloc.h has it, where the C library can (glibc)."""
     try:
-        getattr(ctypes.CDLL(None), name)(*numbers)
-    except (AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(parameter, value)
+    except (AttributeError, OSError, TypeError):  # another C library
         pass
 
 

@@ -17,7 +17,6 @@ from stat_prune.correction import FoldedConsumer
 from stat_prune.folding import fold_candidate
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
-from stat_prune.process_memory import return_freed_memory
 from stat_prune.report import BlockRow
 from stat_prune.run import Run
 from stat_prune.stages import planned
@@ -107,7 +106,6 @@ class Cut:
             rows.append(dataclasses.asdict(row_of(plan)))
             folded.append(one)
         checkpoint.load(name for name in names if name not in consumers)
-        return_freed_memory()
         apply(model, folded)
         # Written as transformers writes weights, whatever it calls them on disk.
         with _without_progress_bars():

@@ -59,7 +59,7 @@ class PrunedCheckpoint(Reported):
     plan: dict[str, list[int]]
 
 
-@returning_large_blocks()  # the model without weights is made of such, too
+@returning_large_blocks()  # from before the empty model, whose weights are made and dropped
 def prune_checkpoint(
     model: str | os.PathLike[str],
     dataset: Any,

@@ -17,7 +17,6 @@ from stat_prune import modeling_stat_prune
 from stat_prune.architectures import token_embeddings, transformer_layers
 from stat_prune.checkpoint import saved_class
 from stat_prune.errors import LoadError
-from stat_prune.process_memory import return_freed_memory
 from stat_prune.streaming.files import Source, keys_in, read_weight, sources_of, weight_files
 
 
@@ -127,7 +126,6 @@ class Checkpoint:
         for source in released:
             group = [name for name, own in self._sources.items() if own == source]
             self._put(group, torch.empty_like(_tensor(self.model, group[0]), device="meta"))
-        return_freed_memory()
 
     def release_embeddings(self) -> None:
         """Forget the token embeddings: the model goes on to run, with zeros for each token."""

@@ -16,7 +16,6 @@ from stat_prune.atomic import remove_directory, replace_directory
 from stat_prune.blocks import Block
 from stat_prune.dispatched import loaded
 from stat_prune.errors import LoadError, SaveError, SettingsError, StatPruneError
-from stat_prune.process_memory import return_freed_memory
 from stat_prune.report import versions
 from stat_prune.run import Run
 from stat_prune.statistics import BlockStatistics
@@ -153,7 +152,6 @@ def read_statistics(
 
     It is in float64, or as it is for `dtype` None, which `fold` can do with.
     """
-    return_freed_memory()  # the Gram matrix needs it
     with loaded(run.model.base_model, block.consumer) as consumer:
         weight = consumer.weight.detach()
         weight = weight if dtype is None else weight.to(dtype)
