@@ -31,6 +31,14 @@ class NonFiniteActivationsError(StatPruneError, ArithmeticError):
     """NaN or Inf in the input of a consumer; the message names the block and the batch."""
 
 
+class NonFiniteWeightsError(ModelError, ArithmeticError):
+    """NaN or Inf in the weights of a model; the message names the weights."""
+
+
+class NonFiniteOutputsError(StatPruneError, ArithmeticError):
+    """NaN or Inf in what a model returns; the message names the output."""
+
+
 class DistributedError(StatPruneError, RuntimeError):
     """Processes of one run have read different things, or one of them failed."""
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.batching import masks_in, token_mask
 from stat_prune.collectors import Batch
-from stat_prune.errors import SettingsError
+from stat_prune.errors import NonFiniteOutputsError, SettingsError
 
 #: Squared distance of a pruned model's output from the dense one's: ``(dense, pruned, batch)``
 #: to a tensor of one value a position that counts.
@@ -26,6 +26,34 @@ def objective_named(objective: str | Objective | None) -> Objective:
     if objective is None:
         return output_distance
     return OBJECTIVES[objective] if isinstance(objective, str) else objective
+
+
+def distances(objective: Objective, dense: Any, pruned: Any, batch: Batch) -> Tensor:
+    """What an objective says of two outputs, all of it finite.
+
+    Raises
+    ------
+    NonFiniteOutputsError
+        Naming the output that is not finite where it counts.
+    """
+    values = objective(dense, pruned, batch)
+    if bool(torch.isfinite(values).all()):
+        return values
+    for whose, output in (("dense", dense), ("pruned", pruned)):
+        for name, value in output.items():
+            if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+                raise NonFiniteOutputsError(
+                    f"The {whose} model's {name} on the calibration data hold "
+                    f"{int(value.isnan().sum())} NaN and {int(value.isinf().sum())} infinite "
+                    "entries, so that what pruning does to them is not known. Run the model in "
+                    "float32 or bfloat16, or remove the examples; entries that are masked with "
+                    "infinity have to be so before and after."
+                )
+    raise NonFiniteOutputsError(
+        f"{getattr(objective, '__name__', 'The objective')}: the distance of finite outputs is "
+        f"{float(values[~torch.isfinite(values)][0])}. Run the model in float32, or pass another "
+        "objective."
+    )
 
 
 def judged(model: PreTrainedModel, objective: Objective) -> PreTrainedModel:
@@ -44,6 +72,9 @@ def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
       decoder, where there is one; of every patch of an image), relative to the dense state's
       squared norm.
     - Two towers: the same of both embeddings, added up.
+
+    Equal infinities, as of classes that are masked, are no distance; anything else that is not
+    finite gives one that is not (`distances` refuses it).
 
     Returns
     -------
@@ -69,15 +100,14 @@ def logits_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
         mask = _mask_of(dense["start_logits"], batch)
         hidden = torch.zeros_like(dense["start_logits"]).bool() if mask is None else ~mask
         start, end = (
-            _divergence(
-                dense[name].masked_fill(hidden, -1e9), pruned[name].masked_fill(hidden, -1e9)
-            )
+            _divergence(*(one[name].masked_fill(hidden, -torch.inf) for one in (dense, pruned)))
             for name in ("start_logits", "end_logits")
         )
         return start + end
     before, after = _entries(dense, pruned, "logits", "logits")
     if before.shape[-1] == 1:
-        distance = (after.float() - before.float()).square().squeeze(-1)
+        before, after = _levelled(before.float(), after.float())
+        distance = (after - before).square().squeeze(-1)
     else:
         distance = _divergence(before, after)
     return _of_tokens(distance, batch)
@@ -144,6 +174,7 @@ def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:
     Nearly equal distributions differ by less than float32 can sum.
     """
     if torch.is_grad_enabled() and (dense.requires_grad or pruned.requires_grad):
+        dense, pruned = _levelled(dense, pruned)
         expected, found = (one.double().log_softmax(-1) for one in (dense, pruned))
         return (expected.exp() * (expected - found)).sum(-1).clamp_min(0)
     return _divergence_in_pieces(dense, pruned)
@@ -157,9 +188,21 @@ def _divergence_in_pieces(dense: Tensor, pruned: Tensor) -> Tensor:
     logits, expected, found = dense.new_empty(3, rows, size, dtype=torch.float64)
     distances = []
     for before, after in zip(*(one.split(rows) for one in pairs), strict=True):
+        before, after = _levelled(before, after)
         held = slice(len(before))
         torch.log_softmax(logits[held].copy_(before), -1, out=expected[held])
         torch.log_softmax(logits[held].copy_(after), -1, out=found[held])
         found[held].neg_().add_(expected[held])
         distances.append(expected[held].exp_().mul_(found[held]).sum(-1))
     return torch.cat(distances).reshape(shape).clamp_min(0)
+
+
+def _levelled(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Equal infinities as the largest or smallest finite value; the same tensors without any."""
+    # A finite sum proves that every entry is, and takes no memory.
+    if bool(torch.isfinite(before.detach().sum(dtype=torch.float64))):
+        return before, after
+    same = before.isinf() & (before == after)
+    return torch.where(same, before.nan_to_num(), before), torch.where(
+        same, after.nan_to_num(), after
+    )

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
 from stat_prune.batching import num_sequences
-from stat_prune.budget.objectives import Objective, judged, output_distance
+from stat_prune.budget.objectives import Objective, distances, judged, output_distance
 from stat_prune.collectors import Batch, answering, evaluating, model_inputs
 from stat_prune.correction import FoldedConsumer
 from stat_prune.dispatched import input_device, loaded
@@ -45,7 +45,7 @@ def distance(
     with evaluating(model), evaluating(pruned):
         for batch in batches:
             dense, found = (one(**model_inputs(one, batch, device)) for one in readers)
-            values = objective(dense, found, batch)
+            values = distances(objective, dense, found, batch)
             total += float(values.double().sum())
             count += values.numel()
     return total / max(count, 1)
@@ -111,11 +111,11 @@ def probe(
                             loaded(model.base_model, folded.block.consumer)
                         )
                         stack.enter_context(replaced(consumer, folded))
-                    distances = objective(dense, reader(**inputs), batch)
-                sums[name] += float(distances.double().sum())
+                    values = distances(objective, dense, reader(**inputs), batch)
+                sums[name] += float(values.double().sum())
                 for folded in members:
                     advance(folded.block.name)
-            count += distances.numel()
+            count += values.numel()
     return [sums[one.block.set_name] / max(count, 1) for one in probes]
 
 

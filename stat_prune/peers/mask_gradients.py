@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stat_prune.blocks import Block
+from stat_prune.errors import NonFiniteOutputsError
 from stat_prune.projections import projection
 
 
@@ -42,6 +43,11 @@ def mask_gradients(
     -------
     dict of str to Tensor of shape (num_examples, u), float32
         By block name; u is the number of units, or of channels.
+
+    Raises
+    ------
+    NonFiniteOutputsError
+        If a loss or a gradient is not finite.
     """
     device = next(base_model.parameters()).device
     masks = {
@@ -54,7 +60,14 @@ def mask_gradients(
         for block in blocks
     }
     with torch.enable_grad(), _masked(base_model, blocks, masks):
-        gradients = torch.autograd.grad(losses().sum(), list(masks.values()))
+        loss = losses().sum()
+        gradients = torch.autograd.grad(loss, list(masks.values()))
+    for name, gradient in zip(["the model's output", *masks], [loss, *gradients], strict=True):
+        if not bool(torch.isfinite(gradient).all()):
+            raise NonFiniteOutputsError(
+                f"The loss on the calibration data, or its gradient, is not finite: NaN or Inf at "
+                f"{name}. Run the model in float32 or bfloat16, or remove the examples."
+            )
     return dict(zip(masks, gradients, strict=True))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from stat_prune.blocks import Block
-from stat_prune.budget.objectives import judged, objective_named
+from stat_prune.budget.objectives import distances, judged, objective_named
 from stat_prune.budget.sensitivity import positions_of, replaced
 from stat_prune.collectors import Batch, MomentsCollector, evaluating
 from stat_prune.correction import FoldedConsumer
@@ -106,7 +106,8 @@ class Walk:
             for position, batch in enumerate(self._probes):
                 dense = output(DENSE, position, batch)
                 for variant in sums:
-                    values = self.objective(dense, output(variant, position, batch), batch)
+                    pruned = output(variant, position, batch)
+                    values = distances(self.objective, dense, pruned, batch)
                     sums[variant] += float(values.double().sum())
                     run.advance()
                 count += values.numel()
