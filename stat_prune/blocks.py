@@ -91,6 +91,8 @@ class Block:
         output is.
     multiple : int
         What its number of units is kept to multiples of, whatever the user asks for.
+    sizes : frozenset of (int, int), optional
+        Units and key/value heads that it may keep, where not any number will do.
     fixed : str
         Why no unit can leave; ``""`` where units can.
     removable : bool
@@ -126,6 +128,7 @@ class Block:
     adds_to_stream: bool = True
     stream_after: str | None = None
     multiple: int = 1
+    sizes: frozenset[tuple[int, int]] | None = None
     fixed: str = ""
     removable: bool = True
     mask: str = "attention_mask"

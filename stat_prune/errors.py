@@ -63,5 +63,9 @@ class LatencyWarning(UserWarning):
     """The time that a pruned model takes is not the one asked for."""
 
 
+class UniformSizesWarning(UserWarning):
+    """With `uniform=True`, the model's config takes only some numbers of heads."""
+
+
 class CalibrationWarning(UserWarning):
     """The calibration set is usable but weak, for instance fewer tokens than channels."""

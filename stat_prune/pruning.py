@@ -90,7 +90,7 @@ def prune(
     round_to : int
         Keep numbers of neurons to multiples of this.
     uniform : bool
-        The same sizes in every layer.
+        The same sizes in every layer, and such as the family's config takes where it can say them.
     remove_blocks : bool
         Whether all heads of a layer, or all neurons, may leave together where the budget is then
         best spent: of such a block the consumer's bias is left, which has taken up the block's mean

@@ -22,6 +22,7 @@ from stat_prune.calibration import CalibrationSet, build_calibration_set
 from stat_prune.clock import Stopwatch
 from stat_prune.collectors import Batch
 from stat_prune.completion import Completion
+from stat_prune.config_checks import of_sizes_that_configs_say
 from stat_prune.dispatched import input_device, is_dispatched
 from stat_prune.distributed import check_same, num_processes, rank
 from stat_prune.errors import CalibrationWarning, TargetError
@@ -29,6 +30,7 @@ from stat_prune.ignoring import without_ignored
 from stat_prune.input_rows import TOKENS_OF
 from stat_prune.methods import PEERS
 from stat_prune.model_checks import check_model, check_weights_of_their_own
+from stat_prune.ordinary_tensors import outside_inference_mode
 from stat_prune.settings import Settings
 from stat_prune.targets import Latency, Target
 
@@ -254,7 +256,10 @@ def starting(
     check_model(model, settings.device, dispatched=dispatched)
     module: nn.Module = model
     home = None if is_dispatched(model) else next(module.parameters()).device
-    with opened(model, dataset, tokenizer, settings, left_alone) as run:
+    with (
+        outside_inference_mode(model),
+        opened(model, dataset, tokenizer, settings, left_alone) as run,
+    ):
         try:
             if settings.device is not None:
                 module.to(settings.device)
@@ -284,6 +289,8 @@ def opened(
     if all(block.fixed or block.kind in left_alone for block in found):
         left_alone = ()  # no block that the target names can be pruned: its own error says why
     blocks, untouched = without_ignored(found, [*settings.ignored, *left_alone])
+    if settings.uniform:
+        blocks = of_sizes_that_configs_say(model, blocks)
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):
         calibration = calibration_set_for(

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.architectures import find_blocks, stacks_of
 from stat_prune.blocks import Block
+from stat_prune.config_checks import set_fields, takes
 from stat_prune.correction import FoldedConsumer
 from stat_prune.dispatched import in_memory, is_offloaded, loaded, shared_copy
 from stat_prune.modeling_stat_prune import (
@@ -86,9 +87,7 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
         if added_biases:
             model.config.stat_prune["added_biases"] = added_biases
         return
-    for name, value in stock.items():
-        owner, _, field = name.rpartition(".")
-        setattr(getattr(model.config, owner) if owner else model.config, field, value)
+    set_fields(model.config, stock)
     if hasattr(model.config, "stat_prune"):
         del model.config.stat_prune
 
@@ -123,7 +122,7 @@ def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:
     """The config fields that say a model's sizes, or None if its family's config cannot.
 
     It cannot where layers differ, where a block has nothing left, and where the number of heads is
-    bound to the hidden size.
+    bound to the hidden size, by the family's layers or by checks of the config's own.
     """
     sizes: dict[str, set[tuple[int, int, int]]] = {}
     blocks = find_blocks(model)
@@ -150,7 +149,7 @@ def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:
                 if feed_forward.config_neurons is None:
                     return None
                 fields[feed_forward.config_neurons] = size[0]
-    return fields
+    return fields if takes(model.config, fields) else None
 
 
 def _together(folded: Sequence[FoldedConsumer]) -> list[list[FoldedConsumer]]:

@@ -37,7 +37,7 @@ class Menu:
 def menu_for(
     candidates: Candidates, weight: float | Tensor, cost: CostFunction, round_to: int = 1
 ) -> Menu:
-    """The candidates of a block that `round_to` allows, with weighed errors.
+    """The candidates of a block that `round_to` and the block allow, with weighed errors.
 
     Parameters
     ----------
@@ -53,6 +53,10 @@ def menu_for(
     if candidates.block.kind == "neurons":
         multiple = math.lcm(round_to, candidates.block.multiple)
         allowed = (units % multiple == 0) | (units == candidates.block.num_units)
+    sizes = candidates.block.sizes
+    if sizes is not None:
+        kept = zip(units.tolist(), candidates.num_groups.tolist(), strict=True)
+        allowed &= torch.tensor([size in sizes for size in kept])
     indices = allowed.nonzero().squeeze(1)
     costs = candidate_costs(candidates, cost)[indices]
     ascending = costs.argsort(stable=True)

@@ -1,0 +1,77 @@
+"""Pruned inside `torch.inference_mode()`, a model can be trained all the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import tiny_bert, tiny_llama
+from transformers import BertForMaskedLM, BertForSequenceClassification
+
+import stat_prune
+
+ROWS = [{"input_ids": torch.randint(4, 40, (12,))} for _ in range(40)]
+
+
+def trains(model: torch.nn.Module) -> bool:
+    """Whether a step gives every weight a gradient that was asked for."""
+    ids = torch.arange(4, 12)[None]
+    output = model(input_ids=ids)
+    output.logits.sum().backward()
+    wanted = [p for p in model.parameters() if p.requires_grad and p.numel()]
+    return any(p.grad is not None for p in wanted) and not any(p.is_inference() for p in wanted)
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+@pytest.mark.parametrize("made_there", [False, True], ids=["made outside", "made inside"])
+@pytest.mark.parametrize("method", ["stat", "magnitude", "fisher"])
+def test_what_is_pruned_in_inference_mode_can_be_trained(method, made_there, inplace):
+    model = tiny_bert(BertForSequenceClassification)
+    with torch.inference_mode():
+        if made_there:
+            model = tiny_bert(BertForSequenceClassification)
+        result = stat_prune.prune(
+            model,
+            ROWS,
+            target=stat_prune.MACs(0.6),
+            method=method,
+            inplace=inplace,
+            progress=False,
+        )
+    assert trains(result.model)
+
+
+def test_a_second_pass_works_in_inference_mode():
+    with torch.inference_mode():
+        result = stat_prune.prune(
+            tiny_llama(), ROWS, target=stat_prune.MACs(0.6), passes=2, progress=False
+        )
+    assert trains(result.model)
+
+
+def test_tied_weights_that_were_made_in_inference_mode_stay_tied():
+    with torch.inference_mode():
+        model = tiny_bert(BertForMaskedLM)
+        result = stat_prune.prune(model, ROWS, target=stat_prune.MACs(0.6), progress=False)
+    for one in (model, result.model):
+        assert one.get_output_embeddings().weight is one.get_input_embeddings().weight
+
+
+def test_the_result_is_that_of_a_run_outside():
+    outside = stat_prune.prune(tiny_llama(), ROWS, target=stat_prune.MACs(0.6), progress=False)
+    with torch.inference_mode():
+        inside = stat_prune.prune(tiny_llama(), ROWS, target=stat_prune.MACs(0.6), progress=False)
+    ours, wanted = inside.model.state_dict(), outside.model.state_dict()
+    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+
+
+def test_layer_at_a_time_works_in_inference_mode(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "dense")
+    with torch.inference_mode():
+        stat_prune.prune_checkpoint(
+            tmp_path / "dense",
+            ROWS,
+            target=stat_prune.MACs(0.6),
+            output_dir=tmp_path / "out",
+            progress=False,
+        )
+    assert trains(stat_prune.load(tmp_path / "out"))
