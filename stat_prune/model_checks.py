@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.blocks import Block
 from stat_prune.dispatched import check_hooks, is_dispatched
-from stat_prune.errors import ModelError, SettingsError
+from stat_prune.errors import ModelError, NonFiniteWeightsError, SettingsError
 from stat_prune.projections import projection
 
 
@@ -96,6 +97,46 @@ def check_weights_of_their_own(model: PreTrainedModel, blocks: Sequence[Block]) 
                 "weights. Give each layer its own (copy.deepcopy), or register a description of "
                 "the family that lists a shared layer once and says how often it runs (`calls`)."
             )
+
+
+def check_weights_are_finite(model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse NaN and infinities, but -Inf in a bias of the head: that masks a class.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    weights : iterable of (str, Tensor)
+        By name in the model; those on the meta device have no values.
+
+    Raises
+    ------
+    NonFiniteWeightsError
+        Naming them all.
+    """
+    base = model.base_model
+    inner = next(f"{path}." if path else "" for path, one in model.named_modules() if one is base)
+    bad = []
+    for name, weight in weights:
+        if weight.is_meta or not weight.is_floating_point() or _is_finite(weight):
+            continue
+        masks = name.endswith("bias") and not name.startswith(inner)
+        wrong = weight.isnan() | (weight == torch.inf) if masks else ~weight.isfinite()
+        if bool(wrong.any()):
+            first = tuple(int(one) for one in wrong.nonzero()[0])
+            value = float(weight[first])
+            bad.append(f"{name} ({int(wrong.sum())} entries, the first at {first}: {value})")
+    if bad:
+        raise NonFiniteWeightsError(
+            f"{len(bad)} weights of {type(model).__name__} are not finite: {'; '.join(bad)}. "
+            "Download or convert the checkpoint again, or take one from before the training "
+            "diverged."
+        )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Whether a sum is, which no entry survives that is not: no memory, at the speed of reading."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return bool(torch.isfinite(weight.sum(dtype=dtype)))
 
 
 def _has_adapters(model: PreTrainedModel) -> bool:

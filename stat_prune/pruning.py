@@ -134,7 +134,8 @@ def prune(
     ------
     StatPruneError
         A subclass of it for every bad input: `DataError`, `ModelError`, `SettingsError`,
-        `UnsupportedArchitectureError`, `TargetError`, `NonFiniteActivationsError`, `SaveError`.
+        `UnsupportedArchitectureError`, `TargetError`, `SaveError`; and `NonFiniteWeightsError`,
+        `NonFiniteActivationsError`, `NonFiniteOutputsError`, which say where NaN or Inf is.
         The model is then as it was.
     """
     if output_dir is not None:

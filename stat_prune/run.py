@@ -23,13 +23,17 @@ from stat_prune.clock import Stopwatch
 from stat_prune.collectors import Batch
 from stat_prune.completion import Completion
 from stat_prune.config_checks import of_sizes_that_configs_say
-from stat_prune.dispatched import input_device, is_dispatched
-from stat_prune.distributed import check_same, num_processes, rank
+from stat_prune.dispatched import input_device, is_dispatched, stored_tensors
+from stat_prune.distributed import check_same, num_processes, rank, together
 from stat_prune.errors import CalibrationWarning, TargetError
 from stat_prune.ignoring import without_ignored
 from stat_prune.input_rows import TOKENS_OF
 from stat_prune.methods import PEERS
-from stat_prune.model_checks import check_model, check_weights_of_their_own
+from stat_prune.model_checks import (
+    check_model,
+    check_weights_are_finite,
+    check_weights_of_their_own,
+)
 from stat_prune.ordinary_tensors import outside_inference_mode
 from stat_prune.settings import Settings
 from stat_prune.targets import Latency, Target
@@ -260,6 +264,7 @@ def starting(
         outside_inference_mode(model),
         opened(model, dataset, tokenizer, settings, left_alone) as run,
     ):
+        together(lambda: check_weights_are_finite(model, stored_tensors(model)))
         try:
             if settings.device is not None:
                 module.to(settings.device)

@@ -14,6 +14,7 @@ from stat_prune.blocks import Block
 from stat_prune.config_checks import set_fields, takes
 from stat_prune.correction import FoldedConsumer
 from stat_prune.dispatched import in_memory, is_offloaded, loaded, shared_copy
+from stat_prune.errors import NonFiniteWeightsError
 from stat_prune.modeling_stat_prune import (
     FORMATS,
     compute_without_heads,
@@ -36,8 +37,15 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     ----------
     model : PreTrainedModel
     folded : sequence of FoldedConsumer
+
+    Raises
+    ------
+    NonFiniteWeightsError
+        If a weight is beyond the numbers of its dtype; nothing is changed then.
     """
     base = model.base_model
+    for one in folded:
+        _check_range(base, one)
     record = getattr(model.config, "stat_prune", None) or {}
     remembered: dict[str, dict[str, Any]] = record.get("attributes", {})
     linear: dict[str, list[Any]] = {}
@@ -165,6 +173,20 @@ def _changes(base_model: nn.Module, folded: FoldedConsumer) -> bool:
         return True
     with loaded(base_model, folded.block.consumer) as consumer:
         return not torch.equal(folded.weight.to(consumer.weight), consumer.weight)
+
+
+def _check_range(base_model: nn.Module, folded: FoldedConsumer) -> None:
+    dtype = projection(base_model, folded.block.consumer).weight.dtype
+    for tensor in (folded.weight, folded.bias):
+        if tensor is None or tensor.is_meta or not tensor.numel():
+            continue
+        largest = torch.stack(tensor.aminmax()).abs().max()
+        if not float(largest) <= torch.finfo(dtype).max:
+            raise NonFiniteWeightsError(
+                f"What {folded.block.consumer} is to make of the channels that stay of "
+                f"{folded.block.name} takes a weight of {float(largest):.3g}, which {dtype} cannot "
+                "hold. Prune the model in float32, with more examples, and convert the result."
+            )
 
 
 def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any]]:

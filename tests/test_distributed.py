@@ -96,8 +96,8 @@ generator = torch.Generator().manual_seed(0)
 rows = [{"input_ids": torch.randint(3, 40, (9,), generator=generator)} for _ in range(64)]
 model = tiny_bert()
 mine = int(os.environ["RANK"]) == 1
-if mine and sys.argv[2] == "broken model":
-    model.encoder.layer[0].intermediate.dense.weight.data.fill_(float("nan"))
+if mine and sys.argv[2] in ("nan", "1e38"):
+    model.encoder.layer[0].intermediate.dense.weight.data.fill_(float(sys.argv[2]))
 if mine and sys.argv[2] == "other data":
     rows = rows[1:]
 if mine and sys.argv[2] == "death":
@@ -120,7 +120,14 @@ with distributed.launched():
     ("what", "messages"),
     [
         (
-            "broken model",
+            "nan",
+            [
+                "NonFiniteWeightsError: 1 weights of BertModel are not finite",
+                "DistributedError: Process 1 failed: 1 weights of BertModel are not finite",
+            ],
+        ),
+        (
+            "1e38",
             [
                 "NonFiniteActivationsError: encoder.layer.0.neurons",
                 "DistributedError: Process 1 failed: encoder.layer.0.neurons",

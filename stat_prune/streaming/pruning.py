@@ -111,7 +111,8 @@ def prune_checkpoint(
     LoadError
         If a file of the checkpoint is missing or damaged, before any work.
     ModelError
-        For encoder-decoders, two towers, and layers that share weights.
+        For encoder-decoders, two towers, layers that share weights, and weights that are not
+        finite.
     SaveError
         If there is no space left: what was finished is kept, for `resume`.
     StatPruneError
@@ -142,6 +143,7 @@ def prune_checkpoint(
         fingerprint = _fingerprint(run, checkpoint, target)
         if not working.exists():
             check_space(working, needs)
+            checkpoint.check_finite()
         workspace = Workspace(working, fingerprint, resume=resume)
         run.stopwatch.seconds |= workspace.seconds()
         before = measure(run.model, run.lengths(target))

@@ -17,6 +17,7 @@ from stat_prune import modeling_stat_prune
 from stat_prune.architectures import token_embeddings, transformer_layers
 from stat_prune.checkpoint import saved_class
 from stat_prune.errors import LoadError
+from stat_prune.model_checks import check_weights_are_finite
 from stat_prune.streaming.files import Source, keys_in, read_weight, sources_of, weight_files
 
 
@@ -97,6 +98,22 @@ class Checkpoint:
 
     def _names(self, wanted: Callable[[str], bool]) -> list[str]:
         return [name for name in self._sources if wanted(name)]
+
+    def check_finite(self) -> None:
+        """Read everything once, tensor by tensor, and refuse what is not finite.
+
+        Raises
+        ------
+        NonFiniteWeightsError
+        """
+        # Of the names of a tied weight the first.
+        names = {source: name for name, source in reversed(self._sources.items())}
+        stored = (
+            (name, read_weight(file, key))
+            for source, name in names.items()
+            for file, key, _ in source.parts
+        )
+        check_weights_are_finite(self.model, stored)
 
     def load(self, names: Iterable[str]) -> None:
         """Read weights into the model; names of one tied weight get one tensor.

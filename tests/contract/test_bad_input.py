@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from stat_prune.errors import (
     DataError,
     ModelError,
     NonFiniteActivationsError,
+    NonFiniteWeightsError,
     SaveError,
     TargetError,
     UnsupportedArchitectureError,
@@ -106,30 +106,53 @@ def test_an_unsupported_architecture_lists_the_supported_ones_and_how_to_add_one
         assert word in str(caught.value)
 
 
-def nan_weight(model: PreTrainedModel) -> None:
-    """A NaN in what layer 1's heads read, so that layer 0 is fine."""
+def spoilt(model: PreTrainedModel, value: float) -> str:
+    """One entry of what layer 1's heads read is spoilt; the weight's name."""
     block = next(block for block in find_blocks(model) if block.layer == 1)
     queries = projection(model.base_model, block.producers[0].path)
     with torch.no_grad():
-        queries.weight[0, 0] = math.nan
+        queries.weight[0, 0] = value
+    return f"{block.producers[0].path}.weight"
 
 
-def infinite_embedding(model: PreTrainedModel) -> None:
-    model.get_input_embeddings().weight.data[5] = math.inf
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("method", ["stat", "stat-paper"])
+def test_weights_that_are_not_finite_are_named_before_any_work(
+    family: Family, prune, value, method, collected
+):
+    model = family.build()
+    name = spoilt(model, value)
+    with pytest.raises(NonFiniteWeightsError, match=rf"1 weights.*{name} \(1 .*{value}\)"):
+        prune(model, MACs(0.5), method=method)
+    assert collected == []
 
 
-@pytest.mark.parametrize("spoil", [nan_weight, infinite_embedding])
+def test_every_weight_that_is_not_finite_is_named(prune):
+    model = BERT.build("ForSequenceClassification")
+    for name in ("classifier.weight", "bert.encoder.layer.1.output.dense.weight"):
+        model.get_parameter(name).data[0, 1] = math.nan
+    with pytest.raises(NonFiniteWeightsError) as caught:
+        prune(model, MACs(0.6))
+    assert "classifier.weight" in str(caught.value)
+    assert "bert.encoder.layer.1.output.dense.weight" in str(caught.value)
+
+
+def infinite_scores(model: PreTrainedModel) -> None:
+    """Weights of layer 1 that are finite, and too large for what is made of them."""
+    block = next(block for block in find_blocks(model) if block.layer == 1)
+    for producer in block.producers:
+        with torch.no_grad():
+            projection(model.base_model, producer.path).weight.fill_(1e38)
+
+
 @pytest.mark.parametrize("method", ["stat", "stat-paper"])
 def test_activations_that_are_not_finite_name_the_block_and_the_batch(
-    family: Family, prune, spoil: Callable[[PreTrainedModel], None], method
+    family: Family, prune, method
 ):
-    if family.signals and spoil is infinite_embedding:
-        pytest.skip("it has no embeddings of tokens, or they come after the first layers")
     model = family.build()
-    spoil(model)
+    infinite_scores(model)
     hooks = [len(module._forward_pre_hooks) for module in model.modules()]
-    layer = 1 if spoil is nan_weight else 0
-    with pytest.raises(NonFiniteActivationsError, match=rf"\.{layer}\..*batch 0"):
+    with pytest.raises(NonFiniteActivationsError, match=r"\.1\..*batch 0"):
         prune(model, MACs(0.5), method=method)
     assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
 
