@@ -154,9 +154,13 @@ def build_calibration_set(
         ``IterableDataset`` or dictionary of splits (``train`` is taken) with a text column or two
         of the usual names, or with ``input_ids`` (``pixel_values``, ``input_features``); a
         ``DataLoader`` or any iterable of model inputs, with or without batch dimension; one batch;
-        a path to a text file (one example a line), JSON, JSONL, CSV or TSV file, or to a dataset
-        folder; a name for ``datasets.load_dataset``, with its configuration after a slash
-        ("glue/sst2").
+        a table of pandas, pyarrow or polars, or a dictionary of columns; a path to a text file (one
+        example a line), JSON, JSONL, CSV, TSV (all in UTF-8, or UTF-16 with its mark; also
+        ``.gz``), parquet or arrow file, or to a dataset folder; a name for
+        ``datasets.load_dataset``, with its configuration after a slash ("glue/sst2").
+        Records may hold conversations (``messages`` with role and content, or ``conversations`` as
+        ShareGPT has them), which go through the tokenizer's chat template, and words already split
+        (``tokens``). Texts that are blank or null are left out.
     tokenizer : PreTrainedTokenizerBase, optional
         Needed for texts; it must be the one of the model.
     num_samples : int

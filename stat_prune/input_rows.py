@@ -102,7 +102,7 @@ def _tensor(name: str, value: Any) -> Tensor:
         if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
             return torch.stack(list(value))
         return torch.as_tensor(value)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise DataError(
             f"{name!r} is no rectangular array of numbers ({error}). "
             "Pass one example at a time, or pad the batch and give its attention_mask."
@@ -112,7 +112,12 @@ def _tensor(name: str, value: Any) -> Tensor:
 def _targets(batch: Mapping[str, Any], count: int) -> list[Tensor] | None:
     try:
         labels = torch.as_tensor(batch.get("labels"))
-    except (ValueError, TypeError, RuntimeError):  # none, names of classes, lists of any length
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        OverflowError,
+    ):  # none, names of classes, lists of any length
         return None
     if labels.ndim == 1 and count == 1 and len(labels) > 1:
         labels = labels[None]

@@ -9,6 +9,7 @@ References
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from stat_prune.evaluation.forward import Text, forward_texts
 from stat_prune.evaluation.hub import hub_rows
 from stat_prune.evaluation.sampling import evenly_spaced
 from stat_prune.glue_tasks import GLUE_TASKS, GlueTask
+from stat_prune.text_files import long_fields, reading_text
 
 HUB_NAME = "nyu-mll/glue"
 HUB_SPLITS = {"train": "train", "dev": "validation"}
@@ -80,13 +82,16 @@ def read_glue(task: str, folder: str | Path | None = None, *, split: str = "dev"
     if split not in HUB_SPLITS:
         raise DataError(f"split must be one of {', '.join(HUB_SPLITS)}, got {split!r}.")
     rows = _hub_rows(task, split) if folder is None else _file_rows(task, Path(folder), split)
-    try:
-        texts = [tuple(row[name] for name in known.columns) for row in rows]
-        labels = [_label(row["label"], known) for row in rows]
-    except (KeyError, ValueError) as error:
-        raise DataError(f"The {split} split of {task} is not as GLUE publishes it: {error}.") from (
-            error
-        )
+    texts, labels = [], []
+    for number, row in enumerate(rows):
+        try:
+            texts.append(tuple(_text(row[name]) for name in known.columns))
+            labels.append(_label(row["label"], known))
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(
+                f"The {split} split of {task} is not as GLUE publishes it: row {number} (the first "
+                f"is 0) has {error!r}. Its columns are {', '.join(known.columns)} and label."
+            ) from error
     return GlueData(
         [text if len(text) == 2 else text[0] for text in texts],
         np.array(labels, dtype=np.float64 if task == "stsb" else np.int64),
@@ -226,10 +231,19 @@ def _numbers(task: GlueTask, config: PreTrainedConfig) -> list[int] | None:
     return [by_name[name] for name in task.labels]
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} where a text should be")
+    return value
+
+
 def _label(value: Any, task: GlueTask) -> float:
     if value in task.labels:
         return task.labels.index(value)
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"the label {value!r}")
+    return number
 
 
 def _hub_rows(task: str, split: str) -> Sequence[dict[str, Any]]:
@@ -241,15 +255,12 @@ def _hub_rows(task: str, split: str) -> Sequence[dict[str, Any]]:
 
 def _file_rows(task: str, folder: Path, split: str) -> Sequence[dict[str, Any]]:
     path = folder / task / f"{split}.tsv"
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            # GLUE's files know no quoting: a quotation mark is text.
-            reader = csv.DictReader(
-                file,
-                fieldnames=COLA_COLUMNS if task == "cola" else None,
-                delimiter="\t",
-                quoting=csv.QUOTE_NONE,
-            )
-            return [{FILE_COLUMNS.get(k, k): v for k, v in row.items()} for row in reader]
-    except OSError as error:
-        raise DataError(f"There is no {path}: {error.strerror}.") from error
+    with reading_text(path) as file, long_fields():
+        # GLUE's files know no quoting: a quotation mark is text.
+        reader = csv.DictReader(
+            file,
+            fieldnames=COLA_COLUMNS if task == "cola" else None,
+            delimiter="\t",
+            quoting=csv.QUOTE_NONE,
+        )
+        return [{FILE_COLUMNS.get(k, k): v for k, v in row.items()} for row in reader]

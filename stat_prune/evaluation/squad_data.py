@@ -17,6 +17,7 @@ from typing import Any
 
 from stat_prune.errors import DataError
 from stat_prune.evaluation.hub import hub_rows
+from stat_prune.text_files import reading_text
 
 HUB_NAMES = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
 HUB_SPLITS = {"train": "train", "dev": "validation"}
@@ -77,15 +78,16 @@ def read_squad(
 
 def _from_file(path: Path) -> list[Question]:
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        with reading_text(path) as file:
+            text = file.read()
         return [
             _question(entry, paragraph["context"], entry.get("answers", []))
-            for paragraph in _paragraphs(articles)
+            for paragraph in _paragraphs(json.loads(text)["data"])
             for entry in paragraph["qas"]
         ]
-    except OSError as error:
-        raise DataError(f"There is no {path}: {error.strerror}.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not as SQuAD publishes its files: {error!r}.") from error
 
 
