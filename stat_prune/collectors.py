@@ -18,7 +18,7 @@ from stat_prune.dispatched import device_of, in_memory, input_device
 from stat_prune.errors import ModelError, NonFiniteActivationsError
 from stat_prune.experts import routed_rows
 from stat_prune.half_products import fast_half_products
-from stat_prune.linalg import Moments
+from stat_prune.linalg import Moments, NonFiniteError
 from stat_prune.projections import projection
 
 Batch = Mapping[str, Tensor]
@@ -185,6 +185,10 @@ class MomentsCollector:
                 "use its weight directly. Let it call the layer, or leave it alone with "
                 "ignore=[...]."
             )
+        if error is None:
+            for block in self._blocks:
+                with self._naming(block):
+                    _ = self.moments[block.name].mean  # the rows that are still pending overflow
 
     def _hook(self, blocks: Sequence[Block], module: nn.Module, args: tuple[Tensor, ...]) -> None:
         # Only what experts read is not known without their weights.
@@ -207,9 +211,15 @@ class MomentsCollector:
                 self._count(block, self._transform(sequence[tokens]))
 
     def _count(self, block: Block, rows: Tensor) -> None:
-        try:
+        with self._naming(block):
             self.moments[block.name].update(rows)
-        except ValueError as error:  # of all that is wrong with rows, only non-finite entries
+
+    @contextmanager
+    def _naming(self, block: Block) -> Iterator[None]:
+        """What is not finite is of this block, and comes from this batch or one before."""
+        try:
+            yield
+        except NonFiniteError as error:
             raise NonFiniteActivationsError(
                 f"{block.name}: the input of {block.consumer} in batch {self._position}: {error} "
                 "Run the model in float32 or bfloat16, or remove the example."

@@ -8,9 +8,10 @@ from .blocks import BlockPivoting, block_pivoting
 from .cholesky import pivoted_cholesky, randomly_pivoted_cholesky
 from .cross_moments import CrossMoments
 from .decomposition import InterpolativeDecomposition
-from .errors import NumericalWarning
+from .errors import NonFiniteError, NumericalWarning
 from .factor import PivotedCholesky
 from .interpolative import interpolative_decomposition
+from .jittered import jittered_cholesky
 from .least_squares import interpolation_from_gram, least_squares_from_moments
 from .moments import Moments
 from .norms import spectral_norm
@@ -25,6 +26,7 @@ __all__ = [
     "GaussianSketch",
     "InterpolativeDecomposition",
     "Moments",
+    "NonFiniteError",
     "NumericalWarning",
     "PivotedCholesky",
     "SparseSketch",
@@ -32,6 +34,7 @@ __all__ = [
     "block_pivoting",
     "interpolation_from_gram",
     "interpolative_decomposition",
+    "jittered_cholesky",
     "least_squares_from_moments",
     "pivoted_cholesky",
     "randomly_pivoted_cholesky",

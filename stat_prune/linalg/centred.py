@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from .errors import NonFiniteError
 from .streams import RowStream
 
 # Rows that are converted and multiplied at once: enough for the matrix product to run at full
@@ -40,6 +41,10 @@ class CentredStream(RowStream):
 
     def _accumulate(self, rows: Float[Tensor, "n m"]) -> None:
         """Add the second moments of rows that are already centred."""
+        raise NotImplementedError
+
+    def _squares(self) -> Float64[Tensor, " m"]:
+        """Second moments of each column, whose products bound all others."""
         raise NotImplementedError
 
     @property
@@ -80,6 +85,19 @@ class CentredStream(RowStream):
         block[new] = shift * (self._seen * new / total) ** 0.5
         self._accumulate(block)
         self._seen, self._pending = total, 0
+        self._check_overflow()
+
+    def _check_overflow(self) -> None:
+        squares = self._squares()
+        bad = ~(self._mean.isfinite() & squares.isfinite())
+        if bool(bad.any()):
+            dtype = str(self._product_dtype).removeprefix("torch.")
+            raise NonFiniteError(
+                f"the sums of {int(bad.sum())} columns overflow, the first at column "
+                f"{int(bad.nonzero()[0])}: squares of the entries are beyond {dtype}. Scale the "
+                "rows down, or remove those of extreme size."
+                + (' Or pass precision="float64".' if dtype == "float32" else "")
+            )
 
     def _settle(self) -> None:
         super()._settle()
@@ -97,6 +115,7 @@ class CentredStream(RowStream):
                 getattr(self, f"_{name}").add_(getattr(other, f"_{name}").to(delta.device))
         self._accumulate((delta * (self._seen * other._seen / total) ** 0.5)[None])
         self._mean += delta * (other._seen / total)
+        self._check_overflow()
 
 
 def add_upper_gram(out: Float64[Tensor, "m m"], rows: Float[Tensor, "n m"]) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .errors import NonFiniteError
+
 
 def check_matrix(value: object, name: str) -> Tensor:
     """Return `value` if it is a floating-point matrix without a zero dimension."""
@@ -24,7 +26,7 @@ def check_matrix(value: object, name: str) -> Tensor:
 
 
 def check_finite(value: Tensor, name: str) -> None:
-    """Raise a ValueError that says where `value` is first not finite."""
+    """Raise a `NonFiniteError` that says where `value` is first not finite."""
     # A finite sum proves that every entry is, at the speed of reading and without memory; half
     # precision would overflow too easily. Only where it is not finite are the entries looked at.
     if bool(torch.isfinite(value.sum(dtype=torch.promote_types(value.dtype, torch.float32)))):
@@ -33,7 +35,7 @@ def check_finite(value: Tensor, name: str) -> None:
     if not len(bad):
         return
     where = tuple(int(i) for i in bad[0])
-    raise ValueError(
+    raise NonFiniteError(
         f"`{name}` has {len(bad)} non-finite entries, the first at {where} "
         f"({float(value[where])}); remove these rows, or look for overflow in what made them."
     )

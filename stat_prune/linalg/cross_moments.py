@@ -53,6 +53,9 @@ class CrossMoments(CentredStream):
         self._cross.addmm_(features.T, targets)
         self._targets += targets.square().sum(dim=0)
 
+    def _squares(self) -> Float64[Tensor, " m"]:
+        return torch.cat([self._features.diagonal(), self._targets])
+
     def update(  # type: ignore[override]
         self, features: Tensor, targets: Tensor
     ) -> CrossMoments:

@@ -1,6 +1,10 @@
-"""The warning that reports numerical trouble."""
+"""The error and the warning that report numerical trouble."""
 
 from __future__ import annotations
+
+
+class NonFiniteError(ValueError):
+    """NaN or Inf in an argument, or in sums that overflow; the message says where."""
 
 
 class NumericalWarning(RuntimeWarning):

@@ -41,6 +41,8 @@ class Moments(CentredStream):
     ------
     ValueError
         If `precision` is another word.
+    NonFiniteError
+        Of `update`, or of a statistic when it is read: if an entry is not finite or sums overflow.
 
     References
     ----------
@@ -71,6 +73,9 @@ class Moments(CentredStream):
 
     def _accumulate(self, rows: Float[Tensor, "n m"]) -> None:
         add_upper_gram(self._scatter, rows)
+
+    def _squares(self) -> Float64[Tensor, " m"]:
+        return self._scatter.diagonal()
 
     @property
     def mean(self) -> Float64[Tensor, " m"]:

@@ -75,7 +75,8 @@ class RowStream:
         Raises
         ------
         ValueError
-            If the shape is wrong or an entry is not finite; nothing of the batch is added then.
+            If the shape is wrong, or (`NonFiniteError`) an entry is not finite; nothing of the
+            batch is added then.
         TypeError
             If `batch` is not a floating-point tensor.
         """

@@ -15,7 +15,7 @@ from stat_prune.architectures import transformer_layers
 from stat_prune.batching import token_mask
 from stat_prune.collectors import Batch, evaluating, model_inputs
 from stat_prune.errors import NonFiniteActivationsError
-from stat_prune.linalg import Moments
+from stat_prune.linalg import Moments, NonFiniteError
 
 
 class RootMeanSquare(nn.Module):
@@ -163,14 +163,15 @@ def _basis(
             for batch in batches:
                 mask = token_mask(batch).to(device)
                 model.base_model(**model_inputs(model.base_model, batch, device))
-    except ValueError as error:  # of all that is wrong with rows, only non-finite entries
+        gram = moments.gram
+    except NonFiniteError as error:
         raise NonFiniteActivationsError(
             f"The residual stream: {error} Run the model in float32 or bfloat16, or remove the "
             "example."
         ) from error
     finally:
         handle.remove()
-    return torch.linalg.eigh(moments.gram).eigenvectors.flip(1)[:, :dimension]
+    return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :dimension]
 
 
 def _read_in(basis: Tensor, readers: Sequence[nn.Linear]) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from stat_prune.blocks import Block
+from stat_prune.linalg import jittered_cholesky
+from stat_prune.linalg.in_place import principal_part
 from stat_prune.statistics import BlockStatistics, complement
 
 #: Squared relative error below which a probe would measure rounding.
@@ -187,27 +189,13 @@ def _corrected_curves(statistics: BlockStatistics, order: Tensor) -> tuple[Tenso
     ``||(A - A_J T) W^T||^2 = sum_{j >= k} ||W L[:, j]||^2``.
     """
     channels, unit = _in_order(statistics, order)
-    gram = statistics.gram[channels][:, channels]
-    factor = _jittered_cholesky(gram)
+    # The jitter moves the curve by its own relative size only, and no weight is solved from it.
+    factor = jittered_cholesky(principal_part(statistics.gram, channels), overwrite=True)
     output = (statistics.weight[:, channels] @ factor).square().sum(0)
     return (
         _tail_sums(output)[::unit][: len(order) + 1],
         _tail_sums(factor.square().sum(0))[::unit][: len(order) + 1],
     )
-
-
-def _jittered_cholesky(gram: Tensor) -> Tensor:
-    """Cholesky factor of a positive semidefinite matrix; the smallest jitter that works.
-
-    The jitter moves the curve by its own relative size only, and no weight is solved from it.
-    """
-    jitter = 1e-14 * float(gram.diagonal().mean())
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    while True:
-        factor, info = torch.linalg.cholesky_ex(gram + jitter * identity)
-        if int(info) == 0:
-            return factor
-        jitter = max(10 * jitter, 1e-300)
 
 
 def _removal_curves(statistics: BlockStatistics, order: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,7 +204,7 @@ def _removal_curves(statistics: BlockStatistics, order: Tensor) -> tuple[Tensor,
     ``||A_D W_D^T||^2`` is the sum of ``(W^T W) * G`` over the dropped rows and columns.
     """
     channels, unit = _in_order(statistics, order)
-    gram = statistics.gram[channels][:, channels]
+    gram = principal_part(statistics.gram, channels)
     weight = statistics.weight[:, channels]
     products = (weight.T @ weight) * gram
     # Dropping channel k beside all later ones adds its diagonal and twice its later row.

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stat_prune.linalg import CrossMoments, Moments
+from stat_prune.linalg import CrossMoments, Moments, NonFiniteError
 
 
 def rows_of(n: int, m: int, seed: int = 0, mean: float = 0.0) -> torch.Tensor:
@@ -206,3 +206,41 @@ def test_features_and_targets_must_match() -> None:
         moments.update(torch.ones(3, 1), torch.ones(3, 1))
     with pytest.raises(ValueError, match="as many rows"):
         moments.update(torch.ones(3, 2), torch.ones(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("precision", "value"), [("float64", 1e160), ("float32", 1e25), ("float32", 1e60)]
+)
+@pytest.mark.parametrize("rows", [3, 1024, 3000])
+def test_sums_that_overflow_are_refused_with_the_column(
+    precision: str, value: float, rows: int
+) -> None:
+    a = torch.randn(rows, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a[1, 3] = value
+    with pytest.raises(NonFiniteError, match=rf"1 columns overflow.*column 3.*{precision}"):
+        _ = Moments(5, precision=precision).update(a).scatter
+
+
+def test_sums_that_overflow_only_together_are_refused_when_shards_are_merged() -> None:
+    half = torch.tensor([[1e154], [-1e154]], dtype=torch.float64).repeat(70, 1)
+    shards = [Moments(1).update(half + shift) for shift in (1e154, -1e154)]
+    with pytest.raises(NonFiniteError, match="overflow"):
+        _ = (shards[0] + shards[1]).scatter
+
+
+def test_targets_that_overflow_are_refused() -> None:
+    moments = CrossMoments(2, 1)
+    moments.update(torch.ones(3, 2).double(), 1e200 * torch.ones(3, 1).double().cumsum(0))
+    with pytest.raises(NonFiniteError, match="column 2"):
+        moments.normal_equations()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_entries_that_are_not_finite_are_an_error_of_their_own_and_a_wrong_shape_is_not(
+    value: float,
+) -> None:
+    with pytest.raises(NonFiniteError, match="non-finite"):
+        Moments(2).update(torch.tensor([[1.0, value]]))
+    with pytest.raises(ValueError, match="columns") as caught:
+        Moments(2).update(torch.ones(1, 3))
+    assert not isinstance(caught.value, NonFiniteError)
