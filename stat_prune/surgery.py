@@ -180,7 +180,7 @@ def _check_range(base_model: nn.Module, folded: FoldedConsumer) -> None:
     for tensor in (folded.weight, folded.bias):
         if tensor is None or tensor.is_meta or not tensor.numel():
             continue
-        largest = torch.stack(tensor.aminmax()).abs().max()
+        largest = torch.stack(tensor.detach().aminmax()).abs().max()
         if not float(largest) <= torch.finfo(dtype).max:
             raise NonFiniteWeightsError(
                 f"What {folded.block.consumer} is to make of the channels that stay of "
