@@ -58,8 +58,13 @@ class CalibrationSet:
     @property
     def mean_lengths(self) -> dict[str, float]:
         """Tokens or positions a sequence, without padding, by the name of their mask."""
+        return {mask: count / self.num_samples for mask, count in self.tokens_by_mask.items()}
+
+    @property
+    def tokens_by_mask(self) -> dict[str, int]:
+        """Tokens or positions, without padding, by the name of their mask."""
         return {
-            mask: sum(int(batch[mask].sum()) for batch in self.batches) / self.num_samples
+            mask: sum(int(batch[mask].sum()) for batch in self.batches)
             for mask in masks_in(self.batches[0])
         }
 

@@ -75,10 +75,16 @@ class Completion:
             )
         if "target_ids" not in row:
             self._warn()
-        real = (targets != self._config.pad_token_id).nonzero()
-        # Targets may be padded with the id of padding instead of -100.
-        last = int(real[-1]) if len(real) else 0
-        return torch.cat([torch.tensor([start]), targets[:last]])
+        return torch.cat([torch.tensor([start]), targets[: self._num_targets(targets) - 1]])
+
+    def _num_targets(self, targets: Tensor) -> int:
+        """Tokens to write: targets may be padded with the id of padding instead of -100."""
+        padding, ends = self._config.pad_token_id, self._config.eos_token_id
+        real = (targets != padding).nonzero()
+        count = int(real[-1]) + 1 if len(real) else 0
+        if padding in (ends if isinstance(ends, list) else [ends]):
+            count = min(count + 1, len(targets))  # the first of them ends the text
+        return max(count, 1)
 
     def _warn(self) -> None:
         if not self._warned:

@@ -74,6 +74,15 @@ class Method:
             raise SettingsError(
                 f"`allocation` must be 'probed', 'unweighted' or 'even', got {self.allocation!r}."
             )
+        for name in ("corrected", "absorb_mean"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        if isinstance(self.passes, bool) or self.passes not in (1, 2):
+            raise SettingsError(f"`passes` must be 1 or 2, got {self.passes!r}.")
+        if self.passes == 2 and not self.corrected:
+            raise SettingsError(
+                "passes=2 solves the correction again, but corrected=False has none. Use passes=1."
+            )
 
 
 #: Pipelines of their own; see `stat_prune.peers`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.budget.choice import check_reachable
 from stat_prune.budget.objectives import Objective
 from stat_prune.checkpoint import check_output_directory
-from stat_prune.errors import SettingsError
+from stat_prune.errors import CalibrationWarning, SettingsError
 from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
 from stat_prune.peers.requirements import check_no_experts
 from stat_prune.probes import check_objective, sensitivities
-from stat_prune.restreaming import can_move
+from stat_prune.restreaming import HELD_OUT, can_move
 from stat_prune.result import PruningResult
 from stat_prune.resuming import FinishedWork
 from stat_prune.run import starting
@@ -223,6 +224,13 @@ def prune_family(
             raise SettingsError(
                 "passes=2 has nothing to solve again: the residual stream of "
                 f"{type(model).__name__} gets no consumer's output as it is. Use passes=1."
+            )
+        if (chosen.passes or recipe.passes) == 2 and run.calibration.num_samples < HELD_OUT:
+            warnings.warn(
+                f"A second pass holds out one calibration sequence in {HELD_OUT}, and there are "
+                f"{run.calibration.num_samples}: there is none. Use more examples.",
+                CalibrationWarning,
+                stacklevel=3,
             )
         work = FinishedWork(run, work_dir)
         statistics = work.statistics(lambda: collect(run, recipe))

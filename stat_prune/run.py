@@ -314,12 +314,16 @@ def opened(
 
 
 def _warn_if_few_tokens(calibration: CalibrationSet, blocks: Sequence[Block]) -> None:
-    widest = max(blocks, key=lambda block: block.num_channels / block.usage)
-    if calibration.num_tokens * widest.usage < widest.num_channels:
-        reached = "" if widest.usage == 1 else f", {widest.usage:.3g} of which reach {widest.name}"
+    """Warn of the block that reads the fewest tokens for its channels, of its own stack."""
+    tokens = calibration.tokens_by_mask
+    worst = max(blocks, key=lambda one: one.num_channels / (one.usage * tokens[one.mask]))
+    count = tokens[worst.mask]
+    if count * worst.usage < worst.num_channels:
+        reached = "" if worst.usage == 1 else f", {worst.usage:.3g} of which reach {worst.name}"
+        which = f" ({worst.mask})" if len(tokens) > 1 else ""
         warnings.warn(
-            f"The calibration set has {calibration.num_tokens} tokens{reached}, fewer than the "
-            f"{widest.num_channels} channels of {widest.name}: the correction fits these tokens "
+            f"The calibration set has {count} tokens{which}{reached}, fewer than the "
+            f"{worst.num_channels} channels of {worst.name}: the correction fits these tokens "
             "exactly and others less well. Use more examples.",
             CalibrationWarning,
             stacklevel=2,

@@ -56,6 +56,15 @@ class Settings:
             method_named(self.method)
         elif self.uniform:
             raise SettingsError(f"method={self.method!r} has no uniform mode; use method='stat'.")
+        if self.passes == 2 and not self._solves_correction:
+            raise SettingsError(
+                f"passes=2 solves the correction of method='stat' and its variants again; "
+                f"method={self.method!r} has none. Leave passes out."
+            )
+
+    @property
+    def _solves_correction(self) -> bool:
+        return self.method not in PEERS and method_named(self.method).corrected
 
     @property
     def ignored(self) -> list[int | str]:

@@ -47,7 +47,7 @@ def test_a_method_of_two_passes_takes_one_where_asked():
 
 
 def test_too_few_sequences_to_hold_any_out_mean_one_pass():
-    with pytest.warns(CalibrationWarning):
+    with pytest.warns(CalibrationWarning, match="one calibration sequence in 8, and there are 4"):
         assert pruned(count=4, passes=2).report.second_pass is None
 
 
@@ -56,5 +56,31 @@ def test_nothing_pruned_needs_no_second_pass():
 
 
 def test_another_number_is_refused():
-    with pytest.raises(SettingsError, match="passes"):
+    with pytest.raises(SettingsError, match="passes.*3"):
         pruned(passes=3)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["magnitude", "random", "id-uncorrected", "flap", "kcm", "fisher", "kprune", "stat-paper"],
+)
+def test_a_second_pass_of_a_method_that_has_no_correction_to_solve_again_is_refused(method):
+    with pytest.raises(SettingsError, match=f"passes=2 .*{method}"):
+        pruned(method=method, passes=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"passes": 3}, "`passes` must be 1 or 2, got 3"),
+        ({"passes": True}, "`passes` must be 1 or 2, got True"),
+        ({"passes": None}, "`passes` must be 1 or 2, got None"),
+        ({"passes": 2, "corrected": False}, "corrected=False has none"),
+        ({"corrected": "yes"}, "`corrected` must be True or False, got 'yes'"),
+        ({"absorb_mean": 0}, "`absorb_mean` must be True or False, got 0"),
+    ],
+    ids=str,
+)
+def test_a_method_of_ones_own_is_checked_too(options, message):
+    with pytest.raises(SettingsError, match=message):
+        stat_prune.Method(**options)

@@ -169,6 +169,20 @@ def test_fewer_tokens_than_channels_warn_with_both_numbers_and_give_a_usable_mod
     assert torch.isfinite(output(result.model, inputs)).all()
 
 
+def test_tokens_are_compared_with_the_channels_of_the_stack_that_reads_them(prune):
+    """100 tokens for the encoder, 20 for the decoder's 48 channels."""
+    t5 = next(family for family in FAMILIES if family.label == "T5")
+    model = t5.build("ForConditionalGeneration")
+    rows = [
+        {"input_ids": torch.arange(5, 25), "labels": torch.tensor([7, 8 + i, 9, 3])}
+        for i in range(5)
+    ]
+    with pytest.warns(
+        CalibrationWarning, match=r"20 tokens \(decoder_attention_mask\), fewer than"
+    ):
+        prune(model, MACs(0.6), dataset=rows)
+
+
 class Int8Linear(nn.Linear):
     """Stands for the linear layers of quantization libraries."""
 

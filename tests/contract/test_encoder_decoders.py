@@ -58,6 +58,26 @@ def test_labels_are_what_the_decoder_reads_behind_its_start():
 
 
 @pytest.mark.parametrize(
+    ("targets", "read"),
+    [
+        ([7, 8, 9, 1], [7, 8, 9]),
+        ([7, 8, 9, 1, 1, 1], [7, 8, 9]),
+        ([7, 8, 9], [7, 8]),  # cut off before its end
+        ([1, 1], []),
+        ([1], []),
+    ],
+)
+@pytest.mark.parametrize("ends", [1, [3, 1]], ids=str)
+def test_labels_keep_their_last_token_where_padding_is_what_ends_a_text(targets, read, ends):
+    model = BY_LABEL["Whisper"].build()
+    model.config.update({"pad_token_id": 1, "eos_token_id": ends, "decoder_start_token_id": 4})
+    row = {"input_features": signals((8, 64), 1, 0)[0], "target_ids": torch.tensor(targets)}
+    found = Completion(model)(row)
+    assert found["decoder_input_ids"].tolist() == [4, *read]
+    assert found["decoder_attention_mask"].tolist() == [1] * (1 + len(read))
+
+
+@pytest.mark.parametrize(
     ("label", "example", "message"),
     [
         ("ViT", {"input_ids": [2, 5, 3]}, "ViTModel reads 'pixel_values'"),
