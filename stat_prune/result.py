@@ -17,6 +17,8 @@ from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from stat_prune.exporting import Exported
+
 
 class Reported:
     """What a result shows of its ``report`` and ``plan``."""
@@ -105,4 +107,28 @@ class PruningResult(Reported):
             tokenizer=self.tokenizer,
             files={REPORT_FILE: self.report.to_json(), PLAN_FILE: json.dumps(self.plan)},
             overwrite=overwrite,
+        )
+
+    def export(
+        self, path: str | os.PathLike[str], to: str, *, overwrite: bool = False, **options: Any
+    ) -> Exported:
+        """Write the model for another program: llama.cpp, for instance.
+
+        Parameters
+        ----------
+        path : path
+            Of the file or folder.
+        to : str
+            The form; see `stat_prune.exporting.export`, which has its options and errors, too.
+        overwrite : bool
+
+        Returns
+        -------
+        Exported
+            Where it is, and what is to be said of it.
+        """
+        from stat_prune.exporting import export  # few who prune export
+
+        return export(
+            self.model, path, to, tokenizer=self.tokenizer, overwrite=overwrite, **options
         )

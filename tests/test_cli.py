@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from tiny_models import tiny_bert, tiny_llama
+from tokenizers_at_hand import with_spaces
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 import stat_prune
@@ -334,6 +335,22 @@ def test_a_pruned_model_is_trained_on_in_float32_with_the_dense_one_as_teacher(
     )
 
 
+def test_export_writes_a_file_and_says_what_it_added(run, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="needs gguf (the extra `gguf`)")
+    tiny_llama().save_pretrained(tmp_path / "model")
+    with_spaces().save_pretrained(tmp_path / "model")
+    command = ("export", tmp_path / "model", "--to", "gguf", "-o", tmp_path / "new" / "m.gguf")
+    done = run(*command, "--type", "q8_0", "--pad-to", 64)
+    again = run(*command, "--overwrite", "--json")
+
+    assert done.returncode == again.returncode == 0, done.stderr
+    assert "note: layers.1: 16 neurons of zeros make 64" in done.stdout
+    assert f"Written to {tmp_path / 'new' / 'm.gguf'}." in " ".join(done.stdout.split())
+    assert json.loads(again.stdout)["to"] == "gguf"
+    reader = gguf.GGUFReader(tmp_path / "new" / "m.gguf")
+    assert reader.fields["llama.feed_forward_length"].contents() == 48
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -341,8 +358,15 @@ def test_a_pruned_model_is_trained_on_in_float32_with_the_dense_one_as_teacher(
         (("prune", "{model}", "-d", "{texts}", "--macs", "60", "-o", "{new}"), "MACs(0.6)"),
         (("prune", "{model}", "-d", "{texts}", "--macs", "0.5", "-o", "{model}"), "exists"),
         (("inspect", "{model}"), "no record of pruning"),
+        (("export", "{model}", "--to", "gguf", "-o", "{new}"), "uniform=True"),
     ],
-    ids=["unknown model", "percentage", "existing output", "never pruned"],
+    ids=[
+        "unknown model",
+        "percentage",
+        "existing output",
+        "never pruned",
+        "a model that the program cannot hold",
+    ],
 )
 def test_errors_are_one_line_on_stderr_and_exit_code_one(
     arguments, message, classifier, texts, run, tmp_path
@@ -369,6 +393,7 @@ def test_errors_are_one_line_on_stderr_and_exit_code_one(
         (("prune", "m", "-d", "t", "-o", "o", "--tolerance", "1", "--seq-length", "9"), "length"),
         (("prune", "m", "-d", "t", "-o", "o", "--macs", "1", "--method", "magic"), "magnitude"),
         (("evaluate", "m", "--task", "sst"), "sst2"),
+        (("export", "m", "--to", "ggml", "-o", "o"), "gguf"),
         (("finetune", "m", "-d", "t", "-o", "o"), "exactly one of --macs"),
         (("finetune", "m", "--macs", "1", "-o", "o"), "--task sst2"),
         (("finetune", "m", "-d", "t", "--macs", "1", "-o", "o", "--mode", "quick"), "full, fast"),
@@ -388,6 +413,7 @@ def test_errors_are_one_line_on_stderr_and_exit_code_one(
         "a length but nothing that depends on it",
         "unknown method",
         "unknown task",
+        "unknown form",
         "nothing to reach",
         "nothing to learn from",
         "unknown mode",
@@ -423,6 +449,7 @@ def test_the_process_reports_errors_without_traceback(classifier, texts, tmp_pat
         ("prune", "--help"),
         ("evaluate", "--help"),
         ("finetune", "--help"),
+        ("export", "--help"),
         ("prune", "m", "-d", "t", "-o", "o", "--method", "magic"),
         ("inspect", "{pruned}"),
     ],
@@ -451,7 +478,7 @@ def test_help_teaches_by_example(run):
 
     assert overview.returncode == detail.returncode == 0
     assert "stat-prune prune path/to/model --dataset texts.txt --macs 0.6" in overview.stdout
-    names = ("prune", "finetune", "inspect", "evaluate", "demo")
+    names = ("prune", "finetune", "inspect", "evaluate", "export", "demo")
     assert all(name in overview.stdout for name in names)
     assert "--dataset glue/sst2 --macs 0.6 -o out" in detail.stdout
     assert "--task sst2 --macs 0.5 -o run" in second.stdout

@@ -1,4 +1,4 @@
-"""The command line: plan, prune, finetune, inspect, evaluate, demo.
+"""The command line: plan, prune, finetune, inspect, evaluate, export, demo.
 
 A command imports torch and transformers, which take seconds, only when it runs.
 """
@@ -15,6 +15,7 @@ import typer
 
 from stat_prune.cli.demo import demo
 from stat_prune.cli.evaluate import evaluate
+from stat_prune.cli.export import export
 from stat_prune.cli.finetune import finetune
 from stat_prune.cli.inspect import inspect
 from stat_prune.cli.plan import plan
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (plan, prune, finetune, inspect, evaluate, demo):
+for command in (plan, prune, finetune, inspect, evaluate, export, demo):
     app.command()(command)
 
 
@@ -76,6 +77,10 @@ def common(
     \b
     Train what is left, on labels or towards the dense model:
       stat-prune finetune out --task sst2 --macs 1 --teacher path/to/model --output run
+
+    \b
+    Take it to llama.cpp:
+      stat-prune export out --to gguf -o out.gguf
 
     Exit codes: 0 done, 1 an error (one line on stderr says which), 2 wrong usage.
     """

@@ -1,0 +1,87 @@
+"""``stat-prune export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stat_prune.cli.options import Json, one_of, print_json
+
+FORMATS = ("gguf",)
+
+
+def export(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="A pruned or plain model: a folder, or a name on the Hub."
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            callback=one_of(*FORMATS),
+            help="gguf (llama.cpp, Ollama, LM Studio).",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file (gguf) or folder to write.")
+    ],
+    type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of the numbers. gguf: f32, f16, bf16 or q8_0; default: the model's own.",
+        ),
+    ] = None,
+    pad_to: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="gguf: add neurons of zeros up to a multiple of this, for quantizers; the K types "
+            "of llama.cpp ask for 256.",
+        ),
+    ] = None,
+    pre_tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="gguf: llama.cpp's name of how texts are split, where it is not recognized.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is at --output.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Write a model in a form that other programs read, without this library.
+
+    What a program cannot hold is refused before anything is written, and the message says what
+    to prune instead.
+
+    \b
+    For llama.cpp, and what is built on it, with 8-bit weights:
+      stat-prune export out --to gguf --type q8_0 -o out.gguf
+    """
+    from stat_prune import exporting
+    from stat_prune.pretrained import load_pretrained, load_tokenizer
+
+    given = {"type": type, "pad_to": pad_to, "pre_tokenizer": pre_tokenizer}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    written = exporting.export(
+        load_pretrained(folder),
+        output,
+        to,
+        tokenizer=load_tokenizer(folder),
+        overwrite=overwrite,
+        **options,
+    )
+    if json_output:
+        print_json({"output": str(output), "to": to, "notes": list(written.notes)})
+        return
+    for note in written.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"Written to {output}.")
