@@ -156,6 +156,7 @@ def _settings(run: Run, target: Target) -> dict[str, Any]:
         **run.settings.to_dict(),
         "calibration_samples": calibration.num_samples,
         "calibration_tokens": calibration.num_tokens,
+        "calibration_masked_tokens": calibration.num_masked,
         "calibration_fingerprint": calibration.fingerprint,
         "dtype": str(run.model.dtype),
         "device": str(run.device),

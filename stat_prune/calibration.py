@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from stat_prune.batching import digest, masks_in, padded, row_length, unpadded
 from stat_prune.errors import DataError
 from stat_prune.examples import LabelledExample, iterate_labelled_examples
 from stat_prune.input_rows import TokenRow
+from stat_prune.masking import Masking
 from stat_prune.token_rows import labelled, tokenized, without_padding, without_targets
 
 DEFAULT_MAX_TEXT_LENGTH = 512
@@ -36,6 +38,8 @@ class CalibrationSet:
         sha256 of the tokens and masks of all sequences, whatever their order, batching and padding.
     batch_size, pad_token_id : int
         How the batches were made.
+    num_masked : int
+        Masks among the tokens, for models that predict what is behind them.
     """
 
     batches: list[dict[str, Tensor]]
@@ -44,6 +48,7 @@ class CalibrationSet:
     fingerprint: str
     batch_size: int
     pad_token_id: int
+    num_masked: int = 0
 
     @property
     def mean_length(self) -> float:
@@ -144,6 +149,7 @@ def build_calibration_set(
     max_positions: int | None = None,
     pad_token_id: int | None = None,
     complete: Callable[[TokenRow], TokenRow] = without_targets,
+    masking: Masking | None = None,
 ) -> CalibrationSet:
     """Draw, tokenize and batch examples, which need no labels.
 
@@ -186,6 +192,8 @@ def build_calibration_set(
     complete : callable
         Makes of a row what the model reads (`stat_prune.completion.Completion`). By default a
         model reads texts with one stack of layers.
+    masking : Masking, optional
+        Puts masks into the texts where there are none.
 
     Returns
     -------
@@ -231,9 +239,13 @@ def build_calibration_set(
             "token with attention_mask 1. Pass the mask as the tokenizer made it (1 = token)."
         )
     rows = [complete(row) for row in rows]
+    if masking is not None:
+        rows = masking(rows)
     if vocab_size is not None:
         _check_vocabulary(rows, vocab_size)
-    return _from_rows(rows, batch_size, _pad_token_id(tokenizer, pad_token_id, vocab_size))
+    found = _from_rows(rows, batch_size, _pad_token_id(tokenizer, pad_token_id, vocab_size))
+    masked = 0 if masking is None else masking.count(rows)
+    return dataclasses.replace(found, num_masked=masked)
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -14,6 +14,7 @@ from stat_prune.budget.choice import check_reachable
 from stat_prune.budget.objectives import Objective
 from stat_prune.checkpoint import check_output_directory
 from stat_prune.errors import CalibrationWarning, SettingsError
+from stat_prune.masking import MASK_FRACTION
 from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
 from stat_prune.peers.requirements import check_no_experts
@@ -38,6 +39,7 @@ def prune(
     max_seq_length: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
+    mask_fraction: float = MASK_FRACTION,
     device: str | torch.device | None = None,
     ignore: Iterable[int | str] = (),
     round_to: int = 1,
@@ -81,7 +83,11 @@ def prune(
     batch_size : int
         Changes nothing beyond rounding.
     seed : int
-        Decides which examples are drawn, and which of them probe.
+        Decides which examples are drawn, which of them probe, and which tokens are masked.
+    mask_fraction : float
+        Of the tokens, replaced by the tokenizer's mask where the model has a head for masked tokens
+        (``...ForMaskedLM``): that is what it reads in use. Examples are left as they are with 0,
+        where one of them has a mask already, and for an `objective` that the head has no part in.
     device : str or torch.device, optional
         Where to compute; the model is moved there and back. Default: where it is. A dispatched
         model computes where its hooks say, and takes no other.
@@ -151,6 +157,7 @@ def prune(
         max_seq_length=max_seq_length,
         batch_size=batch_size,
         seed=seed,
+        mask_fraction=mask_fraction,
         device=device,
         ignore=ignore,
         round_to=round_to,

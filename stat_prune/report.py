@@ -265,7 +265,10 @@ class PruningReport:
         """How much was read, and how fast."""
         s, rate = self.settings, self.collection_rate
         read = f"{s['calibration_samples']:,} sequences, {s['calibration_tokens']:,} tokens"
-        processes = s.get("processes", 1)  # reports of the first versions have no such entry
+        # Reports of the first versions lack some entries.
+        masked = s.get("calibration_masked_tokens", 0)
+        read += f", {masked:,} of them masked" if masked else ""
+        processes = s.get("processes", 1)
         by = f" by {processes} processes" if processes > 1 else ""
         return read if rate is None else f"{read}, {rate:,.0f} tokens a second{by}"
 

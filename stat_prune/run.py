@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.architectures import architecture_of, find_blocks, token_embeddings
 from stat_prune.batching import masks_in
 from stat_prune.blocks import Block
+from stat_prune.budget.objectives import OF_BASE_MODEL, objective_named
 from stat_prune.budget.timing import TimedModel, time_model
 from stat_prune.calibration import CalibrationSet, build_calibration_set
 from stat_prune.clock import Stopwatch
@@ -28,6 +29,7 @@ from stat_prune.distributed import check_same, num_processes, rank, together
 from stat_prune.errors import CalibrationWarning, TargetError
 from stat_prune.ignoring import without_ignored
 from stat_prune.input_rows import TOKENS_OF
+from stat_prune.masking import masking_for
 from stat_prune.methods import PEERS
 from stat_prune.model_checks import (
     check_model,
@@ -222,14 +224,27 @@ def calibration_set_for(
     model: PreTrainedModel,
     dataset: Any,
     tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    mask_fraction: float = 0.0,
     **options: Any,
 ) -> CalibrationSet:
-    """`build_calibration_set` within the limits of a model; the same options."""
+    """`build_calibration_set` within the limits of a model; the same options.
+
+    With a `mask_fraction`, models that predict masked tokens read texts with masks.
+    """
     embeddings = token_embeddings(model)
+    vocab_size = None if embeddings is None else len(embeddings.weight)
     return build_calibration_set(
         dataset,
         tokenizer=tokenizer,
-        vocab_size=None if embeddings is None else len(embeddings.weight),
+        vocab_size=vocab_size,
+        masking=masking_for(
+            model,
+            tokenizer,
+            fraction=mask_fraction,
+            seed=options.get("seed", 0),
+            vocab_size=vocab_size,
+        ),
         max_positions=architecture_of(model).max_positions(model.config),
         pad_token_id=getattr(model.config, "pad_token_id", None),
         complete=Completion(model),
@@ -306,11 +321,17 @@ def opened(
             max_seq_length=settings.max_seq_length,
             batch_size=settings.batch_size,
             seed=settings.seed,
+            # Hidden states are of texts as they are, whatever the head.
+            mask_fraction=0.0 if _leaves_out_head(settings) else settings.mask_fraction,
         )
     check_same("The calibration set", calibration.fingerprint)
     _warn_if_few_tokens(calibration, blocks)
     with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
         yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
+
+
+def _leaves_out_head(settings: Settings) -> bool:
+    return objective_named(settings.objective) in OF_BASE_MODEL
 
 
 def _warn_if_few_tokens(calibration: CalibrationSet, blocks: Sequence[Block]) -> None:

@@ -11,6 +11,7 @@ import torch
 from stat_prune.blocks import KINDS, Kind
 from stat_prune.budget.objectives import Objective
 from stat_prune.errors import SettingsError
+from stat_prune.masking import MASK_FRACTION
 from stat_prune.methods import NEURON_PEERS, OBJECTIVES, PEERS, Method, method_named
 from stat_prune.targets import Target
 
@@ -27,6 +28,7 @@ class Settings:
     max_seq_length: int | None = None
     batch_size: int = 32
     seed: int = 0
+    mask_fraction: float = MASK_FRACTION
     device: str | torch.device | None = None
     ignore: Iterable[int | str] = ()
     round_to: int = 1
@@ -43,6 +45,11 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SettingsError(f"`{name}` must be a positive integer, got {value!r}.")
+        fraction = self.mask_fraction
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+            raise SettingsError(f"`mask_fraction` must be a number, got {fraction!r}.")
+        if not 0 <= fraction <= 1:
+            raise SettingsError(f"`mask_fraction` must lie in [0, 1], got {fraction!r}.")
         if self.passes not in (None, 1, 2):
             raise SettingsError(f"`passes` must be 1 or 2, got {self.passes!r}.")
         if self.precision not in PRECISIONS:
@@ -101,6 +108,7 @@ class Settings:
             "max_seq_length": self.max_seq_length,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "mask_fraction": self.mask_fraction,
             "device": None if self.device is None else str(self.device),
             "ignore": self.ignored,
             "round_to": self.round_to,

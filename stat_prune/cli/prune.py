@@ -78,6 +78,14 @@ def prune(
     max_seq_length: MaxSeqLength = None,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
+    mask_fraction: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Tokens masked in the examples of a masked language model; 0 leaves them.",
+        ),
+    ] = 0.15,
     device: Device = None,
     ignore: Ignore = None,
     round_to: Annotated[
@@ -198,6 +206,7 @@ def prune(
         "max_seq_length": max_seq_length,
         "batch_size": batch_size,
         "seed": seed,
+        "mask_fraction": mask_fraction,
         "ignore": block_patterns(ignore),
         "round_to": round_to,
         "uniform": uniform,
