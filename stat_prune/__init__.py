@@ -31,9 +31,9 @@ if TYPE_CHECKING:
         FeedForward,
         register_architecture,
     )
-    from stat_prune.checkpoint import load
     from stat_prune.errors import StatPruneError
     from stat_prune.inferring import infer_architecture
+    from stat_prune.loading import load
     from stat_prune.methods import Method
     from stat_prune.pruning import prune, prune_family
     from stat_prune.result import PruningResult
@@ -57,7 +57,7 @@ else:
         "Tolerance": "targets",
         "estimate": "streaming.estimate",
         "infer_architecture": "inferring",
-        "load": "checkpoint",
+        "load": "loading",
         "prune": "pruning",
         "prune_checkpoint": "streaming",
         "prune_family": "pruning",

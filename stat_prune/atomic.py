@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,9 @@ RENAME_EXCHANGE = 2
 
 
 @contextmanager
-def replace_directory(directory: Path) -> Iterator[Path]:
+def replace_directory(
+    directory: Path, check: Callable[[], None] | None = None, *, exchange: bool = True
+) -> Iterator[Path]:
     """Fill a new folder beside `directory`, and put it in that place once it is complete.
 
     The new folder, ``<name>.saving-<random>``, is flushed to the disk before one rename puts it in
@@ -32,6 +34,11 @@ def replace_directory(directory: Path) -> Iterator[Path]:
     ----------
     directory : Path
         Its parents are made if they are missing.
+    check : callable, optional
+        Called when the new folder is complete, to look at what is at `directory` by then. What it
+        raises leaves all as it was.
+    exchange : bool
+        Whether a folder may be there. Without, one that is there, with files in it, is an error.
 
     Yields
     ------
@@ -51,7 +58,9 @@ def replace_directory(directory: Path) -> Iterator[Path]:
     try:
         yield temporary
         _flush(temporary)
-        if directory.exists():
+        if check is not None:
+            check()
+        if exchange and directory.exists():
             _exchange(temporary, directory)
         else:
             os.rename(temporary, directory)

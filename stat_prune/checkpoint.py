@@ -1,24 +1,25 @@
-"""Save a pruned model as a folder that transformers can read, and load it again."""
+"""Save a pruned model as a folder that transformers can read."""
 
 from __future__ import annotations
 
 import copy
 import os
+import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune import modeling_stat_prune
 from stat_prune.atomic import replace_directory
 from stat_prune.dispatched import is_dispatched, stored_tensors
-from stat_prune.errors import LoadError, SaveError
+from stat_prune.errors import SaveError
 from stat_prune.model_card import model_card
+from stat_prune.replacing import check_replaceable, write_manifest
 from stat_prune.sentence_modules import copy_sentence_modules, sentence_source
 from stat_prune.shards import join_shards
 
@@ -77,32 +78,61 @@ def stock_class(model: PreTrainedModel) -> type[PreTrainedModel] | None:
     return cls if known is cls else None
 
 
+def check_class(model: PreTrainedModel) -> None:
+    """Refuse a class that no saved folder could rebuild.
+
+    Raises
+    ------
+    SaveError
+    """
+    if stock_class(model) is None:
+        raise SaveError(
+            f"{type(model).__name__} is not a class that transformers knows, so the saved folder "
+            "could not rebuild it. Register it (AutoConfig.register, AutoModel.register), or prune "
+            "the transformers model inside it."
+        )
+
+
 def check_output_directory(directory: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Check, before work is spent, that a checkpoint can go to `directory`.
 
     Raises
     ------
     SaveError
-        If it exists and `overwrite` is False; if it exists and holds something other than a
-        saved model; if its place is not writable.
+        If it exists and `overwrite` is False; if it exists and holds anything but a saved model;
+        if no folder of that name can be made.
     """
-    target = Path(os.path.realpath(directory))
-    if target.is_dir():
-        if not overwrite:
-            raise SaveError(f"{str(directory)!r} exists; pass overwrite=True to replace it.")
-        if any(target.iterdir()) and not (target / "config.json").is_file():
-            raise SaveError(
-                f"{str(directory)!r} holds files but no config.json: it is not a saved model, and "
-                "overwrite=True would delete it. Choose another directory."
-            )
-    elif target.exists():
-        raise SaveError(f"{str(directory)!r} is a file. Choose another directory.")
+    try:
+        target = Path(os.path.realpath(directory))
+        if target.is_dir():
+            if not overwrite:
+                raise SaveError(f"{str(directory)!r} exists; pass overwrite=True to replace it.")
+            check_replaceable(target)
+        elif target.exists():
+            raise SaveError(f"{str(directory)!r} is a file. Choose another directory.")
+        _check_writable(target)
+    except OSError as error:
+        if isinstance(error, SaveError):
+            raise
+        raise SaveError(
+            f"{str(directory)!r} cannot be made: {error.strerror}. Choose another directory."
+        ) from error
+
+
+def _check_writable(target: Path) -> None:
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise SaveError(
             f"No folder can be made in {str(parent)!r}: it is not a writable folder. "
             "Choose another directory."
         )
+    # A system may refuse what permissions allow, such as long names and read-only disks. Saving
+    # begins under a name that is a little longer.
+    missing = target.relative_to(parent).parts
+    for name in missing:
+        made = parent / f"{name}.saving-{secrets.token_hex(4)}"
+        made.mkdir()
+        made.rmdir()
 
 
 def save_checkpoint(
@@ -114,6 +144,7 @@ def save_checkpoint(
     overwrite: bool = False,
     state_dict: dict[str, Tensor] | None = None,
     shards: Sequence[Path] = (),
+    run: dict[str, str] | None = None,
 ) -> None:
     """Write weights (safetensors), config, tokenizer, modeling file and further text files.
 
@@ -133,11 +164,13 @@ def save_checkpoint(
     files : mapping of str to str, optional
         Names and contents of further text files. ``README.md`` replaces the generic model card.
     overwrite : bool
-        Replace the saved model that `directory` holds, with all files in it.
+        Replace the saved model that `directory` holds; refused where it holds anything else.
     state_dict : dict of str to Tensor, optional
         Weights to write, where the model itself does not hold them.
     shards : sequence of Path
         Safetensors files with the other weights, which become shards of the checkpoint.
+    run : dict of str to str, optional
+        All that the result depends on, by what it is; noted in the folder.
 
     Raises
     ------
@@ -146,12 +179,8 @@ def save_checkpoint(
         fails, for instance on a full disk. What was at `directory` is then untouched.
     """
     check_output_directory(directory, overwrite)
-    if getattr(model.config, "stat_prune", None) and stock_class(model) is None:
-        raise SaveError(
-            f"{type(model).__name__} is not a class that transformers knows, so the saved folder "
-            "could not rebuild it. Register it (AutoConfig.register, AutoModel.register), or prune "
-            "the transformers model inside it."
-        )
+    if getattr(model.config, "stat_prune", None):
+        check_class(model)
     as_pruned_class(model)
     source = sentence_source(model)
     card = model_card(model, Path(directory).name, encodes_sentences=source is not None)
@@ -160,7 +189,8 @@ def save_checkpoint(
         # transformers cannot save weights that are both tied and offloaded.
         state_dict = dict(stored_tensors(model))
     try:
-        with replace_directory(Path(directory)) as folder:
+        check = partial(check_output_directory, directory, overwrite)
+        with replace_directory(Path(directory), check, exchange=overwrite) as folder:
             model.save_pretrained(folder, state_dict=state_dict)
             if shards:
                 join_shards(folder, shards)
@@ -171,10 +201,14 @@ def save_checkpoint(
                 tokenizer.save_pretrained(folder)
             for name, text in contents.items():
                 (folder / name).write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
+            write_manifest(folder, run)
+    except SaveError:
+        raise
+    except Exception as error:  # also what transformers has against a config
+        room = "Free some space" if isinstance(error, OSError | SafetensorError) else "Mend that"
         raise SaveError(
             f"Could not save to {str(directory)!r}: {error}. Nothing there was changed. "
-            "Free some space or choose another directory, and save again."
+            f"{room} or choose another directory, and save again."
         ) from error
 
 
@@ -184,107 +218,3 @@ def _let_weights_follow_umask(folder: Path) -> None:
     mode = folder.stat().st_mode & 0o666
     for path in folder.glob("*.safetensors"):
         path.chmod(mode)
-
-
-def load(
-    directory: str | os.PathLike[str],
-    *,
-    auto_class: type | str | None = None,
-    dtype: torch.dtype | str = "auto",
-    device: torch.device | str | None = None,
-) -> PreTrainedModel:
-    """Load a model saved by `PruningResult.save` or by its own `save_pretrained`.
-
-    Runs no code from the folder: the copy of the modeling file in it is for those who load it
-    without stat_prune. A plain, unpruned checkpoint loads too.
-
-    Parameters
-    ----------
-    directory : path
-    auto_class : type or str, optional
-        For instance ``"AutoModelForSequenceClassification"``: the kind of model to make of the
-        checkpoint, with a new head where it holds none. Default: the class that was saved.
-    dtype : torch.dtype or str
-        ``"auto"`` for the dtype that was saved.
-    device : torch.device or str, optional
-        Where to put the model; default the CPU.
-
-    Returns
-    -------
-    PreTrainedModel
-        In evaluation mode; weights bit-equal to those saved, unless `dtype` says otherwise.
-
-    Raises
-    ------
-    LoadError
-        If the folder is missing, damaged, or of a class or format that is not known.
-    """
-    try:
-        config, model_class = saved_class(directory, auto_class)
-        model = model_class.from_pretrained(
-            directory, config=config, dtype=dtype, local_files_only=True
-        )
-    except LoadError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise LoadError(f"{str(directory)!r} cannot be loaded: {error}") from error
-    except SafetensorError as error:
-        raise LoadError(
-            f"The weights in {str(directory)!r} are damaged: {error}. Save the model again."
-        ) from error
-    modeling_stat_prune.align_weights(model)
-    return model if device is None else model.to(device)
-
-
-def saved_class(
-    directory: str | os.PathLike[str], auto_class: type | str | None = None
-) -> tuple[transformers.PreTrainedConfig, Any]:
-    """The config in a folder, and the class of the model that it makes.
-
-    Raises
-    ------
-    LoadError
-        If the folder or its config is missing or damaged, or of a class that is not known.
-    """
-    if not os.path.isdir(directory):
-        raise LoadError(f"{str(directory)!r} is not a folder. Pass the folder that was saved.")
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LoadError(f"{str(directory)!r} cannot be loaded: {error}") from error
-    return config, class_of(config, auto_class)
-
-
-def class_of(config: transformers.PreTrainedConfig, auto_class: type | str | None = None) -> Any:
-    """The class of the model that a config makes.
-
-    Raises
-    ------
-    LoadError
-        If it is not known.
-    """
-    name = _model_class_name(config, auto_class)
-    model_class = modeling_stat_prune.stock_class(name, type(config))
-    if model_class is None:
-        raise LoadError(
-            f"The config is of the class {name}, which transformers does not know. "
-            "Register it first (AutoConfig.register, AutoModel.register)."
-        )
-    if getattr(config, "stat_prune", None):
-        model_class = modeling_stat_prune.pruned_class(model_class)
-    return model_class
-
-
-def _model_class_name(config: transformers.PreTrainedConfig, auto_class: type | str | None) -> str:
-    if auto_class is None:
-        if not config.architectures:
-            raise LoadError("config.json names no architecture; pass auto_class=.")
-        return config.architectures[0]
-    known = modeling_stat_prune.auto_classes(type(config))
-    name = auto_class if isinstance(auto_class, str) else auto_class.__name__
-    if name not in known:
-        raise LoadError(
-            f"No {name} exists for a model of type {config.model_type!r}; "
-            f"auto_class can be one of {', '.join(known)}."
-        )
-    return known[name].__name__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class StatPruneError(Exception):
     """Base class of every error that stat_prune raises on purpose."""
@@ -48,7 +50,17 @@ class NonFiniteLossError(StatPruneError, ArithmeticError):
 
 
 class SaveError(StatPruneError, OSError):
-    """Saving failed (directory exists, disk full, no permission); nothing was replaced."""
+    """Saving failed (directory exists, disk full, no permission); nothing was replaced.
+
+    Attributes
+    ----------
+    result : PruningResult or None
+        Where `prune` had a result and could not save it.
+    """
+
+    def __init__(self, *args: object, result: Any = None) -> None:
+        super().__init__(*args)
+        self.result = result
 
 
 class LoadError(StatPruneError, OSError):

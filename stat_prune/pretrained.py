@@ -8,8 +8,8 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune import modeling_stat_prune
-from stat_prune.checkpoint import load
 from stat_prune.errors import LoadError
+from stat_prune.loading import load
 from stat_prune.sentence_modules import download_sentence_modules
 
 

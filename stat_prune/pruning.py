@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.budget.choice import check_reachable
 from stat_prune.budget.objectives import Objective
-from stat_prune.checkpoint import check_output_directory
 from stat_prune.errors import CalibrationWarning, SettingsError
 from stat_prune.masking import MASK_FRACTION
 from stat_prune.methods import Method, method_named
@@ -22,7 +22,8 @@ from stat_prune.probes import check_objective, sensitivities
 from stat_prune.restreaming import HELD_OUT, can_move
 from stat_prune.result import PruningResult
 from stat_prune.resuming import FinishedWork
-from stat_prune.run import starting
+from stat_prune.run import Run, starting
+from stat_prune.saving import Output
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import collect, decompose, finish, plan
 from stat_prune.targets import Target
@@ -50,6 +51,7 @@ def prune(
     precision: str = "auto",
     output_dir: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     inplace: bool = False,
     progress: bool = True,
 ) -> PruningResult:
@@ -122,11 +124,15 @@ def prune(
         (`stat_prune.linalg.Moments`). "auto" is "float32", and another pass with "float64" over
         blocks with channels that come near it, if there are any.
     output_dir : path, optional
-        Save there as well; that it can be made is checked before any work.
+        Save there as well. Whatever saving needs is checked before any work; where it fails all the
+        same, the error says where the result is kept, and has it as its ``result``.
     work_dir : path, optional
-        Keep statistics and probes there until the run is done. A run that was broken off and is
-        begun again with the same arguments and weights goes on from them, to the same result, on a
-        CPU to the bit. It takes a float64 matrix a block.
+        Keep statistics and probes there until the run is done and saved. A run that was broken off
+        and is begun again with the same arguments and weights goes on from them, to the same
+        result, on a CPU to the bit; where `output_dir` holds that result already, it is loaded from
+        there. It takes a float64 matrix a block, and one run at a time.
+    overwrite : bool
+        Replace a saved model in `output_dir`; a folder that holds anything else is refused.
     inplace : bool
         Cut the given model itself.
     progress : bool
@@ -145,13 +151,7 @@ def prune(
         `NonFiniteActivationsError`, `NonFiniteOutputsError`, which say where NaN or Inf is.
         The model is then as it was.
     """
-    if output_dir is not None:
-        check_output_directory(output_dir, overwrite=False)
-    (result,) = prune_family(
-        model,
-        dataset,
-        targets=[target],
-        tokenizer=tokenizer,
+    settings = Settings(
         method=method,
         num_calibration_samples=num_calibration_samples,
         max_seq_length=max_seq_length,
@@ -166,12 +166,11 @@ def prune(
         objective=objective,
         passes=passes,
         precision=precision,
-        work_dir=work_dir,
         inplace=inplace,
         progress=progress,
     )
-    if output_dir is not None:
-        result.save(output_dir)
+    output = None if output_dir is None else Output(output_dir, overwrite)
+    (result,) = _pruned(model, dataset, [target], tokenizer, work_dir, settings, output)
     return result
 
 
@@ -200,52 +199,95 @@ def prune_family(
     list of PruningResult
         In the order of `targets`; the time of the shared stages is in each report.
     """
-    chosen = Settings(**settings)
-    if chosen.inplace and len(targets) > 1:
+    return _pruned(model, dataset, targets, tokenizer, work_dir, Settings(**settings))
+
+
+def _pruned(
+    model: PreTrainedModel,
+    dataset: Any,
+    targets: Sequence[Target],
+    tokenizer: PreTrainedTokenizerBase | None,
+    work_dir: str | os.PathLike[str] | None,
+    settings: Settings,
+    output: Output | None = None,
+) -> list[PruningResult]:
+    """Results for several targets; one is saved, where there is an output for it."""
+    if settings.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
-    left_alone = kinds_left_alone(chosen, targets)
-    with starting(model, dataset, tokenizer, chosen, left_alone, dispatched=True) as run:
+    if output is not None:
+        recorded = not settings.uniform
+        output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
+    left_alone = kinds_left_alone(settings, targets)
+    with starting(model, dataset, tokenizer, settings, left_alone, dispatched=True) as run:
         for target in targets:
             check_reachable(
                 run.blocks,
                 run.untouched,
                 target,
                 seq_length=run.lengths(target),
-                round_to=chosen.round_to,
-                remove=chosen.removes_blocks,
+                round_to=settings.round_to,
+                remove=settings.removes_blocks,
                 timed=run.timed(target),
-                why=f"method={chosen.method!r} leaves all heads." if chosen.leaves_heads else "",
+                why=f"method={settings.method!r} leaves all heads."
+                if settings.leaves_heads
+                else "",
             )
-        if chosen.method in PLANNERS:
-            check_no_experts(run, str(chosen.method))
-            if work_dir is not None:
-                raise SettingsError(
-                    f"method={chosen.method!r} cannot be taken up again; leave out work_dir."
-                )
-            planner = PLANNERS[chosen.method]
-            return [finish(run, target, planner(run, target)) for target in targets]
-        recipe = method_named(chosen.method)
-        if chosen.objective is not None:
-            check_objective(run)
-        if chosen.passes == 2 and not any(map(can_move, run.blocks)):
-            raise SettingsError(
-                "passes=2 has nothing to solve again: the residual stream of "
-                f"{type(model).__name__} gets no consumer's output as it is. Use passes=1."
-            )
-        if (chosen.passes or recipe.passes) == 2 and run.calibration.num_samples < HELD_OUT:
-            warnings.warn(
-                f"A second pass holds out one calibration sequence in {HELD_OUT}, and there are "
-                f"{run.calibration.num_samples}: there is none. Use more examples.",
-                CalibrationWarning,
-                stacklevel=3,
-            )
-        work = FinishedWork(run, work_dir)
-        statistics = work.statistics(lambda: collect(run, recipe))
-        candidates = decompose(run, recipe, statistics)
-        weights = work.sensitivities(lambda: sensitivities(run, recipe, statistics, candidates))
-        results = [
-            finish(run, target, *plan(run, recipe, statistics, candidates, weights, target))
-            for target in targets
-        ]
-        work.delete()
+        if settings.method in PLANNERS:
+            results = _planned(run, targets, work_dir)
+            if output is not None:
+                output.save(*results)
+            return results
+        _check_method(run)
+        with FinishedWork(run, work_dir) as work:
+            done = work.result(output, targets)
+            results = [done] if done is not None else _measured(run, targets, work)
+            if done is None and output is not None:
+                output.save(*results)
+            work.delete()
         return results
+
+
+def _planned(
+    run: Run, targets: Sequence[Target], work_dir: str | os.PathLike[str] | None
+) -> list[PruningResult]:
+    """By a method that makes its plan in a way of its own."""
+    method = str(run.settings.method)
+    check_no_experts(run, method)
+    if work_dir is not None:
+        raise SettingsError(f"method={method!r} cannot be taken up again; leave out work_dir.")
+    planner = PLANNERS[method]
+    return [finish(run, target, planner(run, target)) for target in targets]
+
+
+def _check_method(run: Run) -> None:
+    """Refuse what the model leaves a method nothing to do for."""
+    if run.settings.objective is not None:
+        check_objective(run)
+    if run.settings.passes == 2 and not any(map(can_move, run.blocks)):
+        raise SettingsError(
+            "passes=2 has nothing to solve again: the residual stream of "
+            f"{type(run.model).__name__} gets no consumer's output as it is. Use passes=1."
+        )
+    passes = run.settings.passes or method_named(run.settings.method).passes
+    if passes == 2 and run.calibration.num_samples < HELD_OUT:
+        warnings.warn(
+            f"A second pass holds out one calibration sequence in {HELD_OUT}, and there are "
+            f"{run.calibration.num_samples}: there is none. Use more examples.",
+            CalibrationWarning,
+            stacklevel=4,
+        )
+
+
+def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[PruningResult]:
+    """By statistics of the activations."""
+    recipe = method_named(run.settings.method)
+    statistics = work.statistics(lambda: collect(run, recipe))
+    candidates = decompose(run, recipe, statistics)
+    weights = work.sensitivities(lambda: sensitivities(run, recipe, statistics, candidates))
+    return [
+        replace(
+            finish(run, target, *plan(run, recipe, statistics, candidates, weights, target)),
+            run=work.fingerprint(target),
+        )
+        for target in targets
+    ]

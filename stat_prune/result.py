@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel
 
 from stat_prune.checkpoint import save_checkpoint
-from stat_prune.errors import SaveError
+from stat_prune.errors import LoadError, SaveError
+from stat_prune.loading import load
+from stat_prune.replacing import check_apart, run_of
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
 
 if TYPE_CHECKING:
@@ -80,12 +83,18 @@ class PruningResult(Reported):
         By block name, the units (neurons or query heads) of the dense model that were kept.
     tokenizer : PreTrainedTokenizerBase or None
         Saved beside the model.
+    source : str or None
+        The folder, or the name on the Hub, that the dense model came from.
+    run : dict of str to str, or None
+        Where work was kept: all that the result depends on, by what it is; saved beside the model.
     """
 
     model: PreTrainedModel
     report: PruningReport
     plan: dict[str, list[int]]
     tokenizer: Any = None
+    source: str | None = None
+    run: dict[str, str] | None = None
 
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write model, config, tokenizer, report and plan; atomically.
@@ -94,19 +103,23 @@ class PruningResult(Reported):
         ----------
         directory : path
         overwrite : bool
-            Replace a folder that is there; killed at any moment, the old or the new one is whole.
+            Replace the saved model that is there; killed at any moment, the old or the new one is
+            whole.
 
         Raises
         ------
         SaveError
-            If the directory exists and `overwrite` is False, or the disk is full.
+            If the directory exists and `overwrite` is False, or holds anything but a saved model;
+            if it is, holds or shares files with the folder of the dense model; if the disk is full.
         """
+        check_apart(directory, self.source)
         save_checkpoint(
             directory,
             model=self.model,
             tokenizer=self.tokenizer,
             files={REPORT_FILE: self.report.to_json(), PLAN_FILE: json.dumps(self.plan)},
             overwrite=overwrite,
+            run=self.run,
         )
 
     def export(
@@ -132,3 +145,33 @@ class PruningResult(Reported):
         return export(
             self.model, path, to, tokenizer=self.tokenizer, overwrite=overwrite, **options
         )
+
+
+def saved_result(
+    folder: Path, tokenizer: Any = None, device: torch.device | str | None = None
+) -> PruningResult:
+    """What `PruningResult.save` has written.
+
+    Raises
+    ------
+    LoadError
+        If it is damaged.
+    """
+    model = load(folder, device=device)
+    report, plan = read_account(folder)
+    return PruningResult(model, report, plan, tokenizer, run=run_of(folder))
+
+
+def read_account(folder: Path) -> tuple[PruningReport, dict[str, list[int]]]:
+    """Report and plan in a saved folder.
+
+    Raises
+    ------
+    LoadError
+        If they are missing or damaged.
+    """
+    try:
+        report = PruningReport.from_dict(json.loads((folder / REPORT_FILE).read_text()))
+        return report, json.loads((folder / PLAN_FILE).read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(f"{str(folder)!r} holds no readable report: {error}.") from error

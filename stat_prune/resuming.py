@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from stat_prune.dispatched import stored_tensors
 from stat_prune.distributed import agreed
+from stat_prune.result import PruningResult
 from stat_prune.run import Run
+from stat_prune.saving import Output
 from stat_prune.statistics import BlockStatistics
 from stat_prune.streaming.workspace import (
     Workspace,
@@ -24,6 +26,7 @@ from stat_prune.streaming.workspace import (
     write,
     write_statistics,
 )
+from stat_prune.targets import Target
 
 Value = TypeVar("Value")
 
@@ -33,7 +36,7 @@ _PROBES = "sensitivities.pt"
 class FinishedWork:
     """What a run has measured, in a folder; nothing is kept where none is given.
 
-    Of several processes the first reads and writes.
+    Of several processes the first reads and writes. A context: no other run has the folder inside.
 
     Parameters
     ----------
@@ -43,16 +46,39 @@ class FinishedWork:
     Raises
     ------
     SettingsError
-        If the folder is of a run with other settings, data or weights.
+        If the folder is of a run with other settings, data or weights, or that still goes on.
     SaveError
         If the folder cannot be made.
     """
 
     def __init__(self, run: Run, folder: str | os.PathLike[str] | None) -> None:
         self._run, self._workspace = run, None
+        self._locked: Workspace | None = None
+        self._fingerprint: dict[str, str] | None = None
         if folder is not None:
+            self._fingerprint = fingerprint(run)
             self._folder = Path(os.path.realpath(folder))
             self._workspace = agreed(self._open)
+
+    def __enter__(self) -> FinishedWork:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._locked is not None:
+            self._locked.close()
+
+    def fingerprint(self, target: Target) -> dict[str, str] | None:
+        """All that the result for a target depends on; None where nothing is kept."""
+        if self._fingerprint is None:
+            return None
+        return self._fingerprint | {"target": repr(target)}
+
+    def result(self, output: Output | None, targets: Sequence[Target]) -> PruningResult | None:
+        """That of an earlier run, where all is done and saved."""
+        run = self.fingerprint(targets[0])
+        if output is None or run is None:
+            return None
+        return output.finished(run, tokenizer=self._run.tokenizer, device=self._run.device)
 
     def statistics(self, collect: Callable[[], list[BlockStatistics]]) -> list[BlockStatistics]:
         """Those of an earlier run, or those that are collected now."""
@@ -80,13 +106,14 @@ class FinishedWork:
         )
 
     def delete(self) -> None:
-        """Nothing of it is needed any more."""
+        """Nothing of it is needed any more: the results are saved, or in the caller's hands."""
         workspace = self._workspace
         if workspace is not None:
             agreed(workspace.delete)
 
     def _open(self) -> Workspace:
-        return Workspace(self._folder, _fingerprint(self._run), resume=True)
+        self._locked = Workspace(self._folder, self._fingerprint or {}, resume=True)
+        return self._locked
 
     def _kept(
         self,
@@ -111,7 +138,7 @@ class FinishedWork:
         return found
 
 
-def _fingerprint(run: Run) -> dict[str, str]:
+def fingerprint(run: Run) -> dict[str, str]:
     """All that statistics and probes depend on, by what it is."""
     blocks = " ".join(block.name for block in run.blocks)
     return fingerprint_of(run, blocks=blocks, weights=_digest(run.model))

@@ -187,7 +187,7 @@ def finish(
     run: Run, target: Target, plans: Sequence[BlockPlan], second_pass: SecondPass | None = None
 ) -> PruningResult:
     """Cut a copy of the model, and account for it."""
-    before = measure(run.model, run.lengths(target))
+    before, source = measure(run.model, run.lengths(target)), run.model.name_or_path or None
     with run.stage("cut"):
         with to_cut(run.model, inplace=run.settings.inplace) as pruned:
             apply(pruned, [plan.folded for plan in plans])
@@ -198,4 +198,5 @@ def finish(
         report=account(run, target, plans, before, after, speed, second_pass),
         plan={plan.folded.block.name: plan.folded.units.tolist() for plan in plans},
         tokenizer=run.tokenizer,
+        source=source,
     )

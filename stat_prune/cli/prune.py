@@ -193,7 +193,6 @@ def prune(
     target = _target(macs, parameters, tolerance, speedup, seq_length, latency_batch)
 
     from stat_prune import distributed, pruning, streaming
-    from stat_prune.checkpoint import check_output_directory
     from stat_prune.pretrained import load_pretrained, load_tokenizer
 
     if plot is not None or report is not None:
@@ -229,20 +228,19 @@ def prune(
         )
     else:
         with distributed.launched() as shared_device:
-            if distributed.rank() == 0:
-                check_output_directory(output, overwrite=overwrite)
             result = pruning.prune(
                 load_pretrained(model),
                 dataset,
                 tokenizer=load_tokenizer(model),
                 device=device or shared_device,
+                output_dir=output,
+                overwrite=overwrite,
                 work_dir=(work_dir or f"{output}.working") if resume else work_dir,
                 inplace=True,
                 **settings,
             )
             if distributed.rank() > 0:
                 return
-        result.save(output, overwrite=overwrite)
     if plot is not None:
         result.plot().savefig(plot, dpi=150)
     if report is not None:

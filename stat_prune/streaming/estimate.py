@@ -15,9 +15,9 @@ from stat_prune.accounting import measure
 from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.choice import check_reachable
-from stat_prune.checkpoint import class_of
 from stat_prune.errors import LoadError
 from stat_prune.ignoring import without_ignored
+from stat_prune.loading import class_of
 from stat_prune.methods import Method
 from stat_prune.process_memory import taken_memory
 from stat_prune.report import Size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from transformers import PreTrainedTokenizerBase
 from stat_prune.accounting import measure, report_of
 from stat_prune.budget.choice import check_reachable
 from stat_prune.checkpoint import as_pruned_class, check_output_directory, save_checkpoint
-from stat_prune.errors import LoadError
+from stat_prune.errors import LoadError, SaveError
 from stat_prune.pretrained import load_tokenizer
 from stat_prune.probes import weights_by_block
 from stat_prune.process_memory import returning_large_blocks, taken_memory
+from stat_prune.rehearsal import check_can_be_saved
+from stat_prune.replacing import check_apart, check_working_folder, differences, run_of
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
-from stat_prune.result import Reported
+from stat_prune.result import Reported, read_account
 from stat_prune.run import Run, opened
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import chosen
@@ -36,9 +39,6 @@ from stat_prune.targets import Target
 
 #: Files of a checkpoint that are fetched from the Hub.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
-
-#: The last piece of work: what is left is to put everything into its place.
-_REPORT = "report"
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,13 @@ def prune_checkpoint(
         Default: the one in the folder, where there is one.
     resume : bool
         Take up a run that was broken off. Settings, data, model files and versions have to be the
-        same, and so, on a CPU, is the result, to the bit. Without such a run, begin one.
+        same, and so, on a CPU, is the result, to the bit. Without such a run, begin one; of one
+        that has ended, give the result.
     work_dir : path, optional
         For finished pieces of work; deleted at the end. It takes the Gram matrix of every block in
         float64 and the hidden states of all sequences. Default: `output_dir` with ``.working``.
     overwrite : bool
-        Replace a saved model in `output_dir`.
+        Replace a saved model in `output_dir`; a folder that holds anything else is refused.
     **settings
         The other arguments of `stat_prune.prune`, but for ``inplace`` and ``passes``. The method
         is a name or a `Method` that needs no more than the statistics. A smaller ``batch_size``
@@ -122,14 +123,18 @@ def prune_checkpoint(
     recipe = supported_method(chosen_settings, target)
     output = Path(os.path.realpath(output_dir))
     working = Path(os.path.realpath(work_dir)) if work_dir else Path(f"{output}.working")
-    # A run that was killed when all was done but its working folder deleted.
-    written = resume and (working / _REPORT).is_dir()
-    check_output_directory(output, overwrite=overwrite or written)
+    # A run that was killed when all was done, or that is resumed although it has ended.
+    written = resume and run_of(output) is not None
+    if not written:
+        check_output_directory(output, overwrite=overwrite)
     folder = _folder(model)
+    check_apart(output, folder)
+    check_working_folder(output, working)
     checkpoint = Checkpoint(folder, torch.device(chosen_settings.device or "cpu"))
     check_model(checkpoint)
     left_alone = kinds_left_alone(chosen_settings, [target])
     tokenizer = tokenizer or load_tokenizer(str(folder))
+    check_can_be_saved(checkpoint.model, tokenizer, recorded=not chosen_settings.uniform)
     with opened(checkpoint.model, dataset, tokenizer, chosen_settings, left_alone) as run:
         check_reachable(
             run.blocks,
@@ -141,38 +146,63 @@ def prune_checkpoint(
         needs = needs_of(run.model, run.blocks, _reading(run), recipe, target)
         predicted = taken_memory(run.device) + needs.memory
         fingerprint = _fingerprint(run, checkpoint, target)
+        if written and (done := _finished(output, fingerprint, overwrite)) is not None:
+            if working.is_dir():  # it was killed when all was done but tidying up
+                with closing(Workspace(working, fingerprint, resume=True)) as workspace:
+                    workspace.delete()
+            return done
         if not working.exists():
             check_space(working, needs)
             checkpoint.check_finite()
-        workspace = Workspace(working, fingerprint, resume=resume)
-        run.stopwatch.seconds |= workspace.seconds()
-        before = measure(run.model, run.lengths(target))
-        walk = Walk(run, recipe, checkpoint, workspace)
-        measured = walk.measure()
-        weights = _sensitivities(walk, measured)
-        with run.stage("allocate"):
-            choice = chosen(run, recipe, [one.candidates for one in measured], weights, target)
-        cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
-        rows = cut.write_layers()
-        as_pruned_class(run.model)
-        after = measure(run.model, run.lengths(target))
-        outer = checkpoint.outer_names(base=True, head=True)
-        checkpoint.load(outer)
-        report = report_of(run, target, rows, before, after, predicted_peak_memory=predicted)
-        if not written:
-            with workspace.piece(_REPORT) as new:
-                (new / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
-        save_checkpoint(
-            output,
-            model=run.model,
-            tokenizer=tokenizer,
-            files={REPORT_FILE: report.to_json(), PLAN_FILE: json.dumps(cut.units)},
-            overwrite=overwrite or written,
-            state_dict=checkpoint.state_dict(outer),
-            shards=cut.shards(),
-        )
-        workspace.delete()
+        with closing(Workspace(working, fingerprint, resume=resume)) as workspace:
+            run.stopwatch.seconds |= workspace.seconds()
+            before = measure(run.model, run.lengths(target))
+            walk = Walk(run, recipe, checkpoint, workspace)
+            measured = walk.measure()
+            weights = _sensitivities(walk, measured)
+            with run.stage("allocate"):
+                choice = chosen(run, recipe, [one.candidates for one in measured], weights, target)
+            cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
+            rows = cut.write_layers()
+            as_pruned_class(run.model)
+            after = measure(run.model, run.lengths(target))
+            outer = checkpoint.outer_names(base=True, head=True)
+            checkpoint.load(outer)
+            report = report_of(run, target, rows, before, after, predicted_peak_memory=predicted)
+            try:
+                save_checkpoint(
+                    output,
+                    model=run.model,
+                    tokenizer=tokenizer,
+                    files={REPORT_FILE: report.to_json(), PLAN_FILE: json.dumps(cut.units)},
+                    overwrite=overwrite,
+                    state_dict=checkpoint.state_dict(outer),
+                    shards=cut.shards(),
+                    run=fingerprint,
+                )
+            except SaveError as error:
+                raise SaveError(
+                    f"{error} What was finished is kept in {str(working)!r}: go on with "
+                    "resume=True (--resume)."
+                ) from error
+            workspace.delete()
     return PrunedCheckpoint(output, report, cut.units)
+
+
+def _finished(
+    output: Path, fingerprint: dict[str, str], overwrite: bool
+) -> PrunedCheckpoint | None:
+    """The result of a run, where its folder holds that and not another's.
+
+    Raises
+    ------
+    SaveError
+        If it holds another's, and that may not be replaced.
+    """
+    if differences(run_of(output) or {}, fingerprint):
+        check_output_directory(output, overwrite=overwrite)
+        return None
+    return PrunedCheckpoint(output, *read_account(output))
 
 
 def _folder(model: str | os.PathLike[str]) -> Path:
@@ -206,14 +236,15 @@ def _reading(run: Run) -> Reading:
 def _fingerprint(run: Run, checkpoint: Checkpoint, target: Target) -> dict[str, str]:
     """All that a result depends on, by what it is."""
     config = (checkpoint.folder / "config.json").read_bytes()
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint.files]
+    weights = hashlib.sha256()
+    with run.stage("read weights"):
+        for path in checkpoint.files:
+            with path.open("rb") as file:
+                weights.update(hashlib.file_digest(file, "sha256").digest())
     return fingerprint_of(
         run,
         target=repr(target),
-        **{
-            "config.json": hashlib.sha256(config).hexdigest(),
-            "weights": hashlib.sha256(repr(files).encode()).hexdigest(),
-        },
+        **{"config.json": hashlib.sha256(config).hexdigest(), "weights": weights.hexdigest()},
     )
 
 

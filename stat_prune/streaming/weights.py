@@ -15,8 +15,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from stat_prune import modeling_stat_prune
 from stat_prune.architectures import token_embeddings, transformer_layers
-from stat_prune.checkpoint import saved_class
 from stat_prune.errors import LoadError
+from stat_prune.loading import saved_class
 from stat_prune.model_checks import check_weights_are_finite
 from stat_prune.streaming.files import Source, keys_in, read_weight, sources_of, weight_files
 

@@ -16,9 +16,11 @@ from stat_prune.atomic import remove_directory, replace_directory
 from stat_prune.blocks import Block
 from stat_prune.dispatched import loaded
 from stat_prune.errors import LoadError, SaveError, SettingsError, StatPruneError
+from stat_prune.replacing import differences
 from stat_prune.report import versions
 from stat_prune.run import Run
 from stat_prune.statistics import BlockStatistics
+from stat_prune.streaming.lock import Lock
 
 _MANIFEST = "manifest.json"
 
@@ -32,6 +34,8 @@ _DECISIVE = ("stat-prune", "torch", "transformers")
 class Workspace:
     """A folder of finished pieces of work, which a later run of the same settings takes up.
 
+    One run at a time has it, from here to `close`.
+
     Parameters
     ----------
     folder : Path
@@ -43,41 +47,48 @@ class Workspace:
     Raises
     ------
     SettingsError
-        If there is something and `resume` is false, or it is of a run with another fingerprint.
+        If there is something and `resume` is false, or it is of a run with another fingerprint, or
+        of one that is still running.
     SaveError
         If the folder cannot be made.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, str], *, resume: bool) -> None:
         self.folder = folder
-        if not (folder / _MANIFEST).is_file():
-            if folder.exists():
-                raise SettingsError(
-                    f"{str(folder)!r} is not the working folder of a run. Choose another."
-                )
-            with _saving(folder), replace_directory(folder) as new:
-                (new / _MANIFEST).write_text(json.dumps(fingerprint, indent=2), encoding="utf-8")
-            return
+        begun, self._lock = _locked(folder, fingerprint)
+        try:
+            if not begun:
+                self._take_up(fingerprint, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_up(self, fingerprint: Mapping[str, str], resume: bool) -> None:
+        """Go on with what a run of the same fingerprint has left."""
+        folder = self.folder
         if not resume:
             raise SettingsError(
                 f"{str(folder)!r} holds a run that was broken off. Pass resume=True (--resume) to "
                 "go on with it, or delete the folder."
             )
-        before = _manifest(folder)
-        differing = [
-            name for name in {**before, **fingerprint} if before.get(name) != fingerprint.get(name)
-        ]
+        differing = differences(_manifest(folder), fingerprint)
         if differing:
-            shown = "; ".join(
-                f"{name} was {before.get(name)} and is {fingerprint.get(name)}"
-                for name in differing[:3]
-            )
             raise SettingsError(
-                f"The run in {str(folder)!r} was begun differently: {shown}. Resume it with the "
-                "same settings, data and model, or delete the folder to begin again."
+                f"The run in {str(folder)!r} was begun differently: {differing}. Resume it with "
+                "the same settings, data and model, or delete the folder to begin again."
             )
         for unfinished in folder.glob("*.saving-*"):  # of the process that was killed
             shutil.rmtree(unfinished, ignore_errors=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As other processes of the run know it: one of them holds the lock."""
+        return self.__dict__ | {"_lock": None}
+
+    def close(self) -> None:
+        """Let other runs use the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def done(self, name: str) -> bool:
         """Whether a piece of work is finished."""
@@ -107,6 +118,33 @@ class Workspace:
     def delete(self) -> None:
         """Delete the folder: in one step, as half of it would be taken for a run to go on with."""
         remove_directory(self.folder)
+
+
+def _locked(folder: Path, fingerprint: Mapping[str, str]) -> tuple[bool, Lock | None]:
+    """Whether a working folder was made, and the lock of it."""
+    with _saving(folder):
+        while True:
+            begun = _begin(folder, fingerprint)
+            try:
+                return begun, Lock(folder)
+            except FileNotFoundError:  # a run has just ended, and its folder with it
+                continue
+
+
+def _begin(folder: Path, fingerprint: Mapping[str, str]) -> bool:
+    """Make a working folder, whole, unless there is one."""
+    if (folder / _MANIFEST).is_file():
+        return False
+    if folder.exists() and any(folder.iterdir()):
+        raise SettingsError(f"{str(folder)!r} is not the working folder of a run. Choose another.")
+    try:
+        with replace_directory(folder, exchange=False) as new:
+            (new / _MANIFEST).write_text(json.dumps(fingerprint, indent=2), encoding="utf-8")
+    except OSError:
+        if (folder / _MANIFEST).is_file():  # another process was quicker
+            return False
+        raise
+    return True
 
 
 @contextmanager

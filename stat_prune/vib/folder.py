@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from stat_prune.checkpoint import load
-from stat_prune.errors import LoadError, SaveError, SettingsError
-from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
-from stat_prune.result import PruningResult
+from stat_prune.errors import SaveError, SettingsError
+from stat_prune.result import PruningResult, saved_result
 from stat_prune.run import Run
 from stat_prune.vib.config import VIBConfig
 
@@ -75,13 +72,8 @@ class RunFolder:
         folder = self.path / name
         if not folder.is_dir():
             return None
-        model = load(folder, device=run.device)
+        found = saved_result(folder, run.tokenizer, run.device)
         trained = {name: p.requires_grad for name, p in run.model.named_parameters()}
-        for key, parameter in model.named_parameters():
+        for key, parameter in found.model.named_parameters():
             parameter.requires_grad_(trained.get(key, True))
-        try:
-            report = PruningReport.from_dict(json.loads((folder / REPORT_FILE).read_text()))
-            plan = json.loads((folder / PLAN_FILE).read_text())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LoadError(f"{str(folder)!r} holds no readable report: {error}.") from error
-        return PruningResult(model, report, plan, run.tokenizer)
+        return found

@@ -87,10 +87,10 @@ def test_a_full_disk_keeps_what_is_finished_for_a_resume(piece, dense, tmp_path,
     prune(dense, tmp_path / "unbroken")
     replace_directory = workspace.replace_directory
 
-    def full(directory):
+    def full(directory, **options):
         if directory.name == piece:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return replace_directory(directory)
+        return replace_directory(directory, **options)
 
     monkeypatch.setattr(workspace, "replace_directory", full)
     with pytest.raises(SaveError, match="No space left on device.*resume=True"):
