@@ -86,17 +86,18 @@ def check_replaceable(folder: Path) -> None:
     contents = list(_contents(folder))
     if not contents:
         return
+    files = _read_json(folder / MANIFEST_FILE).get("files")
+    written = set(files) if isinstance(files, list) else set()
     config = _read_json(folder / "config.json")
-    saved = {"transformers_version", "architectures"} & config.keys()
-    if not isinstance(config.get("model_type"), str) or not saved:
+    known = {"transformers_version", "architectures"} & config.keys()
+    there = (folder / "config.json").exists()
+    if (there or not written) and not (known and isinstance(config.get("model_type"), str)):
         what = "a config.json that is not of a transformers model"
-        what = what if (folder / "config.json").exists() else "files but no config.json"
+        what = what if there else "files but no config.json"
         raise SaveError(
             f"{str(folder)!r} holds {what}: it is not a saved model, and overwriting would delete "
             f"all in it, such as {_shown(contents, folder)}. Choose another directory."
         )
-    files = _read_json(folder / MANIFEST_FILE).get("files")
-    written = set(files) if isinstance(files, list) else set()
     others = [path for path in contents if not _is_written(path, folder, written)]
     if others:
         raise SaveError(

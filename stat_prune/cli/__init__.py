@@ -18,6 +18,7 @@ from stat_prune.cli.evaluate import evaluate
 from stat_prune.cli.export import export
 from stat_prune.cli.finetune import finetune
 from stat_prune.cli.inspect import inspect
+from stat_prune.cli.interrupts import Interrupted, interruptible
 from stat_prune.cli.plan import plan
 from stat_prune.cli.prune import prune
 from stat_prune.errors import StatPruneError
@@ -31,11 +32,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (plan, prune, finetune, inspect, evaluate, export, demo):
-    app.command()(command)
+    app.command()(interruptible(command))
 
 
 def main() -> None:
-    """Entry point: exit code 0, 1 with one line on stderr (an error), or 2 (wrong usage)."""
+    """Entry point: exit code 0, 1 (an error) or 130 (Ctrl-C) with one line on stderr, 2 (usage)."""
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"stat-prune: warning: {message}\n"
     # for transformers, once a command imports it
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -45,6 +46,9 @@ def main() -> None:
     except StatPruneError as error:
         typer.echo(f"stat-prune: error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
+    except (Interrupted, KeyboardInterrupt) as interrupt:
+        typer.echo(f"stat-prune: interrupted. {interrupt}".rstrip(), err=True)
+        sys.exit(130)
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from stat_prune.cli.interrupts import resumable
 from stat_prune.cli.options import (
     Device,
     Ignore,
@@ -165,23 +166,24 @@ def finetune(
     else:
         target = Parameters(parameters or 0.0)
     student = _in_float32(model)
-    result = vib_finetune(
-        student,
-        _examples(student, task, dataset),
-        target=target,
-        mode=mode or "full" if config is None else _config_in(config),
-        teacher=None if teacher is None else _in_float32(teacher),
-        tokenizer=load_tokenizer(model),
-        labels=labels,
-        gradual=gradual or (),
-        hidden=hidden,
-        max_seq_length=max_seq_length,
-        seed=seed,
-        device=device,
-        ignore=block_patterns(ignore),
-        output_dir=output,
-        resume=resume,
-    )
+    with resumable(output, "Nothing was saved."):
+        result = vib_finetune(
+            student,
+            _examples(student, task, dataset),
+            target=target,
+            mode=mode or "full" if config is None else _config_in(config),
+            teacher=None if teacher is None else _in_float32(teacher),
+            tokenizer=load_tokenizer(model),
+            labels=labels,
+            gradual=gradual or (),
+            hidden=hidden,
+            max_seq_length=max_seq_length,
+            seed=seed,
+            device=device,
+            ignore=block_patterns(ignore),
+            output_dir=output,
+            resume=resume,
+        )
     place = output / f"{target.fraction:g}" / "model"
     if json_output:
         print_json({**result.report.to_dict(), "output": str(place)})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from stat_prune.cli.interrupts import resumable
 from stat_prune.cli.options import (
     BatchSize,
     Device,
@@ -129,7 +130,11 @@ def prune(
         ),
     ] = "auto",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the model in --output.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace the saved model in --output; a folder with anything else is refused.",
+        ),
     ] = False,
     layer_at_a_time: Annotated[
         bool,
@@ -143,8 +148,8 @@ def prune(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with a run that was broken off: of --layer-at-a-time, or one that was "
-            "begun with --resume itself and so kept what it had finished.",
+            help="Go on with a run that was broken off, with Ctrl-C too: of --layer-at-a-time, or "
+            "one that was begun with --resume itself and so kept what it had finished.",
         ),
     ] = False,
     work_dir: Annotated[
@@ -214,33 +219,35 @@ def prune(
         "objective": objective,
         "precision": precision,
     }
+    working = work_dir or Path(f"{output}.working")
     result: Reported
-    if layer_at_a_time:
-        result = streaming.prune_checkpoint(
-            model,
-            dataset,
-            output_dir=output,
-            resume=resume,
-            work_dir=work_dir,
-            overwrite=overwrite,
-            device=device,
-            **settings,
-        )
-    else:
-        with distributed.launched() as shared_device:
-            result = pruning.prune(
-                load_pretrained(model),
+    with resumable(working, "Nothing was saved; begun with --resume, it keeps what is finished."):
+        if layer_at_a_time:
+            result = streaming.prune_checkpoint(
+                model,
                 dataset,
-                tokenizer=load_tokenizer(model),
-                device=device or shared_device,
                 output_dir=output,
+                resume=resume,
+                work_dir=working,
                 overwrite=overwrite,
-                work_dir=(work_dir or f"{output}.working") if resume else work_dir,
-                inplace=True,
+                device=device,
                 **settings,
             )
-            if distributed.rank() > 0:
-                return
+        else:
+            with distributed.launched() as shared_device:
+                result = pruning.prune(
+                    load_pretrained(model),
+                    dataset,
+                    tokenizer=load_tokenizer(model),
+                    device=device or shared_device,
+                    output_dir=output,
+                    overwrite=overwrite,
+                    work_dir=working if resume else work_dir,
+                    inplace=True,
+                    **settings,
+                )
+                if distributed.rank() > 0:
+                    return
     if plot is not None:
         result.plot().savefig(plot, dpi=150)
     if report is not None:

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.atomic import replace_directory
 from stat_prune.checkpoint import check_output_directory
 from stat_prune.errors import SaveError, SettingsError, StatPruneError
+from stat_prune.replacing import write_manifest
 
 #: What a model can be written as, and the module and function that write it.
 FORMATS = {
@@ -105,8 +107,10 @@ def export(
 def _replace_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     check_output_directory(path, overwrite)
     try:
-        with replace_directory(path) as folder:
+        check = partial(check_output_directory, path, overwrite)
+        with replace_directory(path, check, exchange=overwrite) as folder:
             yield folder
+            write_manifest(folder)
     except OSError as error:
         raise _not_written(path, error) from error
 
