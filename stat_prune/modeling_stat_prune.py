@@ -18,7 +18,8 @@ Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.Ber
 the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
 else changes: forward methods stay, but for those of attention layers that have lost all their
 heads. Where layers share a bias of the attention scores for every head (MPNet, T5), a hook gives
-each the part of its own heads.
+each the part of its own heads. A config's ``architectures`` says ``StatPruneBertForMaskedLM``,
+which no program takes for a class of its own.
 
 This file is copied into each saved folder, so that
 ``AutoModel.from_pretrained(folder, trust_remote_code=True)`` needs nothing but transformers.
@@ -27,8 +28,11 @@ This file is copied into each saved folder, so that
 from __future__ import annotations
 
 import inspect
+import json
+import logging
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +42,16 @@ from transformers.pytorch_utils import Conv1D
 
 #: What this file reads; it is written in the last.
 FORMATS = (1, 2, 3)
+
+#: Goes before a class's name in ``architectures``. Servers have classes of their own for stock
+#: names, and pass over the modeling file.
+PREFIX = "StatPrune"
+
+# The config says the sizes of single layers to whoever reads them there. The stock classes that are
+# built before layers are resized read one size for all of them, and are warned for nothing.
+logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(
+    lambda record: "Reading global config value" not in record.getMessage()
+)
 
 _pruned_classes: dict[Any, Any] = {}
 
@@ -70,7 +84,11 @@ def auto_class_of(name: str, config_class: Any) -> str:
 
 
 def stock_class(name: str, config_class: Any) -> Any:
-    """The model class of that name, of transformers or registered with an auto class; or None."""
+    """The model class of that name, of transformers or registered with an auto class; or None.
+
+    The name is one of ``architectures``, too.
+    """
+    name = name.removeprefix(PREFIX)
     known = {made.__name__: made for made in auto_classes(config_class).values()}
     return getattr(transformers, name, known.get(name))
 
@@ -262,6 +280,16 @@ def keep_names(model: Any) -> None:
     model._weight_conversions = []
 
 
+def name_architecture(folder: Any, name: str) -> None:
+    """Let the config in a folder name the pruned class, which saving calls by its stock name."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return  # where adapters alone are saved
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["architectures"] = [PREFIX + name]
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
     """The subclass of a model class, of the same name, that reads recorded layer sizes."""
     if stock not in _pruned_classes:
@@ -278,6 +306,18 @@ def _make_pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
         if getattr(config, "stat_prune", None):
             resize_layers(self)
 
+    # vLLM looks up the types of arguments here, which are strings in this file.
+    __init__.__annotations__ = {}
+
+    def save_pretrained(
+        self: Any, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        super(made, self).save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if getattr(self.config, "stat_prune", None):
+            self.config.architectures = [PREFIX + stock.__name__]
+            if is_main_process:
+                name_architecture(save_directory, stock.__name__)
+
     @classmethod  # type: ignore[misc]
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = super(made, cls).from_pretrained(*args, **kwargs)
@@ -290,6 +330,7 @@ def _make_pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
         "__qualname__": stock.__name__,
         "__doc__": stock.__doc__,
         "__init__": __init__,
+        "save_pretrained": save_pretrained,
         "from_pretrained": from_pretrained,
         # With `_auto_class` set, save_pretrained copies this file beside the weights and enters the
         # class in the config's `auto_map`. It could not find a class that is not of transformers.
@@ -303,7 +344,7 @@ def _make_pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
 
 def __getattr__(name: str) -> type[transformers.PreTrainedModel]:
     """Make the subclass of ``transformers.<name>`` that reads recorded layer sizes."""
-    stock = None if name.startswith("_") else getattr(transformers, name, None)
+    stock = None if name.startswith("_") else getattr(transformers, name.removeprefix(PREFIX), None)
     if not inspect.isclass(stock) or not issubclass(stock, transformers.PreTrainedModel):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return pruned_class(stock)

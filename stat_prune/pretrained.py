@@ -31,6 +31,7 @@ def load_pretrained(name: str) -> PreTrainedModel:
         ) from error
     pruned = bool(getattr(config, "stat_prune", None))
     architecture = next(iter(config.architectures or ()), "")
+    architecture = architecture.removeprefix(modeling_stat_prune.PREFIX)
     if not hasattr(transformers, architecture):
         raise LoadError(
             f"The config of {name!r} names the architecture {architecture!r}, which transformers "

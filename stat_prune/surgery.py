@@ -21,6 +21,7 @@ from stat_prune.modeling_stat_prune import (
     empty_layer,
     set_attributes,
 )
+from stat_prune.per_layer_config import forget_layer_sizes, say_layer_sizes
 from stat_prune.position_bias import separate_position_biases
 from stat_prune.projections import projection
 
@@ -94,7 +95,9 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
             model.config.stat_prune["no_heads"] = no_heads
         if added_biases:
             model.config.stat_prune["added_biases"] = added_biases
+        say_layer_sizes(model)
         return
+    forget_layer_sizes(model.config)
     set_fields(model.config, stock)
     if hasattr(model.config, "stat_prune"):
         del model.config.stat_prune

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import transformers
@@ -61,6 +61,19 @@ def cut(
             weight = projection(model.base_model, block.consumer).weight.double()
             weight = weight[:, block.channels(units)]
             folded.append(FoldedConsumer(block, units, weight, bias, 0.0))
+    apply(model, folded)
+    return as_pruned_class(model)
+
+
+def cut_to(model: PreTrainedModel, heads: Sequence[int]) -> PreTrainedModel:
+    """Leave so many of the first heads of each layer, without any correction, in place."""
+    folded = []
+    for block, number in zip(
+        (one for one in find_blocks(model) if one.kind == "heads"), heads, strict=True
+    ):
+        units = torch.arange(number)
+        weight = projection(model.base_model, block.consumer).weight.double()
+        folded.append(FoldedConsumer(block, units, weight[:, block.channels(units)], None, 0.0))
     apply(model, folded)
     return as_pruned_class(model)
 

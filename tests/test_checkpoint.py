@@ -16,6 +16,7 @@ import stat_prune
 from stat_prune import modeling_stat_prune
 from stat_prune.checkpoint import save_checkpoint
 from stat_prune.errors import LoadError, SaveError
+from stat_prune.pretrained import load_pretrained
 
 CLASSES = [
     ("BertModel", "AutoModel", "float32"),
@@ -141,6 +142,38 @@ def test_the_pruned_class_is_a_subclass_of_the_stock_class_with_its_name():
     assert isinstance(model, transformers.BertForMaskedLM)
     assert type(model).__name__ == "BertForMaskedLM"
     assert type(model) is modeling_stat_prune.BertForMaskedLM
+
+
+def architectures(folder):
+    return json.loads((folder / "config.json").read_text())["architectures"]
+
+
+def test_folders_name_an_architecture_that_servers_have_no_code_of_their_own_for(tmp_path):
+    """vLLM takes its own Llama where the name is LlamaForCausalLM, and passes over auto_map."""
+    model = pruned("LlamaForCausalLM")
+    save_checkpoint(tmp_path / "out", model=model)
+    assert architectures(tmp_path / "out") == ["StatPruneLlamaForCausalLM"]
+    assert not hasattr(transformers, "StatPruneLlamaForCausalLM")
+    for number, load in enumerate((stat_prune.load, remote, load_pretrained)):
+        loaded = load(str(tmp_path / "out"))
+        assert_same_model(loaded, model)
+        loaded.save_pretrained(tmp_path / str(number))
+        assert architectures(tmp_path / str(number)) == ["StatPruneLlamaForCausalLM"]
+        assert loaded.config.architectures == ["StatPruneLlamaForCausalLM"]
+    cut(loaded, layer=1)
+    save_checkpoint(tmp_path / "equal", model=loaded)
+    assert architectures(tmp_path / "equal") == ["LlamaForCausalLM"]
+
+
+def remote(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+
+
+def test_the_pruned_class_says_no_types_of_arguments_that_cannot_be_looked_up(tmp_path):
+    """vLLM looks them up, and stops where it cannot."""
+    save_checkpoint(tmp_path / "out", model=pruned("LlamaForCausalLM"))
+    for made in (modeling_stat_prune.LlamaForCausalLM, type(remote(tmp_path / "out"))):
+        assert made.__init__.__annotations__ == {}
 
 
 def test_a_model_made_from_the_config_alone_has_the_recorded_sizes():

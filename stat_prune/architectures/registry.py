@@ -20,6 +20,17 @@ _REGISTRY: dict[str, Architecture] = {}
 #: What was inferred of models of other families, by what of a model it depends on (`_code_of`).
 _INFERRED: dict[Any, Architecture] = {}
 
+#: Entries of a config that say nothing of the code, or differ between a model and pruned copies.
+_NOT_OF_ITS_CODE = (
+    "stat_prune",
+    "per_layer_config",
+    "allow_global_per_layer_attribute_access",
+    "auto_map",
+    "architectures",
+    "dtype",
+    "transformers_version",
+)
+
 #: What is being tried, likewise; it goes before all else.
 _TRIED: dict[Any, Architecture] = {}
 
@@ -117,7 +128,7 @@ def _code_of(model: PreTrainedModel) -> tuple[type[nn.Module], str]:
     record apart.
     """
     config = model.config.to_dict()
-    for name in ("stat_prune", "auto_map", "architectures", "dtype", "transformers_version"):
+    for name in _NOT_OF_ITS_CODE:
         config.pop(name, None)
     base: Any = type(model.base_model)
     if base.__module__.rpartition(".")[2] == "modeling_stat_prune":
