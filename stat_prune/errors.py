@@ -71,6 +71,10 @@ class InferredArchitectureWarning(UserWarning):
     """The blocks of a model were inferred, as its family is not registered."""
 
 
+class GenerationWarning(UserWarning):
+    """What the model's generation goes by has left with some heads."""
+
+
 class LatencyWarning(UserWarning):
     """The time that a pruned model takes is not the one asked for."""
 

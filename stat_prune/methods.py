@@ -88,6 +88,9 @@ class Method:
 #: Pipelines of their own; see `stat_prune.peers`.
 PEERS = ("stat-paper", "flap", "fisher", "fisher-untuned", "kprune", "kcm", "kcm-untuned")
 
+#: Those that look at the model's output.
+OUTPUT_PEERS = ("fisher", "fisher-untuned", "kprune")
+
 #: Those that leave all heads.
 NEURON_PEERS = ("kcm", "kcm-untuned")
 

@@ -99,6 +99,23 @@ def check_weights_of_their_own(model: PreTrainedModel, blocks: Sequence[Block]) 
             )
 
 
+def check_one_text_at_a_time(model: PreTrainedModel) -> None:
+    """Refuse heads that compare several texts: the data are taken for texts by themselves.
+
+    Raises
+    ------
+    SettingsError
+        Naming what the transformer below can be judged by.
+    """
+    if type(model).__name__.endswith(("ForMultipleChoice", "DoubleHeadsModel")):
+        raise SettingsError(
+            f"The head of {type(model).__name__} compares several texts, but each text is read by "
+            "itself here, so that the head has no output to preserve. Pass "
+            'objective="hidden-states": the state of every token, which the head reads, is '
+            "preserved then; rows of (choices, tokens) are read as that many texts."
+        )
+
+
 def check_weights_are_finite(model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Refuse NaN and infinities, but -Inf in a bias of the head: that masks a class.
 

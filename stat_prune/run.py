@@ -33,6 +33,7 @@ from stat_prune.masking import masking_for
 from stat_prune.methods import PEERS
 from stat_prune.model_checks import (
     check_model,
+    check_one_text_at_a_time,
     check_weights_are_finite,
     check_weights_of_their_own,
 )
@@ -306,6 +307,8 @@ def opened(
     """
     found = find_blocks(model)
     check_weights_of_their_own(model, found)
+    if settings.reads_output and not _leaves_out_head(settings):
+        check_one_text_at_a_time(model)
     if all(block.fixed or block.kind in left_alone for block in found):
         left_alone = ()  # no block that the target names can be pruned: its own error says why
     blocks, untouched = without_ignored(found, [*settings.ignored, *left_alone])

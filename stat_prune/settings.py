@@ -12,7 +12,7 @@ from stat_prune.blocks import KINDS, Kind
 from stat_prune.budget.objectives import Objective
 from stat_prune.errors import SettingsError
 from stat_prune.masking import MASK_FRACTION
-from stat_prune.methods import NEURON_PEERS, OBJECTIVES, PEERS, Method, method_named
+from stat_prune.methods import NEURON_PEERS, OBJECTIVES, OUTPUT_PEERS, PEERS, Method, method_named
 from stat_prune.targets import Target
 
 #: Of the products in the statistics; "auto" is float32 but where that is too coarse.
@@ -72,6 +72,14 @@ class Settings:
     @property
     def _solves_correction(self) -> bool:
         return self.method not in PEERS and method_named(self.method).corrected
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether the model's output has a say in what is pruned, and not activations alone."""
+        if self.method in PEERS:
+            return self.method in OUTPUT_PEERS
+        recipe = method_named(self.method)
+        return recipe.allocation == "probed" or (self.passes or recipe.passes) == 2
 
     @property
     def ignored(self) -> list[int | str]:

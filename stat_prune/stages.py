@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from stat_prune.accounting import account, measure, measure_speed
+from stat_prune.alignment import renumber_alignment_heads
+from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block
 from stat_prune.budget.choice import choose
 from stat_prune.budget.objectives import objective_named
@@ -190,13 +192,16 @@ def finish(
     before, source = measure(run.model, run.lengths(target)), run.model.name_or_path or None
     with run.stage("cut"):
         with to_cut(run.model, inplace=run.settings.inplace) as pruned:
+            dense = find_blocks(pruned)
             apply(pruned, [plan.folded for plan in plans])
             as_pruned_class(pruned)
+    kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
+    renumber_alignment_heads(pruned, dense, kept)
     after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)
     return PruningResult(
         model=pruned,
         report=account(run, target, plans, before, after, speed, second_pass),
-        plan={plan.folded.block.name: plan.folded.units.tolist() for plan in plans},
+        plan=kept,
         tokenizer=run.tokenizer,
         source=source,
     )
