@@ -86,5 +86,6 @@ def common(
     Take it to llama.cpp:
       stat-prune export out --to gguf -o out.gguf
 
-    Exit codes: 0 done, 1 an error (one line on stderr says which), 2 wrong usage.
+    Exit codes: 0 done, 1 an error (one line on stderr says which), 2 wrong usage, 130 stopped with
+    Ctrl-C (one line says whether --resume can go on).
     """
