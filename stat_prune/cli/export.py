@@ -9,7 +9,7 @@ import typer
 
 from stat_prune.cli.options import Json, one_of, print_json
 
-FORMATS = ("gguf",)
+FORMATS = ("gguf", "mlx")
 
 
 def export(
@@ -24,7 +24,7 @@ def export(
         typer.Option(
             metavar="NAME",
             callback=one_of(*FORMATS),
-            help="gguf (llama.cpp, Ollama, LM Studio).",
+            help="gguf (llama.cpp, Ollama, LM Studio) or mlx (mlx-lm).",
         ),
     ],
     output: Annotated[
@@ -34,7 +34,7 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of the numbers. gguf: f32, f16, bf16 or q8_0; default: the model's own.",
+            help="Of the numbers: f32, f16, bf16 or, for gguf, q8_0. Default: the model's own.",
         ),
     ] = None,
     pad_to: Annotated[
@@ -65,6 +65,9 @@ def export(
     \b
     For llama.cpp, and what is built on it, with 8-bit weights:
       stat-prune export out --to gguf --type q8_0 -o out.gguf
+    \b
+    For mlx-lm, on Macs:
+      stat-prune export out --to mlx -o out-mlx
     """
     from stat_prune import exporting
     from stat_prune.pretrained import load_pretrained, load_tokenizer

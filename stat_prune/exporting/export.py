@@ -23,6 +23,7 @@ from stat_prune.replacing import write_manifest
 #: What a model can be written as, and the module and function that write it.
 FORMATS = {
     "gguf": ("gguf_file", "write_gguf"),
+    "mlx": ("mlx_folder", "write_mlx"),
 }
 _FILES = ("gguf",)
 
