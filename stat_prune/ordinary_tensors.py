@@ -17,7 +17,9 @@ def outside_inference_mode(model: nn.Module) -> Iterator[None]:
     Where the model itself was made in that mode, its tensors are replaced by ordinary copies, as
     nothing could be done with them outside of it but read them.
     """
-    with torch.inference_mode(False):
+    # Leaving it allows gradients, which the caller may have forbidden by torch.no_grad.
+    gradients = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         for places in _inference_tensors(model):
             owner, name = places[0]
             copied = _ordinary(owner[name])

@@ -8,6 +8,7 @@ from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 import stat_prune
+from stat_prune.ordinary_tensors import outside_inference_mode
 
 ROWS = [{"input_ids": torch.randint(4, 40, (12,))} for _ in range(40)]
 
@@ -75,3 +76,9 @@ def test_layer_at_a_time_works_in_inference_mode(tmp_path):
             progress=False,
         )
     assert trains(stat_prune.load(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_gradients_that_the_caller_forbids_stay_forbidden(allowed):
+    with torch.set_grad_enabled(allowed), outside_inference_mode(tiny_bert(BertForMaskedLM)):
+        assert torch.is_grad_enabled() == allowed
