@@ -26,6 +26,7 @@ from stat_prune.methods import Method
 from stat_prune.plan import BlockPlan
 from stat_prune.probing import TokenClasses
 from stat_prune.probing.heads import stream_statistics
+from stat_prune.reached import check_reached
 from stat_prune.restreaming import HELD_OUT, RIDGES, SecondPass, best_pass, can_move
 from stat_prune.result import PruningResult
 from stat_prune.run import Run
@@ -189,6 +190,7 @@ def finish(
     run: Run, target: Target, plans: Sequence[BlockPlan], second_pass: SecondPass | None = None
 ) -> PruningResult:
     """Cut a copy of the model, and account for it."""
+    check_reached(run, target, [_size_of(plan) for plan in plans], uniform=run.settings.uniform)
     before, source = measure(run.model, run.lengths(target)), run.model.name_or_path or None
     with run.stage("cut"):
         with to_cut(run.model, inplace=run.settings.inplace) as pruned:
@@ -205,3 +207,10 @@ def finish(
         tokenizer=run.tokenizer,
         source=source,
     )
+
+
+def _size_of(plan: BlockPlan) -> tuple[Block, int, int]:
+    """A block, with the bias that its consumer is given, and what stays of it."""
+    block, units = plan.folded.block, plan.folded.units
+    biased = block.consumer_bias or plan.folded.bias is not None
+    return replace(block, consumer_bias=biased), len(units), len(block.groups(units))

@@ -161,13 +161,17 @@ def allocate_same_sizes(
         part: joint_menu([m for m, p in zip(menus, parts, strict=True) if p == part], part)
         for part in dict.fromkeys(parts)
     }
-    costs, errors = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    costs, errors, step = (torch.zeros(1, dtype=torch.float64) for _ in range(3))
+    step += torch.inf  # to the next larger size of any part
     for menu in joint.values():
         costs = (costs[:, None] + menu.costs).reshape(-1)
         errors = (errors[:, None] + menu.errors).reshape(-1)
+        step = torch.minimum(step[:, None], _steps(menu)).reshape(-1)
     fits = (costs <= budget * (1 + 1e-9)).nonzero().squeeze(1)
     if len(fits) == 0:
         raise_unreachable(fraction, float(costs.min()) + _total(fixed), total)
+    # What the budget allows is kept, also where an error grows with the size.
+    fits = fits[(costs + step)[fits] > budget * (1 + 1e-9)]
     least = fits[errors[fits] == errors[fits].min()]
     position = int(least[costs[least].argmax()])
     choice = {}
@@ -175,6 +179,13 @@ def allocate_same_sizes(
         position, index = divmod(position, len(menu.costs))
         choice[part] = int(menu.indices[index])
     return [choice[part] for part in parts]
+
+
+def _steps(menu: Menu) -> Tensor:
+    """What the next larger size costs more, for each size; infinite for the largest."""
+    slack = 1e-9 * max(menu.full_cost, 1.0)
+    larger = torch.searchsorted(menu.costs, menu.costs + slack, right=True)
+    return torch.cat([menu.costs, menu.costs.new_full((1,), torch.inf)])[larger] - menu.costs
 
 
 def _total(menus: Sequence[Menu]) -> float:

@@ -73,6 +73,10 @@ class Candidates:
         order, length = self.prefixes[index]
         return self.orders[order][:length].sort().values
 
+    def size(self, index: int) -> tuple[Block, int, int]:
+        """The block, and the units and key/value heads that candidate `index` keeps."""
+        return self.block, self.prefixes[index][1], int(self.num_groups[index])
+
     def error_curve(self, num_points: int = 64) -> list[list[float]]:
         """Least relative error of the output (not squared) by units kept, at so many sizes."""
         units = self.num_units

@@ -21,6 +21,7 @@ from stat_prune.errors import LoadError, SaveError
 from stat_prune.pretrained import load_tokenizer
 from stat_prune.probes import weights_by_block
 from stat_prune.process_memory import returning_large_blocks, taken_memory
+from stat_prune.reached import check_reached
 from stat_prune.rehearsal import check_can_be_saved
 from stat_prune.replacing import check_apart, check_working_folder, differences, run_of
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
@@ -162,6 +163,8 @@ def prune_checkpoint(
             weights = _sensitivities(walk, measured)
             with run.stage("allocate"):
                 choice = chosen(run, recipe, [one.candidates for one in measured], weights, target)
+            sizes = [one.candidates.size(i) for one, i in zip(measured, choice, strict=True)]
+            check_reached(run, target, sizes, uniform=chosen_settings.uniform)
             cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
             rows = cut.write_layers()
             as_pruned_class(run.model)

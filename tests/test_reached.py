@@ -1,0 +1,86 @@
+"""No run ends far from its target where another size comes nearer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_bert, tiny_llama
+from transformers import BertForSequenceClassification
+
+import stat_prune
+from stat_prune import stages
+from stat_prune.errors import TargetError
+
+IDS = torch.randint(3, 40, (40, 9), generator=torch.Generator().manual_seed(3))
+ROWS = [{"input_ids": row} for row in IDS]
+
+
+def pruned(model: Any, target: stat_prune.MACs, **options: Any):
+    return stat_prune.prune(model, ROWS, target=target, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("stat", {}),
+        ("stat", {"uniform": True}),
+        ("stat", {"round_to": 8}),
+        ("stat", {"ignore": "heads"}),
+        ("random", {"uniform": True}),
+        ("magnitude", {}),
+        ("flap", {}),
+        ("stat-paper", {}),
+    ],
+)
+@pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
+@pytest.mark.parametrize("target", [stat_prune.MACs(0.6), stat_prune.Parameters(0.45)], ids=str)
+def test_every_way_of_spending_a_budget_comes_as_near_as_sizes_allow(
+    build, target, method, options
+):
+    try:
+        report = pruned(build(), target, method=method, **options).report
+    except TargetError as error:
+        assert "below the least" in str(error)  # with the heads left alone
+        return
+    before, after = report.before, report.after
+    parameters = isinstance(target, stat_prune.Parameters)
+    kept = (
+        after.block_parameters / before.block_parameters
+        if parameters
+        else after.block_macs / before.block_macs
+    )
+    # One head and one neuron of every layer of these tiny models are no small part of them.
+    assert target.fraction - 0.11 < kept <= target.fraction * 1.0001
+
+
+def broken(*_arguments: Any, **_options: Any) -> list[int]:
+    """The smallest candidate of each block, as from errors that are NaN."""
+    return [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_model_of_a_fraction_of_what_was_asked_for_is_an_error_and_no_result(
+    monkeypatch, inplace
+):
+    model = tiny_bert(BertForSequenceClassification)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    monkeypatch.setattr(stages, "choose", broken)
+    with pytest.raises(TargetError, match=r"asks for 0\.6 of the whole, but 0\.\d+ was reached"):
+        pruned(model, stat_prune.MACs(0.6), inplace=inplace)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_layer_by_layer_it_is_an_error_before_anything_is_cut(monkeypatch, tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "dense")
+    monkeypatch.setattr(stages, "choose", broken)
+    with pytest.raises(TargetError, match=r"asks for 0\.6 of the whole, but"):
+        stat_prune.prune_checkpoint(
+            tmp_path / "dense",
+            ROWS,
+            target=stat_prune.MACs(0.6),
+            output_dir=tmp_path / "out",
+            progress=False,
+        )
+    assert not (tmp_path / "out").exists()
