@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,8 @@ def build_calibration_set(
 
 
 def _check_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise DataError(f"{name} must be an integer, got {value!r}.")
     if value < 1:
         raise DataError(f"{name} must be at least 1, got {value}.")
 

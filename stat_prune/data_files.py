@@ -138,7 +138,7 @@ def _read_folder(path: Path) -> Any:
         return datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
     except Exception as error:  # of every kind, as the formats are many
         raise DataError(
-            f"The folder {path} holds no readable dataset: {_first_line(error)} Pass one file of "
+            f"The folder {path} holds no readable dataset: {_first_line(error)}. Pass one file of "
             f"it ({', '.join(FILE_SUFFIXES)}), or a folder written by Dataset.save_to_disk."
         ) from error
 
@@ -177,4 +177,5 @@ def _short(name: str | Path) -> str:
 
 
 def _first_line(error: Exception | None) -> str:
-    return _short(f"{error}".strip().partition("\n")[0] or type(error).__name__)
+    cause = error if error is None or error.__cause__ is None else error.__cause__
+    return _short(f"{cause}".strip().partition("\n")[0].rstrip(".") or type(cause).__name__)

@@ -28,6 +28,8 @@ def without_ignored(
     """
     if isinstance(ignore, int | str):
         ignore = [ignore]
+    if not blocks:
+        raise TargetError("The model has no layers, so that there is nothing to prune.")
     num_layers = 1 + max(block.layer for block in blocks)
     ignored: set[str] = set()
     for entry in ignore:

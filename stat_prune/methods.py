@@ -129,7 +129,7 @@ def method_named(method: str | Method) -> Method:
     """
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise SettingsError(
             f"Unknown method {method!r}. Known: {', '.join([*METHODS, *PEERS])}, or a "
             "stat_prune.Method(...)."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,29 @@ from stat_prune.blocks import Block
 from stat_prune.dispatched import check_hooks, is_dispatched
 from stat_prune.errors import ModelError, NonFiniteWeightsError, SettingsError
 from stat_prune.projections import projection
+
+
+def check_is_model(name: str, model: Any) -> None:
+    """Refuse what is no model of transformers.
+
+    Raises
+    ------
+    ModelError
+        Saying what to pass instead.
+    """
+    if isinstance(model, PreTrainedModel):
+        return
+    if isinstance(model, str | os.PathLike):
+        raise ModelError(
+            f"`{name}` must be a model, got the name {str(model)!r}. Load it, for instance by "
+            "AutoModel.from_pretrained(...); prune_checkpoint takes the folder itself."
+        )
+    raise ModelError(
+        f"`{name}` must be a transformers PreTrainedModel, got {type(model).__name__}. Wrapped "
+        "models (DataParallel, torch.compile) hold it as an attribute: pass that one; of a "
+        "model of PEFT pass merge_and_unload(); of a SentenceTransformer pass "
+        "model[0].auto_model with inplace=True, and save the whole by its own save()."
+    )
 
 
 def check_model(
@@ -32,13 +57,7 @@ def check_model(
     SettingsError
         If a dispatched model is to be moved to `device`.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise ModelError(
-            f"`model` must be a transformers PreTrainedModel, got {type(model).__name__}. Wrapped "
-            "models (DataParallel, torch.compile) hold it as an attribute: pass that one; of a "
-            "model of PEFT pass merge_and_unload(); of a SentenceTransformer pass "
-            "model[0].auto_model with inplace=True, and save the whole by its own save()."
-        )
+    check_is_model("model", model)
     if _has_adapters(model):
         raise ModelError(
             f"{type(model).__name__} has PEFT adapters attached. Prune the model without them, or "

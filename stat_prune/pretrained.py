@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune import modeling_stat_prune
-from stat_prune.errors import LoadError
+from stat_prune.errors import LoadError, SettingsError
 from stat_prune.loading import load
 from stat_prune.sentence_modules import download_sentence_modules
+
+#: What a tokenizer is saved in, by whichever library.
+_TOKENIZER_FILES = (
+    *("*token*", "vocab*", "merges.txt", "*.model", "*.vocab", "*.codes", "tekken.json"),
+    "*.tiktoken",
+)
 
 
 def load_pretrained(name: str) -> PreTrainedModel:
@@ -25,7 +33,7 @@ def load_pretrained(name: str) -> PreTrainedModel:
         return load(name)
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of every kind, as what is read is anyone's
         raise LoadError(
             f"{name!r} is neither a folder nor a model that could be loaded from the Hub: {error}"
         ) from error
@@ -40,7 +48,7 @@ def load_pretrained(name: str) -> PreTrainedModel:
     model_class = getattr(modeling_stat_prune if pruned else transformers, architecture)
     try:
         model = model_class.from_pretrained(name, config=config)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise LoadError(f"{name!r} cannot be loaded from the Hub: {error}") from error
     if model.base_model is model:
         download_sentence_modules(name)
@@ -48,8 +56,48 @@ def load_pretrained(name: str) -> PreTrainedModel:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer saved with a model; None where there is none."""
+    """Load the tokenizer saved with a model; None where there is none.
+
+    Raises
+    ------
+    LoadError
+        If its files are damaged.
+    """
+    folder = Path(name) if os.path.isdir(name) else None
+    # Of a config alone transformers makes a tokenizer that knows no words.
+    if folder is not None and not any(any(folder.glob(files)) for files in _TOKENIZER_FILES):
+        return None
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError):
-        return None
+    except Exception as error:  # of every kind, as the formats are many
+        if folder is None and isinstance(error, OSError | ValueError | KeyError):
+            return None
+        raise LoadError(
+            f"The tokenizer in {name!r} cannot be loaded: {error}. Save it there again, or pass "
+            "another one."
+        ) from error
+
+
+def given_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that an argument is, or names by its folder or its name on the Hub.
+
+    Raises
+    ------
+    LoadError, SettingsError
+        If there is none, or it is something else.
+    """
+    if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    if isinstance(tokenizer, str | os.PathLike):
+        found = load_tokenizer(os.fspath(tokenizer))
+        if found is None:
+            raise LoadError(
+                f"No tokenizer can be loaded from {os.fspath(tokenizer)!r}. Pass its folder, its "
+                "name on the Hub, or AutoTokenizer.from_pretrained(...)."
+            )
+        return found
+    inside = isinstance(getattr(tokenizer, "tokenizer", None), PreTrainedTokenizerBase)
+    raise SettingsError(
+        f"`tokenizer` must be a tokenizer of transformers, got {type(tokenizer).__name__}. "
+        + ("Did you mean its .tokenizer?" if inside else "Pass AutoTokenizer.from_pretrained(...).")
+    )

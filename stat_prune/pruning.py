@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stat_prune.arguments import check_path, flag
 from stat_prune.budget.choice import check_reachable
 from stat_prune.budget.objectives import Objective
-from stat_prune.errors import CalibrationWarning, SettingsError
+from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
 from stat_prune.masking import MASK_FRACTION
 from stat_prune.methods import Method, method_named
 from stat_prune.peers import PLANNERS
 from stat_prune.peers.requirements import check_no_experts
+from stat_prune.pretrained import given_tokenizer
 from stat_prune.probes import check_objective, sensitivities
 from stat_prune.restreaming import HELD_OUT, can_move
 from stat_prune.result import PruningResult
@@ -26,7 +28,7 @@ from stat_prune.run import Run, starting
 from stat_prune.saving import Output
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import collect, decompose, finish, plan
-from stat_prune.targets import Target
+from stat_prune.targets import Target, checked_target
 
 
 def prune(
@@ -34,7 +36,7 @@ def prune(
     dataset: Any,
     *,
     target: Target,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     method: str | Method = "stat",
     num_calibration_samples: int = 512,
     max_seq_length: int | None = None,
@@ -71,8 +73,9 @@ def prune(
         ``DataLoader``, a file; see `stat_prune.calibration.build_calibration_set`.
     target : MACs, Parameters, Latency or Tolerance
         The fraction that is *kept*, and of what; ``Speedup(s)`` is ``Latency(1 / s)``.
-    tokenizer : PreTrainedTokenizerBase, optional
-        The model's own; needed where `dataset` is text, and saved with the result.
+    tokenizer : PreTrainedTokenizerBase or path, optional
+        The model's own, or where it can be loaded from; needed where `dataset` is text, and saved
+        with the result.
     method : str or Method
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
         (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a criterion for heads alone
@@ -151,6 +154,7 @@ def prune(
         `NonFiniteActivationsError`, `NonFiniteOutputsError`, which say where NaN or Inf is.
         The model is then as it was.
     """
+    check_path("output_dir", output_dir)
     settings = Settings(
         method=method,
         num_calibration_samples=num_calibration_samples,
@@ -169,7 +173,7 @@ def prune(
         inplace=inplace,
         progress=progress,
     )
-    output = None if output_dir is None else Output(output_dir, overwrite)
+    output = None if output_dir is None else Output(output_dir, flag("overwrite", overwrite))
     (result,) = _pruned(model, dataset, [target], tokenizer, work_dir, settings, output)
     return result
 
@@ -179,7 +183,7 @@ def prune_family(
     dataset: Any,
     *,
     targets: Sequence[Target],
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> list[PruningResult]:
@@ -206,12 +210,15 @@ def _pruned(
     model: PreTrainedModel,
     dataset: Any,
     targets: Sequence[Target],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None,
     work_dir: str | os.PathLike[str] | None,
     settings: Settings,
     output: Output | None = None,
 ) -> list[PruningResult]:
     """Results for several targets; one is saved, where there is an output for it."""
+    targets = _checked_targets(targets)
+    check_path("work_dir", work_dir)
+    tokenizer = given_tokenizer(tokenizer)
     if settings.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
     if output is not None:
@@ -291,3 +298,13 @@ def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[P
         )
         for target in targets
     ]
+
+
+def _checked_targets(targets: Any) -> list[Target]:
+    """Of a family: one by itself is a family of one."""
+    if isinstance(targets, Target) or not isinstance(targets, Iterable):
+        targets = [targets]
+    found = [checked_target(target) for target in targets]
+    if not found:
+        raise TargetError("`targets` is empty. Pass one target a model: [MACs(0.8), MACs(0.6)].")
+    return found

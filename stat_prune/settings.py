@@ -8,15 +8,27 @@ from typing import Any
 
 import torch
 
+from stat_prune.arguments import (
+    check_number,
+    entries,
+    flag,
+    integer,
+    seed_of,
+    usable_device,
+)
 from stat_prune.blocks import KINDS, Kind
 from stat_prune.budget.objectives import Objective
 from stat_prune.errors import SettingsError
 from stat_prune.masking import MASK_FRACTION
 from stat_prune.methods import NEURON_PEERS, OBJECTIVES, OUTPUT_PEERS, PEERS, Method, method_named
-from stat_prune.targets import Target
+from stat_prune.targets import Target, checked_target
 
 #: Of the products in the statistics; "auto" is float32 but where that is too coarse.
 PRECISIONS = ("auto", "float64", "float32")
+
+
+#: No layer is as wide, and what is computed with it stays within 64 bits.
+_LARGEST_MULTIPLE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -42,24 +54,25 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("num_calibration_samples", "batch_size", "round_to"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingsError(f"`{name}` must be a positive integer, got {value!r}.")
-        fraction = self.mask_fraction
-        if isinstance(fraction, bool) or not isinstance(fraction, int | float):
-            raise SettingsError(f"`mask_fraction` must be a number, got {fraction!r}.")
-        if not 0 <= fraction <= 1:
-            raise SettingsError(f"`mask_fraction` must lie in [0, 1], got {fraction!r}.")
-        if self.passes not in (None, 1, 2):
-            raise SettingsError(f"`passes` must be 1 or 2, got {self.passes!r}.")
-        if self.precision not in PRECISIONS:
+            self._take(name, integer(name, getattr(self, name)))
+        integer("round_to", self.round_to, 1, _LARGEST_MULTIPLE)
+        if self.max_seq_length is not None:
+            self._take("max_seq_length", integer("max_seq_length", self.max_seq_length))
+        if self.passes is not None:
+            self._take("passes", integer("passes", self.passes, 1, 2))
+        self._take("seed", seed_of(self.seed))
+        for name in ("uniform", "remove_blocks", "inplace", "progress"):
+            self._take(name, flag(name, getattr(self, name)))
+        self._take("device", usable_device(self.device))
+        self._take("ignore", entries("ignore", self.ignore))
+        check_number("mask_fraction", self.mask_fraction)
+        if not 0 <= self.mask_fraction <= 1:
+            raise SettingsError(f"`mask_fraction` must lie in [0, 1], got {self.mask_fraction!r}.")
+        self._take("mask_fraction", float(self.mask_fraction))
+        if not isinstance(self.precision, str) or self.precision not in PRECISIONS:
             raise SettingsError(f"`precision` must be one of {PRECISIONS}, got {self.precision!r}.")
-        if isinstance(self.objective, str) and self.objective not in OBJECTIVES:
-            raise SettingsError(
-                f"`objective` must be one of {', '.join(OBJECTIVES)}, or a callable; got "
-                f"{self.objective!r}."
-            )
-        if self.method not in PEERS:
+        self._check_objective()
+        if not isinstance(self.method, str) or self.method not in PEERS:
             method_named(self.method)
         elif self.uniform:
             raise SettingsError(f"method={self.method!r} has no uniform mode; use method='stat'.")
@@ -73,6 +86,19 @@ class Settings:
     def _solves_correction(self) -> bool:
         return self.method not in PEERS and method_named(self.method).corrected
 
+    def _take(self, name: str, value: Any) -> None:
+        """Set an attribute to what was meant by it."""
+        object.__setattr__(self, name, value)
+
+    def _check_objective(self) -> None:
+        named = isinstance(self.objective, str) and self.objective in OBJECTIVES
+        called = callable(self.objective) and not isinstance(self.objective, str)
+        if not (named or called or self.objective is None):
+            raise SettingsError(
+                f"`objective` must be one of {', '.join(OBJECTIVES)}, or a callable; got "
+                f"{self.objective!r}."
+            )
+
     @property
     def reads_output(self) -> bool:
         """Whether the model's output has a say in what is pruned, and not activations alone."""
@@ -83,8 +109,8 @@ class Settings:
 
     @property
     def ignored(self) -> list[int | str]:
-        """`ignore` as a list, of which one entry may be given by itself."""
-        return [self.ignore] if isinstance(self.ignore, int | str) else list(self.ignore)
+        """`ignore` as a list."""
+        return list(self.ignore)
 
     @property
     def first_precision(self) -> str:
@@ -137,8 +163,10 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
     ------
     SettingsError
         If the method ranks heads only, and a target speaks of neurons too.
+    TargetError
+        If a target is none.
     """
-    for target in targets:
+    for target in map(checked_target, targets):
         kinds = target.fractions().keys()
         if settings.ranks_heads_only and kinds != {"heads"} and "neurons" not in settings.ignored:
             value = next(iter(target.fractions().values()))

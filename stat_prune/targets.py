@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 from stat_prune.blocks import KINDS, Block
 from stat_prune.errors import TargetError
@@ -31,8 +33,10 @@ class Target:
                     f"{name} takes a number or a mapping of 'heads' and 'neurons' to numbers, "
                     f"got {dict(self.fraction)!r}."
                 )
+        elif isinstance(self.fraction, Real):
+            object.__setattr__(self, "fraction", _plain(self.fraction))
         for value in self.fractions().values():
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise TargetError(f"{name} takes a number in (0, 1], got {value!r}.")
             if not 0 < value <= 1 or math.isnan(value):
                 raise TargetError(
@@ -79,8 +83,11 @@ class MACs(Target):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seq_length is not None and not self.seq_length > 0:
+        if self.seq_length is None:
+            return
+        if not _is_number(self.seq_length) or not 0 < self.seq_length < math.inf:
             raise TargetError(f"seq_length is a number of tokens, got {self.seq_length!r}.")
+        object.__setattr__(self, "seq_length", _plain(self.seq_length))
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,9 @@ class Latency(Target):
             value = getattr(self, name)
             if name == "seq_length" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise TargetError(f"{name} must be a positive integer, got {value!r}.")
+            object.__setattr__(self, name, int(value))
 
     def _instead(self, value: float) -> str:
         return f"Speedup({value:g})"
@@ -142,13 +150,13 @@ def Speedup(factor: float, *, batch_size: int = 1, seq_length: int | None = None
     batch_size, seq_length
         As for `Latency`.
     """
-    valid = isinstance(factor, int | float) and not isinstance(factor, bool)
+    valid = _is_number(factor)
     if not valid or not 1 <= factor < math.inf:
         raise TargetError(
             f"Speedup takes a number from 1 on, got {factor!r}."
             + (f" Did you mean Latency({factor!r})?" if valid and 0 < factor < 1 else "")
         )
-    return Latency(1 / factor, batch_size=batch_size, seq_length=seq_length)
+    return Latency(1 / float(factor), batch_size=batch_size, seq_length=seq_length)
 
 
 @dataclass(frozen=True)
@@ -159,3 +167,40 @@ class Tolerance(Target):
     consumer's input, with the mean of the channels absorbed where the consumer has a bias.
     A block that no smaller size serves is kept whole.
     """
+
+
+def checked_target(target: Any) -> Target:
+    """The target itself.
+
+    Raises
+    ------
+    TargetError
+        If it is none, with what was probably meant.
+    """
+    if isinstance(target, Target):
+        return target
+    raise TargetError(
+        "`target` says what is kept, and of what: MACs, Parameters, Latency, Speedup or Tolerance; "
+        f"got {target!r}. {_meant(target)}"
+    )
+
+
+def _meant(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"Did you mean MACs({dict(value)!r})?"
+    try:
+        number = float(value) if isinstance(value, str) or _is_number(value) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if 0 < number <= 100:
+        return f"Did you mean MACs({number if number <= 1 else number / 100:g})?"
+    return "Pass, for instance, target=stat_prune.MACs(0.6)."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """A number of Python, as it is; one of numpy as one of Python."""
+    return value if isinstance(value, int | float) else float(value)

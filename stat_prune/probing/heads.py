@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stat_prune.arguments import check_number, flag, integer, seed_of
 from stat_prune.batching import token_mask
 from stat_prune.blocks import Block
 from stat_prune.collectors import Batch
 from stat_prune.errors import DataError, SettingsError
+from stat_prune.model_checks import check_is_model
+from stat_prune.pretrained import given_tokenizer
 from stat_prune.probing.attention import check_reads_one_text, run_with_attention
 from stat_prune.probing.measures import Sums, of_classes, of_weights
 from stat_prune.probing.tokens import TokenClasses
@@ -103,7 +107,7 @@ def head_statistics(
     model: PreTrainedModel,
     dataset: Any,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     token_classes: TokenClasses | None = None,
     num_samples: int = 512,
     max_seq_length: int | None = None,
@@ -125,7 +129,7 @@ def head_statistics(
         Dense or pruned; unchanged when this returns.
     dataset : object
         As for `stat_prune.prune`.
-    tokenizer : PreTrainedTokenizerBase, optional
+    tokenizer : PreTrainedTokenizerBase or path, optional
         The model's own; needed where `dataset` is text, and for statistics of kinds of tokens.
     token_classes : TokenClasses, optional
         Default: those of `tokenizer`, with English function words.
@@ -151,18 +155,25 @@ def head_statistics(
     StatPruneError
         A subclass of it where data, model or threshold cannot be used.
     """
+    check_is_model("model", model)
+    tokenizer = given_tokenizer(tokenizer)
+    _check_threshold(threshold)
+    if max_seq_length is not None:
+        max_seq_length = integer("max_seq_length", max_seq_length)
     calibration = calibration_set_for(
         model,
         dataset,
         tokenizer,
-        num_samples=num_samples,
+        num_samples=integer("num_samples", num_samples),
         max_seq_length=max_seq_length,
-        batch_size=batch_size,
-        seed=seed,
+        batch_size=integer("batch_size", batch_size),
+        seed=seed_of(seed),
     )
     if token_classes is None and tokenizer is not None:
         token_classes = TokenClasses(tokenizer)
-    batches = tqdm(calibration.batches, desc="attention", unit="batch", disable=not progress)
+    batches = tqdm(
+        calibration.batches, desc="attention", unit="batch", disable=not flag("progress", progress)
+    )
     return stream_statistics(model, batches, token_classes, threshold=threshold)
 
 
@@ -180,8 +191,7 @@ def stream_statistics(
     SettingsError
         If `threshold` is not between 0 and 1.
     """
-    if not 0 < threshold < 1:
-        raise SettingsError(f"`threshold` must lie between 0 and 1, got {threshold!r}.")
+    _check_threshold(threshold)
     sums: dict[str, Sums] = defaultdict(Sums)
     num_sequences = num_tokens = 0
     for batch in batches:
@@ -213,6 +223,12 @@ def stream_statistics(
     return HeadStatistics(
         {name: one.means() for name, one in sums.items()}, num_sequences, num_tokens, threshold
     )
+
+
+def _check_threshold(threshold: Any) -> None:
+    check_number("threshold", threshold)
+    if not 0 < threshold < 1:
+        raise SettingsError(f"`threshold` must lie between 0 and 1, got {threshold!r}.")
 
 
 def _classes(ids: Tensor, token_classes: TokenClasses | None) -> Mapping[str, Tensor]:

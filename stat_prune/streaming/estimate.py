@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from stat_prune.accounting import measure
 from stat_prune.architectures import find_blocks
+from stat_prune.arguments import check_path, integer
 from stat_prune.blocks import Block, SeqLength
 from stat_prune.budget.choice import check_reachable
 from stat_prune.errors import LoadError
@@ -32,7 +33,7 @@ from stat_prune.streaming.memory import (
 from stat_prune.streaming.rates import block_seconds, measure_rates
 from stat_prune.streaming.requirements import obstacle, supported_method
 from stat_prune.streaming.weights import empty_model
-from stat_prune.targets import Target, Tolerance
+from stat_prune.targets import Target, Tolerance, checked_target
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,10 @@ def estimate(
         As for `stat_prune.prune_checkpoint`, but for models that can only be pruned in memory.
     """
     chosen = Settings(**settings)
-    recipe = supported_method(chosen, target)
+    recipe = supported_method(chosen, checked_target(target))
+    seq_length = integer("seq_length", seq_length)
+    if not isinstance(model, PreTrainedConfig):
+        check_path("model", model)
     empty = _model_of(model)
     blocks, untouched = without_ignored(
         find_blocks(empty), [*chosen.ignored, *kinds_left_alone(chosen, [target])]
@@ -176,7 +180,7 @@ def _model_of(model: str | os.PathLike[str] | PreTrainedConfig) -> PreTrainedMod
     else:
         try:
             config = AutoConfig.from_pretrained(model)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of every kind, as what is read is anyone's
             raise LoadError(
                 f"{str(model)!r} is neither a folder with config.json nor the name of a model that "
                 f"can be fetched from the Hub: {error}"

@@ -15,10 +15,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from stat_prune.accounting import measure, report_of
+from stat_prune.arguments import check_path, flag
 from stat_prune.budget.choice import check_reachable
 from stat_prune.checkpoint import as_pruned_class, check_output_directory, save_checkpoint
 from stat_prune.errors import LoadError, SaveError
-from stat_prune.pretrained import load_tokenizer
+from stat_prune.pretrained import given_tokenizer, load_tokenizer
 from stat_prune.probes import weights_by_block
 from stat_prune.process_memory import returning_large_blocks, taken_memory
 from stat_prune.reached import check_reached
@@ -36,7 +37,7 @@ from stat_prune.streaming.requirements import check_model, check_space, supporte
 from stat_prune.streaming.walk import Walk
 from stat_prune.streaming.weights import Checkpoint
 from stat_prune.streaming.workspace import Workspace, fingerprint_of, read, write
-from stat_prune.targets import Target
+from stat_prune.targets import Target, checked_target
 
 #: Files of a checkpoint that are fetched from the Hub.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
@@ -67,7 +68,7 @@ def prune_checkpoint(
     *,
     target: Target,
     output_dir: str | os.PathLike[str],
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     resume: bool = False,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -87,7 +88,7 @@ def prune_checkpoint(
         As for `stat_prune.prune`; but no `Latency`, as the model is never whole.
     output_dir : path
         Appears when it is complete.
-    tokenizer : PreTrainedTokenizerBase, optional
+    tokenizer : PreTrainedTokenizerBase or path, optional
         Default: the one in the folder, where there is one.
     resume : bool
         Take up a run that was broken off. Settings, data, model files and versions have to be the
@@ -121,7 +122,12 @@ def prune_checkpoint(
         As for `stat_prune.prune`.
     """
     chosen_settings = Settings(**settings)
-    recipe = supported_method(chosen_settings, target)
+    recipe = supported_method(chosen_settings, checked_target(target))
+    check_path("model", model)
+    check_path("output_dir", output_dir)
+    check_path("work_dir", work_dir)
+    resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
+    given = given_tokenizer(tokenizer)
     output = Path(os.path.realpath(output_dir))
     working = Path(os.path.realpath(work_dir)) if work_dir else Path(f"{output}.working")
     # A run that was killed when all was done, or that is resumed although it has ended.
@@ -134,7 +140,7 @@ def prune_checkpoint(
     checkpoint = Checkpoint(folder, torch.device(chosen_settings.device or "cpu"))
     check_model(checkpoint)
     left_alone = kinds_left_alone(chosen_settings, [target])
-    tokenizer = tokenizer or load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder)) if given is None else given
     check_can_be_saved(checkpoint.model, tokenizer, recorded=not chosen_settings.uniform)
     with opened(checkpoint.model, dataset, tokenizer, chosen_settings, left_alone) as run:
         check_reachable(

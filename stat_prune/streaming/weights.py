@@ -183,9 +183,21 @@ def _empty_model(folder: Path, stored_dtype: Callable[[], torch.dtype]) -> PreTr
 def empty_model(
     config: PreTrainedConfig, model_class: type[PreTrainedModel], dtype: str | torch.dtype
 ) -> PreTrainedModel:
-    """A model whose parameters are on the meta device."""
-    with _parameters_on_meta():
-        model: PreTrainedModel = model_class._from_config(config, dtype=dtype)
+    """A model whose parameters are on the meta device.
+
+    Raises
+    ------
+    LoadError
+        If the config makes none.
+    """
+    try:
+        with _parameters_on_meta():
+            model: PreTrainedModel = model_class._from_config(config, dtype=dtype)
+    except Exception as error:  # of every kind, as each class computes with its fields
+        raise LoadError(
+            f"The config makes no {model_class.__name__} ({type(error).__name__}: {error}). Copy "
+            "or download it again."
+        ) from error
     return model
 
 

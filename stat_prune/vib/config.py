@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from stat_prune.arguments import check_number, flag, integer
 from stat_prune.errors import SettingsError
 
 Mode = Literal["full", "fast", "masks"]
@@ -101,7 +102,8 @@ class VIBConfig:
 
     def __post_init__(self) -> None:
         if self.layer_map is not None:  # JSON has lists
-            object.__setattr__(self, "layer_map", tuple((a, b) for a, b in self.layer_map))
+            object.__setattr__(self, "layer_map", _pairs("layer_map", self.layer_map))
+        self._check_kinds()
         self._check_counts()
         for name in ("data_fraction", "target_warmup"):
             if not 0 < getattr(self, name) <= 1:
@@ -115,7 +117,7 @@ class VIBConfig:
                 raise SettingsError(f"`{name}` must not be negative, got {weight!r}.")
         if self.task_weight == self.logit_weight == self.hidden_weight == 0:
             raise SettingsError("All weights of the loss are 0. Give the model something to learn.")
-        if self.folding not in get_args(Folding):
+        if not isinstance(self.folding, str) or self.folding not in get_args(Folding):
             raise SettingsError(
                 f"`folding` must be one of {', '.join(get_args(Folding))}, got {self.folding!r}."
             )
@@ -125,12 +127,20 @@ class VIBConfig:
                 "Pass train_weights=False, or folding='corrected-means'."
             )
 
+    def _check_kinds(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool":
+                flag(field.name, value)
+            elif field.type == "float" or (field.type == "float | None" and value is not None):
+                check_number(field.name, value)
+
     def _check_counts(self) -> None:
         for name in ("batch_size", "least_mask_steps", "correction_samples", "save_steps"):
-            _check_integer(name, getattr(self, name), 1)
+            integer(name, getattr(self, name), 1)
         for name, least in (("mask_steps", 1), ("finetune_steps", 0)):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), least)
+                integer(name, getattr(self, name), least)
         for name in ("mask_epochs", "finetune_epochs"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
@@ -170,18 +180,24 @@ class VIBConfig:
         Raises
         ------
         SettingsError
-            If a field is unknown.
+            If a field is unknown, or has a value that it cannot have.
         """
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise SettingsError(f"A VIBConfig is an object in JSON, got {text[:80]!r}.")
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise SettingsError(f"VIBConfig has no field {', '.join(sorted(unknown))}.")
         return cls(**values)
 
 
-def _check_integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SettingsError(f"`{name}` must be an integer from {least} on, got {value!r}.")
+def _pairs(name: str, value: Any) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple((integer(name, a, 0), integer(name, b, 0)) for a, b in value)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"`{name}` must be pairs of layers, the student's and the teacher's, got {value!r}."
+        ) from error
 
 
 _FULL = VIBConfig()
@@ -204,7 +220,7 @@ def config_named(mode: str | VIBConfig) -> VIBConfig:
     """
     if isinstance(mode, VIBConfig):
         return mode
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise SettingsError(
             f"Unknown mode {mode!r}. Known: {', '.join(MODES)}, or a stat_prune.vib.VIBConfig(...)."
         )

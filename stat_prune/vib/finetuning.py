@@ -13,12 +13,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stat_prune.arguments import check_number, check_path, flag
 from stat_prune.errors import SettingsError, TargetError
+from stat_prune.model_checks import check_is_model
 from stat_prune.peers.requirements import check_single_fraction
+from stat_prune.pretrained import given_tokenizer
 from stat_prune.result import PruningResult
 from stat_prune.run import Run, starting
 from stat_prune.settings import Settings
-from stat_prune.targets import Latency, Target
+from stat_prune.targets import Latency, Target, checked_target
 from stat_prune.vib.config import VIBConfig, config_named
 from stat_prune.vib.data import predicts_next_tokens
 from stat_prune.vib.distillation import check_teacher
@@ -33,7 +36,7 @@ def vib_finetune(
     target: Target,
     mode: str | VIBConfig = "full",
     teacher: PreTrainedModel | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     labels: bool | None = None,
     gradual: Sequence[float] = (),
     hidden: float | None = None,
@@ -72,7 +75,7 @@ def vib_finetune(
     teacher : PreTrainedModel, optional
         Whose outputs and hidden states are matched. Default: `model`; after `prune`, pass the dense
         model.
-    tokenizer : PreTrainedTokenizerBase, optional
+    tokenizer : PreTrainedTokenizerBase or path, optional
         The model's own; needed where `train_dataset` is text, and saved with the result.
     labels : bool, optional
         Whether a task loss counts beside the teacher. Default: where all examples have labels.
@@ -121,6 +124,11 @@ def vib_finetune(
     .. [3] Xia, Zhong and Chen, "Structured Pruning Learns Compact and Accurate Models", ACL 2022.
     """
     config = config_named(mode).resolved(language_model=predicts_next_tokens(model))
+    tokenizer, resume = given_tokenizer(tokenizer), flag("resume", resume)
+    labels = None if labels is None else flag("labels", labels)
+    check_path("output_dir", output_dir)
+    if teacher is not None:
+        check_is_model("teacher", teacher)
     fractions = _fractions(target, gradual, hidden, output_dir)
     settings = Settings(
         num_calibration_samples=config.num_examples,
@@ -128,7 +136,7 @@ def vib_finetune(
         batch_size=config.batch_size,
         seed=seed,
         device=device,
-        ignore=ignore if isinstance(ignore, int | str) else list(ignore),
+        ignore=ignore,
         progress=progress,
     )
     with starting(model, train_dataset, tokenizer, settings) as run, _teaching(run, teacher) as one:
@@ -141,9 +149,13 @@ def vib_finetune(
 def _fractions(
     target: Target, gradual: Sequence[float], hidden: float | None, output_dir: Any
 ) -> list[float]:
+    checked_target(target)
     if isinstance(target, Latency):
         raise TargetError(f"vib_finetune takes MACs or Parameters, got {target!r}.")
     check_single_fraction(target, "vib")
+    gradual = _numbers("gradual", gradual)
+    if hidden is not None:
+        _numbers("hidden", [hidden])
     fractions = [*gradual, target.fractions()["all"]]
     if any(not 0 < after < before <= 1 for before, after in pairwise(fractions)):
         raise TargetError(
@@ -160,6 +172,14 @@ def _fractions(
             "pip install 'stat-prune[vib]'."
         )
     return fractions
+
+
+def _numbers(name: str, values: Any) -> list[float]:
+    """Numbers, of which one may be given by itself."""
+    found = list(values) if isinstance(values, Iterable) else [values]
+    for value in found:
+        check_number(name, value)
+    return found
 
 
 @contextmanager
