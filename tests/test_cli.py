@@ -356,7 +356,7 @@ def test_export_writes_a_file_and_says_what_it_added(run, tmp_path):
     [
         (("prune", "no-such-folder", "-d", "{texts}", "--macs", "0.5", "-o", "{new}"), "no-such-"),
         (("prune", "{model}", "-d", "{texts}", "--macs", "60", "-o", "{new}"), "MACs(0.6)"),
-        (("prune", "{model}", "-d", "{texts}", "--macs", "0.5", "-o", "{model}"), "exists"),
+        (("prune", "{model}", "-d", "{texts}", "--macs", "0.5", "-o", "{model}"), "would be lost"),
         (("inspect", "{model}"), "no record of pruning"),
         (("export", "{model}", "--to", "gguf", "-o", "{new}"), "uniform=True"),
     ],
@@ -380,6 +380,122 @@ def test_errors_are_one_line_on_stderr_and_exit_code_one(
     assert message in line
     assert done.stdout == ""
     assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory, classifier) -> dict[str, object]:
+    """Places where something is wrong."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "file").write_text("text")
+    (folder / "latin.txt").write_bytes("caf\xe9".encode("latin1"))
+    (folder / "list.json").write_text("[1]")
+    (folder / "latin.json").write_bytes(b"\xff\xfe\xff")
+    (folder / "sst2").mkdir()
+    (folder / "sst2" / "dev.tsv").write_bytes(b"sentence\tlabel\ncaf\xe9\t1\n")
+    for name, file, content in (
+        ("config", "config.json", b"[1, 2]"),
+        ("encoding", "config.json", b"\xff\xfe{"),
+        ("tokens", "tokenizer.json", b'{"a": 1}'),
+        ("weights", "model.safetensors", b"junk"),
+    ):
+        shutil.copytree(classifier, folder / name)
+        (folder / name / file).write_bytes(content)
+    config = json.loads((classifier / "config.json").read_text()) | {"hidden_size": "wide"}
+    shutil.copytree(classifier, folder / "field")
+    (folder / "field" / "config.json").write_text(json.dumps(config))
+    shutil.copytree(classifier, folder / "headless")
+    tiny_bert().save_pretrained(folder / "headless")
+    (folder / "mrpc").mkdir()
+    (folder / "mrpc" / "dev.tsv").write_text("#1 String\t#2 String\tQuality\na cat\ta dog\t1\n")
+    return {"here": folder, "model": classifier, "long": "n" * 5000}
+
+
+PRUNE = ("prune", "{model}", "-d", "{here}/latin.txt", "--macs", "0.5", "-o", "{here}/new")
+TUNE = ("finetune", "{model}", "-d", "{here}/file", "--macs", "0.5", "-o", "{here}/run")
+SCORE = ("evaluate", "{model}", "--task", "sst2", "--data", "{here}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*PRUNE, "--device", "foo"), "device='foo' cannot be used here"),
+        ((*PRUNE, "--device", "cuda:99"), "This machine has 'cpu'"),
+        ((*PRUNE, "--device", "foo", "--layer-at-a-time"), "device='foo'"),
+        ((*PRUNE[:1], "{long}", *PRUNE[2:]), "neither a folder"),
+        ((*PRUNE[:1], "{here}/file", *PRUNE[2:]), "neither a folder"),
+        ((*PRUNE[:1], "{here}/config", *PRUNE[2:]), "cannot be loaded"),
+        ((*PRUNE[:1], "{here}/encoding", *PRUNE[2:]), "cannot be loaded"),
+        ((*PRUNE[:1], "{here}/tokens", *PRUNE[2:]), "cannot be loaded"),
+        ((*PRUNE[:1], "{here}/weights", *PRUNE[2:]), "damaged"),
+        ((*PRUNE[:1], "{here}/field", *PRUNE[2:]), "cannot be loaded"),
+        (PRUNE, "no text in UTF-8"),
+        ((*PRUNE, "--round-to", "99999999999999999999"), "`round_to` must be an integer from 1"),
+        ((*PRUNE[:3], "{model}", *PRUNE[4:]), "that of a model, not of examples"),
+        ((*PRUNE[:3], "{long}", *PRUNE[4:]), "neither a local path"),
+        ((*PRUNE, "--macs", "nan"), "must lie in (0, 1]"),
+        ((*PRUNE, "--ignore", "²"), "ignore='²' matches no block"),
+        ((*TUNE, "--device", "foo"), "device='foo' cannot be used here"),
+        ((*TUNE, "--teacher", "{long}"), "neither a folder"),
+        ((*TUNE, "--config", "{here}/list.json"), "an object in JSON"),
+        ((*TUNE, "--config", "{here}/latin.json"), "no settings in JSON"),
+        ((*TUNE, "--gradual", "nan"), "`gradual` must be a number"),
+        (SCORE, "no text in UTF-8"),
+        (("evaluate", "{here}/headless", "--task", "mrpc", "--data", "{here}"), "has no logits"),
+        (
+            ("evaluate", "{model}", "--task", "perplexity", "--data", "{here}/file"),
+            "that of causal language models",
+        ),
+        ((*SCORE, "--device", "foo"), "device='foo' cannot be used here"),
+        ((*SCORE[:-1], "{long}"), "no readable file"),
+        (("evaluate", "{model}", "--task", "squad", "--data", "{long}"), "no readable file"),
+        (("plan", "{model}", "--macs", "0.5", "--device", "foo"), "device='foo' cannot be used"),
+        (("plan", "{long}", "--macs", "0.5"), "neither a folder"),
+        (("plan", "{here}/config", "--macs", "0.5"), "neither a folder"),
+        (("inspect", "{long}"), "no record of pruning"),
+        (("inspect", "{here}/file"), "no record of pruning"),
+    ],
+)
+def test_a_slip_is_one_line_that_names_it_and_never_a_traceback(arguments, message, odd, run):
+    done = run(*(argument.format(**odd) for argument in arguments))
+
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("stat-prune: error: ")
+    assert message in line
+    assert len(line) < 2000
+
+
+@pytest.mark.parametrize("command", ["prune", "finetune", "demo"])
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "x"])
+def test_a_seed_that_is_none_is_wrong_usage(command, seed, run):
+    needed = () if command == "demo" else ("m", "-d", "t", "--macs", "1", "-o", "o")
+    done = run(command, *needed, "--seed", seed)
+
+    assert done.returncode == 2
+    assert "Invalid value for '--seed'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_of_the_system_is_one_line(monkeypatch, run, pruned):
+    def full(*_arguments: object, **_settings: object) -> None:
+        raise OSError(28, "No space left on device", "out/model.safetensors")
+
+    monkeypatch.setattr(sys.modules["stat_prune.cli.inspect"], "print_json", full)
+    done = run("inspect", pruned[0], "--json")
+
+    assert done.returncode == 1
+    assert done.stderr == ("stat-prune: error: No space left on device: out/model.safetensors.\n")
+
+
+def test_too_little_memory_says_what_takes_less(monkeypatch, run, pruned):
+    def large(*_arguments: object, **_settings: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(sys.modules["stat_prune.cli.inspect"], "print_json", large)
+    done = run("inspect", pruned[0], "--json")
+
+    assert done.returncode == 1
+    assert "--batch-size" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,6 +22,9 @@ from stat_prune.cli.interrupts import Interrupted, interruptible
 from stat_prune.cli.plan import plan
 from stat_prune.cli.prune import prune
 from stat_prune.errors import StatPruneError
+
+#: Of an error's line; a path is shorter.
+LONGEST_WORD = 1000
 
 app = typer.Typer(
     name="stat-prune",
@@ -44,11 +47,26 @@ def main() -> None:
     try:
         app()
     except StatPruneError as error:
-        typer.echo(f"stat-prune: error: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
+        _fail(str(error))
     except (Interrupted, KeyboardInterrupt) as interrupt:
         typer.echo(f"stat-prune: interrupted. {interrupt}".rstrip(), err=True)
         sys.exit(130)
+    except OSError as error:  # of the system: a full disk, a name that is too long
+        _fail(f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}.")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        _fail(
+            f"There is not enough memory ({error or 'of this machine'}). A smaller --batch-size or "
+            "--max-seq-length takes less, and `stat-prune prune --layer-at-a-time` the least."
+        )
+
+
+def _fail(message: str) -> NoReturn:
+    # a text that was taken for a name is not shown whole
+    words = (f"{word[:80]}..." if len(word) > LONGEST_WORD else word for word in message.split())
+    typer.echo(f"stat-prune: error: {' '.join(words)}", err=True)
+    sys.exit(1)
 
 
 def _print_version(wanted: bool) -> None:

@@ -51,8 +51,11 @@ def evaluate(
       stat-prune evaluate out --task squad --data dev-v2.0.json --limit 1000
       stat-prune evaluate out --task perplexity --data stories.jsonl --limit 200
     """
+    if task == PERPLEXITY and data is None:
+        raise typer.BadParameter("perplexity needs texts: pass --data", param_hint="--data")
     import torch
 
+    from stat_prune.arguments import usable_device
     from stat_prune.evaluation import (
         evaluate_glue,
         evaluate_squad,
@@ -62,16 +65,15 @@ def evaluate(
     )
     from stat_prune.pretrained import load_pretrained, load_tokenizer
 
+    where = usable_device(device) or "cpu"
     network = load_pretrained(model)
-    torch.nn.Module.to(network, device or "cpu", torch.float32)
+    torch.nn.Module.to(network, where, torch.float32)
     tokenizer = load_tokenizer(model)
     if tokenizer is None:
         raise LoadError(f"{model!r} has no tokenizer, which evaluation needs.")
     scores: dict[str, Any]
     if task == PERPLEXITY:
-        if data is None:
-            raise typer.BadParameter("perplexity needs texts: pass --data", param_hint="--data")
-        texts = _texts(data, limit)
+        texts = _texts(data or "", limit)
         scores = perplexity(
             network, tokenizer, texts, context_length=context_length, batch_size=batch_size
         )
@@ -97,7 +99,14 @@ def evaluate(
 def _texts(data: str, limit: int | None) -> list[str]:
     from stat_prune.examples import iterate_examples
 
-    texts = [text for text in iterate_examples(data, seed=0) if isinstance(text, str)]
+    texts = []
+    for example in iterate_examples(data, seed=0):
+        if not isinstance(example, str):
+            raise DataError(
+                f"Perplexity is that of single texts, but {data} holds {str(example)[:80]!r}. Put "
+                "each text as one string into a column 'text'."
+            )
+        texts.append(example)
     if not texts:
         raise DataError(f"{data} holds no texts to measure perplexity on.")
     return texts[:limit]

@@ -156,6 +156,7 @@ def finetune(
     """
     _check_usage(dataset, task, macs, parameters, mode, config, seq_length)
 
+    from stat_prune.arguments import usable_device
     from stat_prune.pretrained import load_tokenizer
     from stat_prune.targets import MACs, Parameters
     from stat_prune.vib import vib_finetune
@@ -165,13 +166,15 @@ def finetune(
         target: MACs | Parameters = MACs(macs, seq_length=length)
     else:
         target = Parameters(parameters or 0.0)
+    usable_device(device)  # before the model is read
+    settings = mode or "full" if config is None else _config_in(config)
     student = _in_float32(model)
     with resumable(output, "Nothing was saved."):
         result = vib_finetune(
             student,
             _examples(student, task, dataset),
             target=target,
-            mode=mode or "full" if config is None else _config_in(config),
+            mode=settings,
             teacher=None if teacher is None else _in_float32(teacher),
             tokenizer=load_tokenizer(model),
             labels=labels,

@@ -32,7 +32,7 @@ def inspect(
         return
     Console().print(report.table())
     for row in report.blocks:
-        if row.kind == "heads" and row.kept < row.total:
+        if row.kind == "heads" and row.kept < row.total and row.name in plan:
             removed = sorted(set(range(row.total)) - set(plan[row.name]))
             typer.echo(f"{row.name} without {', '.join(map(str, removed))}")
     for name, value in (report.settings | report.versions).items():
@@ -43,11 +43,13 @@ def _read_record(folder: Path) -> tuple[PruningReport, dict[str, list[int]]]:
     try:
         report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
         plan = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
-        return PruningReport.from_dict(report), plan
+        found = PruningReport.from_dict(report)
+        kept = {name: [int(unit) for unit in units] for name, units in plan.items()}
+        return found, kept
     except OSError as error:
         raise LoadError(
             f"{folder} holds no record of pruning ({error.strerror}: {error.filename}). "
             "Pass a folder that stat-prune wrote."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(f"The record of pruning in {folder} is damaged: {error!r}.") from error

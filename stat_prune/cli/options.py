@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random choice.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once; changes no result.")]
 Ignore = Annotated[
     list[str] | None,
@@ -57,7 +58,7 @@ def file_of(*suffixes: str) -> Callable[[Path | None], Path | None]:
 
 def block_patterns(ignore: Iterable[str] | None) -> list[int | str]:
     """What to leave alone; layers are told by their numbers."""
-    return [int(name) if name.isdigit() else name for name in ignore or ()]
+    return [int(name) if re.fullmatch("-?[0-9]+", name) else name for name in ignore or ()]
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -40,8 +40,9 @@ def prune(
         typer.Option(
             "--dataset",
             "-d",
-            help="Unlabelled examples: a .txt file (one a line), .jsonl, .csv or .tsv; a dataset "
-            "folder; or a name on the Hub, with its configuration after a slash (glue/sst2).",
+            help="Unlabelled examples: a .txt file (one a line), .jsonl, .csv, .tsv, .parquet or "
+            ".arrow; a dataset folder; or a name on the Hub, with its configuration after a slash "
+            "(glue/sst2).",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned model.")],
@@ -198,8 +199,10 @@ def prune(
     target = _target(macs, parameters, tolerance, speedup, seq_length, latency_batch)
 
     from stat_prune import distributed, pruning, streaming
+    from stat_prune.arguments import usable_device
     from stat_prune.pretrained import load_pretrained, load_tokenizer
 
+    usable_device(device)  # before the model is read
     if plot is not None or report is not None:
         import_module("stat_prune.plotting")  # says so now where matplotlib is missing
 

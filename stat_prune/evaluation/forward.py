@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.calibration import DEFAULT_MAX_TEXT_LENGTH
 from stat_prune.collectors import evaluating, model_inputs
 from stat_prune.dispatched import input_device
+from stat_prune.errors import DataError, ModelError
 
 Text = str | tuple[str, str]
 
@@ -44,7 +45,7 @@ def forward_texts(
     Tensor of shape (n_texts, ...), on the CPU
     """
     if not texts:
-        raise ValueError("There is nothing to evaluate: the list of texts is empty.")
+        raise DataError("There is nothing to evaluate: the list of texts is empty.")
     limit = max_seq_length or min(tokenizer.model_max_length, DEFAULT_MAX_TEXT_LENGTH)
     pairs = [(text, None) if isinstance(text, str) else text for text in texts]
     rows = [tokenizer(*pair, truncation=True, max_length=limit) for pair in pairs]
@@ -60,3 +61,20 @@ def forward_texts(
             for index, row in zip(chosen, output, strict=True):
                 results[index] = row
     return torch.stack(results)
+
+
+def entry_of(output: Any, name: str, model: PreTrainedModel) -> Tensor:
+    """What a model's output holds under a name.
+
+    Raises
+    ------
+    ModelError
+        If it holds no such thing: the model has another head, or none.
+    """
+    found = getattr(output, name, None)
+    if not isinstance(found, Tensor):
+        raise ModelError(
+            f"The output of {type(model).__name__} has no {name}, from which the task is scored. "
+            "Load the model with the head of the task."
+        )
+    return found

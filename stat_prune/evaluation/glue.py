@@ -19,7 +19,7 @@ import numpy as np
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.errors import DataError
-from stat_prune.evaluation.forward import Text, forward_texts
+from stat_prune.evaluation.forward import Text, entry_of, forward_texts
 from stat_prune.evaluation.hub import hub_rows
 from stat_prune.evaluation.sampling import evenly_spaced
 from stat_prune.glue_tasks import GLUE_TASKS, GlueTask
@@ -171,7 +171,7 @@ def evaluate_glue(
         model,
         tokenizer,
         data.texts,
-        read=lambda output, _batch: output.logits.float(),
+        read=lambda output, _batch: entry_of(output, "logits", model).float(),
         batch_size=batch_size,
         max_seq_length=max_seq_length,
     ).numpy()

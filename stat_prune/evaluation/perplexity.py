@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.collectors import evaluating, model_inputs
 from stat_prune.dispatched import input_device
-from stat_prune.errors import DataError
+from stat_prune.errors import DataError, ModelError, SettingsError
+from stat_prune.evaluation.forward import entry_of
 
 IGNORED = -100
 Mode = Literal["documents", "blocks", "sliding"]
@@ -81,7 +82,7 @@ def perplexity(
     if context_length is None:
         context_length = min(getattr(model.config, "max_position_embeddings", 2048), 2048)
     if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
+        raise SettingsError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
     protocol: dict[str, Any] = {"context_length": context_length, "mode": mode}
     if mode == "sliding":
         protocol["stride"] = _checked_stride(stride, context_length)
@@ -161,7 +162,14 @@ def _token_losses(model: PreTrainedModel, pieces: Sequence[Piece]) -> Tensor:
         "input_ids": pad_sequence(rows, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
     }
-    logits = model(**model_inputs(model, batch, input_device(model))).logits[:, :-1].flatten(0, 1)
+    output = model(**model_inputs(model, batch, input_device(model)))
+    logits = entry_of(output, "logits", model)
+    if logits.shape[:2] != batch["input_ids"].shape:
+        raise ModelError(
+            f"{type(model).__name__} gives logits of shape {tuple(logits.shape[1:])} a text, not "
+            "one row a token. Perplexity is that of causal language models."
+        )
+    logits = logits[:, :-1].flatten(0, 1)
     targets = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
     for row, piece in enumerate(pieces):
         targets[row, : piece.first] = IGNORED
