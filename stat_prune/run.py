@@ -26,7 +26,7 @@ from stat_prune.completion import Completion
 from stat_prune.config_checks import of_sizes_that_configs_say
 from stat_prune.dispatched import input_device, is_dispatched, stored_tensors
 from stat_prune.distributed import check_same, num_processes, rank, together
-from stat_prune.errors import CalibrationWarning, TargetError
+from stat_prune.errors import CalibrationWarning, ModelError, TargetError
 from stat_prune.ignoring import without_ignored
 from stat_prune.input_rows import TOKENS_OF
 from stat_prune.masking import masking_for
@@ -306,6 +306,11 @@ def opened(
         Before any work, if model or data cannot be used.
     """
     found = find_blocks(model)
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no layers to prune: its config says 0. Pass a model with "
+            "the transformer itself."
+        )
     check_weights_of_their_own(model, found)
     if settings.reads_output and not _leaves_out_head(settings):
         check_one_text_at_a_time(model)

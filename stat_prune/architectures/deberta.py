@@ -13,15 +13,16 @@ def _position_macs(config: Any) -> tuple[float, float]:
     of all relative positions once, and multiplies every token's query (content to position) and key
     (position to content) with each of them.
     """
-    if not config.relative_attention:
+    # Fields that a config may lack are what transformers then takes them for.
+    if not getattr(config, "relative_attention", False):
         return 0.0, 0.0
-    kinds = sum(kind in (config.pos_att_type or ()) for kind in ("c2p", "p2c"))
-    span = config.position_buckets
+    kinds = sum(kind in (getattr(config, "pos_att_type", None) or ()) for kind in ("c2p", "p2c"))
+    span = getattr(config, "position_buckets", -1)
     if span < 1:
-        span = config.max_relative_positions
+        span = getattr(config, "max_relative_positions", -1)
     if span < 1:
         span = config.max_position_embeddings
-    projections = 2 if config.share_att_key else kinds
+    projections = 2 if getattr(config, "share_att_key", False) else kinds
     return 2.0 * span * projections * config.hidden_size, 2.0 * span * kinds
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from families import FAMILIES, Family, output
 from test_models import assert_untouched
+from tiny_models import tiny_bert, tiny_llama
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -181,6 +182,58 @@ def test_tokens_are_compared_with_the_channels_of_the_stack_that_reads_them(prun
         CalibrationWarning, match=r"20 tokens \(decoder_attention_mask\), fewer than"
     ):
         prune(model, MACs(0.6), dataset=rows)
+
+
+@pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
+def test_a_model_without_layers_is_refused(build, prune):
+    with pytest.raises(ModelError, match="has no layers to prune"):
+        prune(build(num_hidden_layers=0), MACs(0.5))
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["share_att_key", "pos_att_type", "position_buckets", "max_relative_positions"],
+)
+def test_a_deberta_whose_config_lacks_what_transformers_does_without_is_pruned(missing, prune):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "intermediate_size": 48}
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": True}
+    config = transformers.DebertaV2Config(**sizes, **relative, position_buckets=16)
+    if missing == "pos_att_type":  # nothing but keys and queries
+        config.pos_att_type = []
+    else:
+        delattr(config, missing)
+    report = prune(transformers.DebertaV2Model(config).eval(), MACs(0.6)).report
+    assert report.after.block_macs <= 0.6 * report.before.block_macs * (1 + 1e-9)
+
+
+DEGENERATE = {
+    "all alike": [{"input_ids": torch.arange(4, 13)}] * 40,
+    "single tokens": [{"input_ids": torch.tensor([3 + i % 30])} for i in range(40)],
+    "one token": [{"input_ids": torch.tensor([5])}] * 40,
+}
+
+
+@pytest.mark.parametrize("data", DEGENERATE)
+@pytest.mark.parametrize("method", ["stat", "id-unweighted", "flap", "stat-paper", "obs"])
+@pytest.mark.filterwarnings("ignore::stat_prune.linalg.NumericalWarning")
+@pytest.mark.filterwarnings("ignore::stat_prune.errors.CalibrationWarning")
+def test_examples_that_are_all_alike_or_of_one_token_give_a_sound_model(data, method, prune):
+    model = BERT.build("ForSequenceClassification")
+    result = prune(model, MACs(0.6), dataset=DEGENERATE[data], method=method)
+    assert all(bool(torch.isfinite(weight).all()) for weight in result.model.parameters())
+    assert 0.5 < result.report.after.block_macs / result.report.before.block_macs <= 0.6001
+
+
+def test_a_model_in_training_mode_is_measured_as_in_evaluation_and_stays_in_it(prune):
+    model = BERT.build("ForSequenceClassification")
+    assert model.config.hidden_dropout_prob > 0
+    expected = prune(model, MACs(0.6))
+    found = prune(model.train(), MACs(0.6))
+    assert model.training and found.model.training
+    assert found.plan == expected.plan
+    for name, weight in expected.model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], weight)
 
 
 class Int8Linear(nn.Linear):
