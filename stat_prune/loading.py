@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from stat_prune import modeling_stat_prune
 from stat_prune.errors import LoadError
+from stat_prune.loading_checks import check_complete, check_layers
+from stat_prune.weight_files import keys_in, weight_files
 
 
 def load(
@@ -45,21 +49,29 @@ def load(
     Raises
     ------
     LoadError
-        If the folder is missing, damaged, or of a class or format that is not known.
+        If the folder is missing, damaged, or of a class or format that is not known; if it lacks a
+        weight of the model, or has some that the model has no place for; if the weights are
+        pickled.
     """
+    files = weight_files(Path(directory))
+    check_layers(Path(directory), {key for file in files for key in keys_in(file)})
+    config, model_class = saved_class(directory, auto_class)
     try:
-        config, model_class = saved_class(directory, auto_class)
-        model = model_class.from_pretrained(
-            directory, config=config, dtype=dtype, local_files_only=True
+        model, found = model_class.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except LoadError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise LoadError(f"{str(directory)!r} cannot be loaded: {error}") from error
     except SafetensorError as error:
         raise LoadError(
             f"The weights in {str(directory)!r} are damaged: {error}. Save the model again."
         ) from error
+    except Exception as error:  # each model class has checks of its own
+        raise LoadError(f"{str(directory)!r} cannot be loaded: {error}") from error
+    check_complete(model, found, directory, new_head=auto_class is not None)
     modeling_stat_prune.align_weights(model)
     return model if device is None else model.to(device)
 
@@ -78,8 +90,10 @@ def saved_class(
         raise LoadError(f"{str(directory)!r} is not a folder. Pass the folder that was saved.")
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # of every kind, as each config checks its own fields
-        raise LoadError(f"{str(directory)!r} cannot be loaded: {error}") from error
+    except Exception as error:  # each config class has checks of its own
+        raise LoadError(
+            f"{str(directory)!r} cannot be loaded: its config.json: {error}. Save the model again."
+        ) from error
     return config, class_of(config, auto_class)
 
 
@@ -93,7 +107,7 @@ def class_of(config: transformers.PreTrainedConfig, auto_class: type | str | Non
     """
     name = _model_class_name(config, auto_class)
     model_class = modeling_stat_prune.stock_class(name, type(config))
-    if model_class is None:
+    if not inspect.isclass(model_class) or not issubclass(model_class, PreTrainedModel):
         raise LoadError(
             f"The config is of the class {name}, which transformers does not know. "
             "Register it first (AutoConfig.register, AutoModel.register)."
@@ -105,9 +119,10 @@ def class_of(config: transformers.PreTrainedConfig, auto_class: type | str | Non
 
 def _model_class_name(config: transformers.PreTrainedConfig, auto_class: type | str | None) -> str:
     if auto_class is None:
-        if not config.architectures:
+        names = config.architectures
+        if not isinstance(names, list) or not names or not isinstance(names[0], str):
             raise LoadError("config.json names no architecture; pass auto_class=.")
-        return config.architectures[0]
+        return names[0]
     known = modeling_stat_prune.auto_classes(type(config))
     name = auto_class if isinstance(auto_class, str) else auto_class.__name__
     if name not in known:

@@ -287,7 +287,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(LoadError, match="nowhere.*not a folder"):
         stat_prune.load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LoadError, match="empty.*cannot be loaded"):
+    with pytest.raises(LoadError, match="empty.*has neither model.safetensors nor"):
         stat_prune.load(tmp_path / "empty")
     save_checkpoint(tmp_path / "out", model=pruned("BertModel"))
     with pytest.raises(LoadError, match="AutoModelForVision.*'bert'.*AutoModelForMaskedLM"):

@@ -1,14 +1,12 @@
-"""The safetensors files of a checkpoint, and which weight of the model each part of them is."""
+"""Which weight of a model each part of a checkpoint's safetensors files is."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -18,9 +16,9 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from stat_prune.errors import LoadError, ModelError
+from stat_prune.weight_files import read_weight
 
 
 @dataclass(frozen=True)
@@ -108,53 +106,3 @@ def _tied(model: nn.Module) -> list[list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return [group for group in names.values() if len(group) > 1]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, all of them there."""
-    if not folder.is_dir():
-        raise LoadError(f"{str(folder)!r} is not a folder. Pass the folder of a checkpoint.")
-    single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        raise LoadError(
-            f"{str(folder)!r} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}. Save "
-            "the model with save_pretrained, which writes safetensors."
-        )
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise _damaged(index, error) from error
-    files = [folder / name for name in names]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise LoadError(
-            f"{str(folder)!r} lacks {len(missing)} of the {len(files)} shards that its index "
-            f"names, such as {missing[0]}. Download or copy the checkpoint again."
-        )
-    return files
-
-
-def keys_in(file: Path) -> list[str]:
-    """Names in a safetensors file, whose length is checked against its header."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
-    except (OSError, SafetensorError) as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, error: Exception) -> LoadError:
-    return LoadError(
-        f"{str(file)!r} is damaged or cannot be read: {error}. Download or copy the file again."
-    )
-
-
-def read_weight(file: Path, key: str) -> Tensor:
-    """A tensor in memory of its own: pages of the file are counted while it is mapped."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.get_tensor(key).clone()
-    except (OSError, SafetensorError) as error:
-        raise _damaged(file, error) from error

@@ -18,7 +18,8 @@ from stat_prune.architectures import token_embeddings, transformer_layers
 from stat_prune.errors import LoadError
 from stat_prune.loading import saved_class
 from stat_prune.model_checks import check_weights_are_finite
-from stat_prune.streaming.files import Source, keys_in, read_weight, sources_of, weight_files
+from stat_prune.streaming.files import Source, sources_of
+from stat_prune.weight_files import keys_in, read_weight, weight_files
 
 
 class Checkpoint:
