@@ -37,6 +37,7 @@ from stat_prune.model_checks import (
     check_weights_are_finite,
     check_weights_of_their_own,
 )
+from stat_prune.one_run import only_run
 from stat_prune.ordinary_tensors import outside_inference_mode
 from stat_prune.settings import Settings
 from stat_prune.targets import Latency, Target
@@ -277,6 +278,7 @@ def starting(
     module: nn.Module = model
     home = None if is_dispatched(model) else next(module.parameters()).device
     with (
+        only_run(model),
         outside_inference_mode(model),
         opened(model, dataset, tokenizer, settings, left_alone) as run,
     ):

@@ -20,7 +20,7 @@ _LOCK_FILE = "lock.json"
 
 
 class Lock:
-    """Held until it is released, or its process ends, however it ends.
+    """Held until it is closed, or its process ends, however it ends.
 
     The system's own lock on a file: nothing is left of that of a process that was killed.
 
@@ -53,10 +53,10 @@ class Lock:
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, json.dumps(own).encode())
         except BaseException:
-            self.release()
+            self.close()
             raise
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Let others in; done twice, it does nothing."""
         if self._descriptor is not None:
             os.close(self._descriptor)

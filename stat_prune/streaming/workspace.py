@@ -87,7 +87,7 @@ class Workspace:
     def close(self) -> None:
         """Let other runs use the folder."""
         if self._lock is not None:
-            self._lock.release()
+            self._lock.close()
             self._lock = None
 
     def done(self, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +18,11 @@ from stat_prune.errors import SettingsError, TargetError
 from stat_prune.model_checks import check_is_model
 from stat_prune.peers.requirements import check_single_fraction
 from stat_prune.pretrained import given_tokenizer
+from stat_prune.rehearsal import check_can_be_saved
 from stat_prune.result import PruningResult
 from stat_prune.run import Run, starting
 from stat_prune.settings import Settings
+from stat_prune.streaming.lock import Lock
 from stat_prune.targets import Latency, Target, checked_target
 from stat_prune.vib.config import VIBConfig, config_named
 from stat_prune.vib.data import predicts_next_tokens
@@ -139,11 +141,16 @@ def vib_finetune(
         ignore=ignore,
         progress=progress,
     )
+    if output_dir is not None and isinstance(model, PreTrainedModel):
+        check_can_be_saved(model, tokenizer)
     with starting(model, train_dataset, tokenizer, settings) as run, _teaching(run, teacher) as one:
         finetuning = Finetuning.prepared(run, target, config, one, labels, hidden)
         finetuning.prices(finetuning.hidden).check_reachable(fractions[-1])
-        folder = RunFolder.opened(output_dir, config, resume) if output_dir is not None else None
-        return finetuning.results(fractions, folder)[-1]
+        if output_dir is None:
+            return finetuning.results(fractions, None)[-1]
+        folder = RunFolder.opened(output_dir, config, resume)
+        with closing(Lock(folder.path)):
+            return finetuning.results(fractions, folder)[-1]
 
 
 def _fractions(

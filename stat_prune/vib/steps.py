@@ -24,6 +24,7 @@ from stat_prune.ignoring import without_ignored
 from stat_prune.peers.requirements import check_no_experts
 from stat_prune.result import PruningResult
 from stat_prune.run import Run
+from stat_prune.saving import Output
 from stat_prune.surgery import apply
 from stat_prune.targets import Parameters, Target
 from stat_prune.vib.config import VIBConfig
@@ -122,7 +123,7 @@ class Finetuning:
         if result is None:
             result = self._cut(fraction, before, place)
             if place:
-                result.save(place.path / "cut")
+                Output(place.path / "cut").save(result)
         if "hidden" in result.plan:
             size = self.objective.teacher.config.hidden_size
             counts = torch.zeros(size, device=self.run.device)
@@ -136,7 +137,7 @@ class Finetuning:
             seconds = dict(self.run.stopwatch.seconds)
             result = replace(result, report=replace(result.report, seconds=seconds))
         if place:
-            result.save(place.path / "model")
+            Output(place.path / "model").save(result)
         return result
 
     def _steps(self, steps: int | None, epochs: float) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from stat_prune.architectures import find_blocks
 from stat_prune.budget.objectives import output_distance
 from stat_prune.budget.sensitivity import distance
 from stat_prune.errors import DataError, NonFiniteLossError, SettingsError, TargetError
+from stat_prune.streaming.lock import Lock
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
 from stat_prune.vib.masks import make_masks
 
@@ -402,3 +405,22 @@ def test_weights_in_half_precision_are_refused_and_masks_on_them_are_not(inputs)
     assert result.model.dtype == torch.bfloat16
     assert MODES["masks"].train_weights is False
     assert output(result.model, inputs).isfinite().all()
+
+
+def test_the_folder_of_a_run_that_goes_on_is_refused_by_the_name_of_its_process(tmp_path):
+    run = {"mode": short("masks"), "output_dir": tmp_path / "run"}
+    finetune(classifier(), MACs(0.6), **run)
+    with (
+        closing(Lock(tmp_path / "run")),
+        pytest.raises(StatPruneError, match=f"in use by process {os.getpid()}"),
+    ):
+        finetune(classifier(), MACs(0.6), resume=True, **run)
+    finetune(classifier(), MACs(0.6), resume=True, **run)
+
+
+def test_what_cannot_be_saved_is_known_before_training(tmp_path):
+    model = tiny_llama()
+    model.generation_config.temperature = 0.9  # without do_sample
+    with pytest.raises(StatPruneError, match="generation_config cannot be saved"):
+        finetune(model, MACs(0.6), output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
