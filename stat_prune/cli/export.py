@@ -9,7 +9,7 @@ import typer
 
 from stat_prune.cli.options import Json, one_of, print_json
 
-FORMATS = ("gguf", "mlx")
+FORMATS = ("gguf", "mlx", "onnx", "openvino")
 
 
 def export(
@@ -24,7 +24,8 @@ def export(
         typer.Option(
             metavar="NAME",
             callback=one_of(*FORMATS),
-            help="gguf (llama.cpp, Ollama, LM Studio) or mlx (mlx-lm).",
+            help="gguf (llama.cpp, Ollama, LM Studio), mlx (mlx-lm), onnx (ONNX Runtime) or "
+            "openvino.",
         ),
     ],
     output: Annotated[
@@ -34,7 +35,8 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of the numbers: f32, f16, bf16 or, for gguf, q8_0. Default: the model's own.",
+            help="Of the numbers. gguf: f32, f16, bf16 or q8_0; mlx: f32, f16 or bf16; default: "
+            "the model's own. onnx, openvino: f32 or int8; default: f32.",
         ),
     ] = None,
     pad_to: Annotated[
@@ -52,6 +54,16 @@ def export(
             help="gguf: llama.cpp's name of how texts are split, where it is not recognized.",
         ),
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET",
+            help="openvino, int8: texts, as `prune --dataset` takes them, that ranges are of.",
+        ),
+    ] = None,
+    num_calibration_samples: Annotated[
+        int, typer.Option(min=1, help="Texts drawn from --calibrate.")
+    ] = 300,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is at --output.")
     ] = False,
@@ -68,12 +80,18 @@ def export(
     \b
     For mlx-lm, on Macs:
       stat-prune export out --to mlx -o out-mlx
+    \b
+    An encoder in 8 bits, for ONNX Runtime and for OpenVINO:
+      stat-prune export out --to onnx --type int8 -o out-onnx
+      stat-prune export out --to openvino --type int8 --calibrate texts.txt -o out-openvino
     """
     from stat_prune import exporting
     from stat_prune.pretrained import load_pretrained, load_tokenizer
 
     given = {"type": type, "pad_to": pad_to, "pre_tokenizer": pre_tokenizer}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if calibrate is not None:
+        options["calibration"] = _texts(calibrate, num_calibration_samples)
     written = exporting.export(
         load_pretrained(folder),
         output,
@@ -88,3 +106,12 @@ def export(
     for note in written.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"Written to {output}.")
+
+
+def _texts(dataset: str, count: int) -> list[str]:
+    from itertools import islice
+
+    from stat_prune.examples import iterate_examples
+
+    every = (text for text in iterate_examples(dataset, seed=0) if isinstance(text, str))
+    return list(islice(every, count))

@@ -24,6 +24,8 @@ from stat_prune.replacing import write_manifest
 FORMATS = {
     "gguf": ("gguf_file", "write_gguf"),
     "mlx": ("mlx_folder", "write_mlx"),
+    "onnx": ("graphs", "write_onnx"),
+    "openvino": ("graphs", "write_openvino"),
 }
 _FILES = ("gguf",)
 
