@@ -75,5 +75,6 @@ def _next_size(block: Block, cost: CostFunction, round_to: int, spent: float) ->
         counts = {*range(multiple, block.num_units, multiple), block.num_units}
         sizes = [(count, count) for count in counts]
     slack = cost(block, 1, 1) * 1e-6
-    larger = (cost(block, *size) - spent for size in sizes)
+    allowed = sizes if block.sizes is None else [size for size in sizes if size in block.sizes]
+    larger = (cost(block, *size) - spent for size in allowed)
     return min((extra for extra in larger if extra > slack), default=math.inf)

@@ -108,8 +108,8 @@ def test_a_full_disk_keeps_what_is_finished_for_a_resume(piece, dense, tmp_path,
 
 
 def test_a_run_killed_while_it_tidied_up_leaves_nothing_to_go_on_with(dense, tmp_path, monkeypatch):
-    def stop(path: Path, **_options: Any) -> None:
-        if path.name.startswith("out.working") and path.exists():
+    def stop(path: Path | str, **_options: Any) -> None:
+        if Path(path).name.startswith("out.working") and Path(path).exists():
             raise KeyboardInterrupt
 
     monkeypatch.setattr(atomic.shutil, "rmtree", stop)
