@@ -16,11 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune import modeling_stat_prune
 from stat_prune.atomic import replace_directory
+from stat_prune.beside import copy_beside, encoder_of, name_model, source_of
 from stat_prune.dispatched import is_dispatched, stored_tensors
 from stat_prune.errors import SaveError
 from stat_prune.model_card import model_card
+from stat_prune.processors import text_tokenizer
 from stat_prune.replacing import check_replaceable, write_manifest
-from stat_prune.sentence_modules import copy_sentence_modules, sentence_source
 from stat_prune.shards import join_shards
 
 
@@ -148,8 +149,10 @@ def save_checkpoint(
 ) -> None:
     """Write weights (safetensors), config, tokenizer, modeling file and further text files.
 
-    Of a base model that was loaded from the folder of a sentence encoder, the modules behind it
-    (pooling, normalisation) are copied, so that sentence-transformers opens the result.
+    What lay beside the weights that the model was loaded from comes along: processors, licences,
+    and of a sentence encoder or reranker the modules behind its transformer, so that
+    sentence-transformers opens the result. A `LeftBehindWarning` names what does not. The model
+    then goes by the name of `directory`.
 
     The folder appears in one step when it is complete (`stat_prune.atomic.replace_directory`): a
     process killed while saving leaves what was there before.
@@ -182,8 +185,9 @@ def save_checkpoint(
     if getattr(model.config, "stat_prune", None):
         check_class(model)
     as_pruned_class(model)
-    source = sentence_source(model)
-    card = model_card(model, Path(directory).name, encodes_sentences=source is not None)
+    source = source_of(model)
+    encoder = None if source is None else encoder_of(source, model)
+    card = model_card(model, Path(directory).name, encoder)
     contents = {"README.md": card, **(files or {})}
     if state_dict is None and is_dispatched(model):
         # transformers cannot save weights that are both tied and offloaded.
@@ -195,13 +199,15 @@ def save_checkpoint(
             if shards:
                 join_shards(folder, shards)
             _let_weights_follow_umask(folder)
-            if source is not None:
-                copy_sentence_modules(source, folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
+            if source is not None:
+                has_tokenizer = tokenizer is not None and text_tokenizer(tokenizer) is not None
+                copy_beside(source, folder, encoder, has_tokenizer=has_tokenizer)
             for name, text in contents.items():
                 (folder / name).write_text(text, encoding="utf-8")
             write_manifest(folder, run)
+        name_model(model, os.fspath(directory))
     except SaveError:
         raise
     except Exception as error:  # also what transformers has against a config

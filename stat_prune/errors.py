@@ -83,5 +83,13 @@ class UniformSizesWarning(UserWarning):
     """With `uniform=True`, the model's config takes only some numbers of heads."""
 
 
+class ModelWarning(UserWarning):
+    """A model around the pruned one is no longer saved as something that opens."""
+
+
+class LeftBehindWarning(UserWarning):
+    """Something that lay beside the dense model's weights does not come along."""
+
+
 class CalibrationWarning(UserWarning):
     """The calibration set is usable but weak, for instance fewer tokens than channels."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from stat_prune import modeling_stat_prune
+from stat_prune.beside import Encoder
 
 
-def model_card(model: PreTrainedModel, name: str, *, encodes_sentences: bool) -> str:
+def model_card(model: PreTrainedModel, name: str, encoder: Encoder | None) -> str:
     """How the model is loaded, and what with.
 
     Parameters
@@ -15,8 +16,8 @@ def model_card(model: PreTrainedModel, name: str, *, encodes_sentences: bool) ->
     model : PreTrainedModel
     name : str
         Of the folder.
-    encodes_sentences : bool
-        Whether the folder is one of sentence-transformers, too.
+    encoder : Encoder or None
+        What the folder is to sentence-transformers.
     """
     pruned = bool(getattr(model.config, "stat_prune", None))
     loader = modeling_stat_prune.auto_class_of(type(model).__name__, type(model.config))
@@ -25,11 +26,9 @@ def model_card(model: PreTrainedModel, name: str, *, encodes_sentences: bool) ->
         "\nThe layers differ in size, which transformers cannot read from a config: the flag lets\n"
         "it run `modeling_stat_prune.py` in this folder, which gives them their recorded sizes.\n"
     )
-    sentences = (
-        f'\n`SentenceTransformer("{name}"{flag})` is the sentence encoder, with its pooling.\n'
-    )
+    whole = "" if encoder is None else f'\n`{encoder.kind}("{name}"{flag})` is the whole of it.\n'
     return f"""---
-library_name: {"sentence-transformers" if encodes_sentences else "transformers"}
+library_name: {"transformers" if encoder is None else "sentence-transformers"}
 tags: [stat-prune, pruned]
 ---
 
@@ -42,7 +41,7 @@ from transformers import {loader}
 
 model = {loader}.from_pretrained("{name}"{flag})
 ```
-{why if pruned else ""}{sentences if encodes_sentences else ""}
+{why if pruned else ""}{whole}
 With stat-prune installed, `stat_prune.load("{name}")` gives the same model and runs no code from
 this folder.
 """

@@ -10,9 +10,10 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune import modeling_stat_prune
+from stat_prune.beside import download_beside
 from stat_prune.errors import LoadError, SettingsError
 from stat_prune.loading import load
-from stat_prune.sentence_modules import download_sentence_modules
+from stat_prune.processors import processor_classes
 
 #: What a tokenizer is saved in, by whichever library.
 _TOKENIZER_FILES = (
@@ -50,8 +51,7 @@ def load_pretrained(name: str) -> PreTrainedModel:
         model = model_class.from_pretrained(name, config=config)
     except Exception as error:
         raise LoadError(f"{name!r} cannot be loaded from the Hub: {error}") from error
-    if model.base_model is model:
-        download_sentence_modules(name)
+    download_beside(name)
     return model
 
 
@@ -81,6 +81,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
 def given_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer that an argument is, or names by its folder or its name on the Hub.
 
+    What makes inputs of another kind (`stat_prune.processors`) may stand in its place.
+
     Raises
     ------
     LoadError, SettingsError
@@ -88,6 +90,9 @@ def given_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase | None:
     """
     if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
+    if isinstance(tokenizer, processor_classes()):
+        processor: Any = tokenizer
+        return processor
     if isinstance(tokenizer, str | os.PathLike):
         found = load_tokenizer(os.fspath(tokenizer))
         if found is None:
@@ -98,6 +103,7 @@ def given_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase | None:
         return found
     inside = isinstance(getattr(tokenizer, "tokenizer", None), PreTrainedTokenizerBase)
     raise SettingsError(
-        f"`tokenizer` must be a tokenizer of transformers, got {type(tokenizer).__name__}. "
+        f"`tokenizer` must be a tokenizer or processor of transformers, got "
+        f"{type(tokenizer).__name__}. "
         + ("Did you mean its .tokenizer?" if inside else "Pass AutoTokenizer.from_pretrained(...).")
     )

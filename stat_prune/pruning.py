@@ -74,8 +74,8 @@ def prune(
     target : MACs, Parameters, Latency or Tolerance
         The fraction that is *kept*, and of what; ``Speedup(s)`` is ``Latency(1 / s)``.
     tokenizer : PreTrainedTokenizerBase or path, optional
-        The model's own, or where it can be loaded from; needed where `dataset` is text, and saved
-        with the result.
+        The model's own, or where it can be loaded from, or a processor, feature extractor or image
+        processor; a tokenizer is needed where `dataset` is text. It is saved with the result.
     method : str or Method
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
         (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a criterion for heads alone

@@ -39,6 +39,7 @@ from stat_prune.model_checks import (
 )
 from stat_prune.one_run import only_run
 from stat_prune.ordinary_tensors import outside_inference_mode
+from stat_prune.processors import text_tokenizer
 from stat_prune.settings import Settings
 from stat_prune.targets import Latency, Target
 
@@ -234,7 +235,7 @@ def calibration_set_for(
 
     With a `mask_fraction`, models that predict masked tokens read texts with masks.
     """
-    embeddings = token_embeddings(model)
+    embeddings, tokenizer = token_embeddings(model), text_tokenizer(tokenizer)
     vocab_size = None if embeddings is None else len(embeddings.weight)
     return build_calibration_set(
         dataset,

@@ -12,6 +12,7 @@ from torch import Tensor
 from stat_prune.accounting import account, measure, measure_speed
 from stat_prune.alignment import renumber_alignment_heads
 from stat_prune.architectures import find_blocks
+from stat_prune.beside import leave_source
 from stat_prune.blocks import Block
 from stat_prune.budget.choice import choose
 from stat_prune.budget.objectives import objective_named
@@ -23,9 +24,11 @@ from stat_prune.distributed import agreed, is_mine, merged, summed, together
 from stat_prune.folding import fold_all
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
+from stat_prune.outer_models import follow
 from stat_prune.plan import BlockPlan
 from stat_prune.probing import TokenClasses
 from stat_prune.probing.heads import stream_statistics
+from stat_prune.processors import text_tokenizer
 from stat_prune.reached import check_reached
 from stat_prune.restreaming import HELD_OUT, RIDGES, SecondPass, best_pass, can_move
 from stat_prune.result import PruningResult
@@ -74,7 +77,8 @@ def _statistics(
 def _attention_of_heads(run: Run) -> Mapping[str, Mapping[str, torch.Tensor]]:
     """One more pass, for criteria that look at the attention of every head; by block."""
     with run.stage("collect attention"):
-        classes = TokenClasses(run.tokenizer) if run.tokenizer is not None else None
+        tokenizer = text_tokenizer(run.tokenizer)
+        classes = TokenClasses(tokenizer) if tokenizer is not None else None
         # Every process reads all of it, and finds the same.
         return stream_statistics(run.model, run.tracked(run.calibration.batches), classes).values
 
@@ -200,9 +204,13 @@ def finish(
     kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
     renumber_alignment_heads(pruned, dense, kept)
     after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)
+    report = account(run, target, plans, before, after, speed, second_pass)
+    leave_source(pruned)
+    if run.settings.inplace:
+        follow(pruned)
     return PruningResult(
         model=pruned,
-        report=account(run, target, plans, before, after, speed, second_pass),
+        report=report,
         plan=kept,
         tokenizer=run.tokenizer,
         source=source,

@@ -23,6 +23,7 @@ from stat_prune.pretrained import given_tokenizer
 from stat_prune.probing.attention import check_reads_one_text, run_with_attention
 from stat_prune.probing.measures import Sums, of_classes, of_weights
 from stat_prune.probing.tokens import TokenClasses
+from stat_prune.processors import text_tokenizer
 from stat_prune.run import calibration_set_for
 
 #: Weights below this count as zero in the sparsity.
@@ -156,7 +157,7 @@ def head_statistics(
         A subclass of it where data, model or threshold cannot be used.
     """
     check_is_model("model", model)
-    tokenizer = given_tokenizer(tokenizer)
+    tokenizer = text_tokenizer(given_tokenizer(tokenizer))
     _check_threshold(threshold)
     if max_seq_length is not None:
         max_seq_length = integer("max_seq_length", max_seq_length)

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stat_prune.accounting import measure, report_of
 from stat_prune.arguments import check_path, flag
+from stat_prune.beside import note_source
 from stat_prune.budget.choice import check_reachable
 from stat_prune.checkpoint import as_pruned_class, check_output_directory, save_checkpoint
 from stat_prune.errors import LoadError, SaveError
@@ -178,6 +179,7 @@ def prune_checkpoint(
             outer = checkpoint.outer_names(base=True, head=True)
             checkpoint.load(outer)
             report = report_of(run, target, rows, before, after, predicted_peak_memory=predicted)
+            note_source(run.model, folder)
             try:
                 save_checkpoint(
                     output,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.accounting import account, measure
 from stat_prune.architectures import find_blocks
+from stat_prune.beside import leave_source
 from stat_prune.blocks import Block
 from stat_prune.budget.costs import cost_function
 from stat_prune.checkpoint import as_pruned_class
@@ -175,6 +176,7 @@ class Finetuning:
             measure(run.model, run.seq_length(self.target)),
             measure(student, run.seq_length(self.target)),
         )
+        leave_source(student)
         settings = report.settings | {
             "method": "vib",
             "target": f"{fraction:g} of {type(self.target).__name__}",

@@ -8,12 +8,12 @@ import random
 import pytest
 import torch
 import transformers
-from hand_pruned import build
+from hand_pruned import build, cut
 from huggingface_hub.utils import filter_repo_objects
 from typer.testing import CliRunner
 
 import stat_prune
-from stat_prune import MACs, Parameters, sentence_modules
+from stat_prune import MACs, Parameters, beside
 from stat_prune.checkpoint import save_checkpoint
 from stat_prune.cli import app
 from stat_prune.demo.data import find_sentence_encoder
@@ -150,6 +150,21 @@ def test_a_folder_of_sentence_transformers_keeps_its_pooling(whole, tmp_path, un
     assert_whole(tmp_path / "again", again.model, whole)
 
 
+def test_an_encoder_whose_transformer_is_pruned_in_place_opens_its_own_checkpoints(whole):
+    """Its trainer opens the best one at the end, which has code in it then."""
+    encoder = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    other = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    stat_prune.prune(
+        encoder[0].auto_model,
+        WORDS,
+        tokenizer=encoder.tokenizer,
+        target=MACs(0.6),
+        inplace=True,
+        progress=False,
+    )
+    assert encoder.trust_remote_code and not other.trust_remote_code
+
+
 def test_the_command_line_keeps_the_pooling(whole, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(WORDS))
     out = tmp_path / "out"
@@ -173,10 +188,9 @@ def test_the_local_copy_of_a_repository_is_where_pooling_comes_from(whole, tmp_p
     model = transformers.AutoModel.from_pretrained(whole)
     model.name_or_path = "somebody/encoder"
     save_checkpoint(tmp_path / "without", model=model)
+    model.name_or_path = "somebody/encoder"
     asked = {}
-    monkeypatch.setattr(
-        sentence_modules, "snapshot_download", lambda name, **how: asked.update(how) or whole
-    )
+    monkeypatch.setattr(beside, "snapshot_download", lambda name, **how: asked.update(how) or whole)
     save_checkpoint(tmp_path / "with", model=model)
     assert asked["local_files_only"]
     assert not (tmp_path / "without" / "modules.json").exists()
@@ -196,5 +210,72 @@ def test_of_a_repository_no_more_is_fetched_than_what_lies_beside_the_transforme
         if not reachable:
             raise OSError("no route")
 
-    monkeypatch.setattr(sentence_modules, "snapshot_download", snapshot_download)
-    sentence_modules.download_sentence_modules("somebody/encoder")
+    monkeypatch.setattr(beside, "snapshot_download", snapshot_download)
+    beside.download_beside("somebody/encoder")
+
+
+def test_the_transformer_may_lie_in_a_folder_of_its_own_as_older_versions_wrote(whole, tmp_path):
+    old = tmp_path / "old"
+    (old / "0_Transformer").mkdir(parents=True)
+    modules = json.loads((whole / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (old / "modules.json").write_text(json.dumps(modules))
+    for path in whole.iterdir():
+        beside_it = path.is_dir() or path.name == "config_sentence_transformers.json"
+        if path.name != "modules.json":
+            path.rename(old / ("" if beside_it else "0_Transformer") / path.name)
+    model = transformers.AutoModel.from_pretrained(old / "0_Transformer")
+    save_checkpoint(
+        tmp_path / "out",
+        model=cut(model),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(old / "0_Transformer"),
+    )
+    assert_whole(tmp_path / "out", model, old)
+
+
+@pytest.mark.parametrize("layer_at_a_time", [False, True])
+def test_a_reranker_keeps_its_activation(word_tokenizer, tmp_path, layer_at_a_time):
+    torch.manual_seed(0)
+    config = build("BertModel").config
+    config.num_labels = 1
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "head")
+    word_tokenizer.save_pretrained(tmp_path / "head")
+    identity = torch.nn.Identity()
+    dense = sentence_transformers.CrossEncoder(
+        str(tmp_path / "head"), device="cpu", activation_fn=identity
+    )
+    dense.save_pretrained(str(tmp_path / "dense"))
+    (tmp_path / "texts.txt").write_text("\n".join(WORDS))
+    arguments = ["prune", str(tmp_path / "dense"), "-d", str(tmp_path / "texts.txt")]
+    arguments += ["--parameters", "0.8", "-o", str(tmp_path / "out")]
+    arguments += ["--layer-at-a-time"] if layer_at_a_time else []
+    CliRunner().invoke(app, arguments, catch_exceptions=False)
+    pruned = sentence_transformers.CrossEncoder(
+        str(tmp_path / "out"), device="cpu", trust_remote_code=True
+    )
+    assert type(pruned.activation_fn) is torch.nn.Identity
+    pairs = [("the cat", "a dog"), ("it sat", "the mat")]
+    batch = word_tokenizer([a for a, _ in pairs], [b for _, b in pairs], return_tensors="pt")
+    with torch.no_grad():
+        logits = stat_prune.load(tmp_path / "out")(**batch).logits[:, 0]
+    torch.testing.assert_close(torch.tensor(pruned.predict(pairs)), logits)
+    assert "CrossEncoder(" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_sparse_encoder_keeps_its_pooling(word_tokenizer, tmp_path):
+    modules = pytest.importorskip("sentence_transformers.sparse_encoder.modules")
+    build("BertForMaskedLM").save_pretrained(tmp_path / "head")
+    word_tokenizer.save_pretrained(tmp_path / "head")
+    transformer = sentence_transformers.base.modules.Transformer(
+        str(tmp_path / "head"), transformer_task="fill-mask"
+    )
+    splade = modules.SpladePooling(pooling_strategy="sum")
+    encoder = sentence_transformers.SparseEncoder(modules=[transformer, splade], device="cpu")
+    encoder.save_pretrained(str(tmp_path / "dense"))
+    model = cut(transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "dense"))
+    save_checkpoint(tmp_path / "out", model=model, tokenizer=word_tokenizer)
+    pruned = sentence_transformers.SparseEncoder(
+        str(tmp_path / "out"), device="cpu", trust_remote_code=True
+    )
+    assert [type(one) for one in pruned] == [type(one) for one in encoder]
+    assert pruned[1].pooling_strategy == "sum"
