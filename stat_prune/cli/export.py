@@ -9,7 +9,7 @@ import typer
 
 from stat_prune.cli.options import Json, one_of, print_json
 
-FORMATS = ("gguf", "mlx", "onnx", "openvino")
+FORMATS = ("gguf", "mlx", "onnx", "openvino", "transformers")
 
 
 def export(
@@ -24,8 +24,8 @@ def export(
         typer.Option(
             metavar="NAME",
             callback=one_of(*FORMATS),
-            help="gguf (llama.cpp, Ollama, LM Studio), mlx (mlx-lm), onnx (ONNX Runtime) or "
-            "openvino.",
+            help="gguf (llama.cpp, Ollama, LM Studio), mlx (mlx-lm), onnx (ONNX Runtime), "
+            "openvino, or transformers (a folder that needs no flag and no code).",
         ),
     ],
     output: Annotated[

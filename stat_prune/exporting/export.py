@@ -26,6 +26,7 @@ FORMATS = {
     "mlx": ("mlx_folder", "write_mlx"),
     "onnx": ("graphs", "write_onnx"),
     "openvino": ("graphs", "write_openvino"),
+    "transformers": ("plain", "write_plain"),
 }
 _FILES = ("gguf",)
 

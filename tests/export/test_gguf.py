@@ -271,7 +271,7 @@ def test_what_cannot_be_asked_for_is_refused_with_what_can(tmp_path):
         written(model, tmp_path, tokenizer=None)
     with pytest.raises(SettingsError, match="'bits' is no option of to='gguf'"):
         written(model, tmp_path, bits=4)
-    with pytest.raises(SettingsError, match="none of gguf, mlx, onnx, openvino"):
+    with pytest.raises(SettingsError, match="none of gguf, mlx, onnx, openvino, transformers"):
         export(model, tmp_path / "x", "ggml")
     path = written(model, tmp_path)
     before = path.read_bytes()
