@@ -3,7 +3,7 @@
     python benchmarks/runtimes.py GLUE --output results/runtimes
 
 GLUE is a folder with STS-B: training sentences calibrate, its dev set scores. Speed-ups are over
-the dense model in the same runtime and type: medians of interleaved runs on one thread.
+the dense model in the same runtime and type: medians of ratios of interleaved runs, on one thread.
 """
 
 from __future__ import annotations
