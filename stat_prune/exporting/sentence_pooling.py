@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.sentence_modules import MODULES, sentence_source
+from stat_prune.beside import encoder_of, source_of
 
 #: How one vector is made of those of the tokens.
 WAYS = ("mean", "cls", "max")
@@ -48,16 +48,17 @@ def with_pooling(model: PreTrainedModel) -> tuple[nn.Module, list[str]]:
 
     A model of no sentence encoder, or of one with other modules, is returned as it is.
     """
-    source = sentence_source(model)
-    if source is None:
+    source = source_of(model)
+    encoder = None if source is None else encoder_of(source, model)
+    if encoder is None or model.base_model is not model:
         return model, []
-    modules = json.loads((source / MODULES).read_text(encoding="utf-8"))[1:]
+    modules = encoder.modules[1:]
     kinds = [one["type"].rpartition(".")[2] for one in modules]
-    way = _way(source / modules[0]["path"]) if kinds[:1] == ["Pooling"] else None
+    way = _way(encoder.folder / modules[0]["path"]) if kinds[:1] == ["Pooling"] else None
     if way is None or kinds[1:] not in ([], ["Normalize"]):
         return model, [
-            f"the graph ends with the states of the tokens: what is behind them in {source.name} "
-            f"({', '.join(kinds)}) is not {', '.join(WAYS)} pooling alone"
+            "the graph ends with the states of the tokens: what is behind them in "
+            f"{encoder.folder.name} ({', '.join(kinds)}) is not {', '.join(WAYS)} pooling alone"
         ]
     return SentenceEncoder(model, way, "Normalize" in kinds), []
 
