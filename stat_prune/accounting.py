@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block, SeqLength
+from stat_prune.budget.search_report import Search
 from stat_prune.budget.timing import device_name
 from stat_prune.dispatched import own_parameters
 from stat_prune.distributed import num_processes
@@ -75,11 +76,11 @@ def account(
     after: Size,
     speed: Speed | None = None,
     second_pass: SecondPass | None = None,
+    search: Search | None = None,
 ) -> PruningReport:
     """The report of one pruned model."""
-    return report_of(
-        run, target, [row_of(plan) for plan in plans], before, after, speed, second_pass
-    )
+    rows = [row_of(plan) for plan in plans]
+    return report_of(run, target, rows, before, after, speed, second_pass, search)
 
 
 def report_of(
@@ -90,6 +91,7 @@ def report_of(
     after: Size,
     speed: Speed | None = None,
     second_pass: SecondPass | None = None,
+    search: Search | None = None,
     predicted_peak_memory: int | None = None,
 ) -> PruningReport:
     """The report of one pruned model, from the rows of the blocks that were pruned."""
@@ -110,6 +112,7 @@ def report_of(
         settings=_settings(run, target),
         second_pass=None if second_pass is None else asdict(second_pass),
         speed=speed,
+        search=search,
         predicted_peak_memory=predicted_peak_memory,
     )
 

@@ -22,6 +22,9 @@ from stat_prune.token_rows import labelled, tokenized, without_padding, without_
 
 DEFAULT_MAX_TEXT_LENGTH = 512
 
+#: Fewer sequences tell nothing of two results that are nearly as good.
+MIN_HELD_OUT = 8
+
 
 @dataclass(frozen=True)
 class CalibrationSet:
@@ -41,6 +44,8 @@ class CalibrationSet:
         How the batches were made.
     num_masked : int
         Masks among the tokens, for models that predict what is behind them.
+    held_out : CalibrationSet or None
+        Other sequences of the same data, for choosing between results that were made from these.
     """
 
     batches: list[dict[str, Tensor]]
@@ -50,6 +55,7 @@ class CalibrationSet:
     batch_size: int
     pad_token_id: int
     num_masked: int = 0
+    held_out: CalibrationSet | None = None
 
     @property
     def mean_length(self) -> float:
@@ -104,6 +110,10 @@ class CalibrationSet:
         _check_positive("num_samples", num_samples)
         return self._rows(_spread(self.num_samples, num_samples, seed))
 
+    def rows(self) -> list[TokenRow]:
+        """All of them, longest first and without padding."""
+        return self._rows(range(self.num_samples))
+
     def _rows(self, indices: Iterable[int]) -> list[TokenRow]:
         places = (divmod(index, self.batch_size) for index in indices)
         return [unpadded(self.batches[batch], row) for batch, row in places]
@@ -143,6 +153,7 @@ def build_calibration_set(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     num_samples: int = 512,
+    num_held_out: int = 0,
     max_seq_length: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -179,6 +190,9 @@ def build_calibration_set(
         Where there are more, so many are drawn at random. Which ones depends on `seed` and on
         their order in the source; the order of the chosen ones has no influence. A ``DataLoader``
         or generator is read from its beginning instead, so shuffle it yourself.
+    num_held_out : int
+        Examples to draw besides, for `CalibrationSet.held_out`. Where there are not so many, as
+        large a part of those that there are is held out; but none below `MIN_HELD_OUT`.
     max_seq_length : int, optional
         In tokens; longer examples are cut on the right. By default what tokenizer and model admit;
         for texts not more than 512.
@@ -226,7 +240,7 @@ def build_calibration_set(
             rows += [labelled(row, label)] if row is not None else []
         else:
             texts.append((example, label))
-        if len(texts) + len(rows) == num_samples:
+        if len(texts) + len(rows) == num_samples + num_held_out:
             break
     rows += tokenized(texts, tokenizer, min(text_limits))
 
@@ -244,9 +258,34 @@ def build_calibration_set(
         rows = masking(rows)
     if vocab_size is not None:
         _check_vocabulary(rows, vocab_size)
-    found = _from_rows(rows, batch_size, _pad_token_id(tokenizer, pad_token_id, vocab_size))
-    masked = 0 if masking is None else masking.count(rows)
-    return dataclasses.replace(found, num_masked=masked)
+    padding = _pad_token_id(tokenizer, pad_token_id, vocab_size)
+    found = _split_off(rows, num_samples, num_held_out, batch_size, padding, seed)
+    if masking is None:
+        return found
+    return dataclasses.replace(found, num_masked=masking.count(found.rows()))
+
+
+def _split_off(
+    rows: Sequence[TokenRow],
+    num_samples: int,
+    num_held_out: int,
+    batch_size: int,
+    pad_token_id: int,
+    seed: int,
+) -> CalibrationSet:
+    """A calibration set, with what is held out where that was asked for."""
+    if num_held_out and len(rows) == num_samples + num_held_out:
+        found, held_out = (
+            _from_rows(part, batch_size, pad_token_id)
+            for part in (rows[:num_samples], rows[num_samples:])
+        )
+        return dataclasses.replace(found, held_out=held_out)
+    found = _from_rows(rows, batch_size, pad_token_id)
+    count = len(rows) * num_held_out // (num_samples + num_held_out)
+    if count < MIN_HELD_OUT:
+        return found
+    found, held_out = found.split(count, seed=seed)
+    return dataclasses.replace(found, held_out=held_out)
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -33,6 +33,9 @@ ATTENTION_CRITERIA: tuple[CriterionName, ...] = (
 #: What the budget is to preserve, by name; `stat_prune.budget.objectives` has the functions.
 OBJECTIVES = ("logits", "hidden-states", "pooled")
 
+#: How a budget is spread over blocks.
+Allocation = Literal["searched", "probed", "unweighted", "even"]
+
 
 @dataclass(frozen=True)
 class Method:
@@ -46,9 +49,10 @@ class Method:
         Whether the least-squares correction is folded into the consumer.
     absorb_mean : bool
         Whether the decomposition is of centred activations and the mean goes into the bias.
-    allocation : {"probed", "unweighted", "even"}
-        How the budget is spread over blocks: by the measured effect of each on the output, by
-        the blocks' own relative errors, or the same fraction everywhere.
+    allocation : {"searched", "probed", "unweighted", "even"}
+        How the budget is spread over blocks: by what whole pruned models do to the output, by the
+        measured effect of each block alone, by the blocks' own relative errors, or the same
+        fraction everywhere.
     passes : {1, 2}
         Whether the correction is solved a second time, from the pruned network's activations.
     """
@@ -56,8 +60,13 @@ class Method:
     criterion: CriterionName = "interpolative"
     corrected: bool = True
     absorb_mean: bool = True
-    allocation: Literal["probed", "unweighted", "even"] = "probed"
+    allocation: Allocation = "searched"
     passes: Literal[1, 2] = 1
+
+    @property
+    def probes(self) -> bool:
+        """Whether it measures what each block alone does to the output."""
+        return self.allocation in ("searched", "probed")
 
     @property
     def heads_only(self) -> bool:
@@ -70,9 +79,10 @@ class Method:
             raise SettingsError(
                 f"`criterion` must be one of {', '.join(criteria)}; got {self.criterion!r}."
             )
-        if self.allocation not in ("probed", "unweighted", "even"):
+        allocations = get_args(Allocation)
+        if self.allocation not in allocations:
             raise SettingsError(
-                f"`allocation` must be 'probed', 'unweighted' or 'even', got {self.allocation!r}."
+                f"`allocation` must be one of {', '.join(allocations)}; got {self.allocation!r}."
             )
         for name in ("corrected", "absorb_mean"):
             if not isinstance(getattr(self, name), bool):
@@ -97,6 +107,7 @@ NEURON_PEERS = ("kcm", "kcm-untuned")
 METHODS: dict[str, Method] = {
     "stat": Method(),
     "stat-two-pass": Method(passes=2),
+    "id-probed": Method(allocation="probed"),
     "id-unweighted": Method(allocation="unweighted"),
     "id-even": Method(allocation="even"),
     "id-uncorrected": Method(corrected=False, absorb_mean=False, allocation="even"),
@@ -104,7 +115,7 @@ METHODS: dict[str, Method] = {
     "random": Method("random", corrected=False, absorb_mean=False, allocation="even"),
     # ZipLM, with two stand-ins for its search of the sizes: see `stat_prune.selection.obs`.
     "obs": Method("obs", absorb_mean=False, allocation="unweighted"),
-    "obs-probed": Method("obs", absorb_mean=False),
+    "obs-probed": Method("obs", absorb_mean=False, allocation="probed"),
     "wanda-sp": Method("wanda-sp", corrected=False, absorb_mean=False, allocation="even"),
     "random-corrected": Method("random", allocation="even", passes=1),
     # Heads by what they attend to, without the correction of STAT and with it.

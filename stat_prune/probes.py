@@ -46,7 +46,7 @@ def sensitivities(
     the block's own error there. Where blocks may leave altogether each is removed alone too, as
     that can do 20 times what the half foretells: the larger of both counts.
     """
-    if recipe.allocation != "probed":
+    if not recipe.probes:
         return None
     with run.stage("probe"):
         objective = objective_named(run.settings.objective)

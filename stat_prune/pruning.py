@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from stat_prune.budget.choice import check_reachable
 from stat_prune.budget.objectives import Objective
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
 from stat_prune.masking import MASK_FRACTION
-from stat_prune.methods import Method, method_named
+from stat_prune.methods import Allocation, Method
 from stat_prune.peers import PLANNERS
 from stat_prune.peers.requirements import check_no_experts
 from stat_prune.pretrained import given_tokenizer
@@ -26,8 +27,9 @@ from stat_prune.result import PruningResult
 from stat_prune.resuming import FinishedWork
 from stat_prune.run import Run, starting
 from stat_prune.saving import Output
+from stat_prune.searching import BudgetSearch
 from stat_prune.settings import Settings, kinds_left_alone
-from stat_prune.stages import collect, decompose, finish, plan
+from stat_prune.stages import choose_sizes, collect, decompose, finish, plan
 from stat_prune.targets import Target, checked_target
 
 
@@ -49,6 +51,8 @@ def prune(
     uniform: bool = False,
     remove_blocks: bool = False,
     objective: str | Objective | None = None,
+    effort: str = "normal",
+    budget: Allocation | None = None,
     passes: int | None = None,
     precision: str = "auto",
     output_dir: str | os.PathLike[str] | None = None,
@@ -115,6 +119,14 @@ def prune(
         sequence, its embedding. Or ``(dense_output, pruned_output, batch)`` to a tensor of
         distances. Default: the logits where there are any, else the hidden states
         (`stat_prune.budget.objectives.output_distance`).
+    effort : {"fast", "normal", "thorough"}
+        What is spent on the budget. ``"fast"`` measures the whole pruned model at half a dozen
+        ways to spread it and takes the nearest to the dense one; ``"normal"`` searches on from
+        there and decides on examples held out, for two to three times the time; ``"thorough"``
+        searches three to four times as long. With few examples, or none of a method that
+        searches, it makes no difference; the report says what was done.
+    budget : {"searched", "probed", "unweighted", "even"}, optional
+        How the budget is spread over blocks, whatever the method's own way is (`Method`).
     passes : int, optional
         1: the correction is solved from the dense network's activations. 2: it is solved again
         from the pruned network's own, and the solution that does best on calibration sequences
@@ -168,6 +180,8 @@ def prune(
         uniform=uniform,
         remove_blocks=remove_blocks,
         objective=objective,
+        effort=effort,
+        budget=budget,
         passes=passes,
         precision=precision,
         inplace=inplace,
@@ -275,7 +289,7 @@ def _check_method(run: Run) -> None:
             "passes=2 has nothing to solve again: the residual stream of "
             f"{type(run.model).__name__} gets no consumer's output as it is. Use passes=1."
         )
-    passes = run.settings.passes or method_named(run.settings.method).passes
+    passes = run.settings.passes or run.settings.recipe.passes
     if passes == 2 and run.calibration.num_samples < HELD_OUT:
         warnings.warn(
             f"A second pass holds out one calibration sequence in {HELD_OUT}, and there are "
@@ -287,17 +301,22 @@ def _check_method(run: Run) -> None:
 
 def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[PruningResult]:
     """By statistics of the activations."""
-    recipe = method_named(run.settings.method)
+    recipe = run.settings.recipe
     statistics = work.statistics(lambda: collect(run, recipe))
     candidates = decompose(run, recipe, statistics)
     weights = work.sensitivities(lambda: sensitivities(run, recipe, statistics, candidates))
-    return [
-        replace(
-            finish(run, target, *plan(run, recipe, statistics, candidates, weights, target)),
-            run=work.fingerprint(target),
+    search = None
+    if recipe.allocation == "searched" and weights is not None:
+        search = BudgetSearch(run, recipe, statistics, candidates, weights)
+    results = []
+    for target in targets:
+        choice, found = work.choice(
+            target, partial(choose_sizes, run, recipe, candidates, weights, target, search)
         )
-        for target in targets
-    ]
+        plans, second_pass = plan(run, recipe, statistics, candidates, weights, choice)
+        result = finish(run, target, plans, second_pass, found)
+        results.append(replace(result, run=work.fingerprint(target)))
+    return results
 
 
 def _checked_targets(targets: Any) -> list[Target]:

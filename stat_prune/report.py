@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from stat_prune.budget.search_report import Search
+
 #: Files that `PruningResult.save` adds to the folder.
 REPORT_FILE, PLAN_FILE = "stat_prune_report.json", "stat_prune_plan.json"
 
@@ -148,6 +150,8 @@ class PruningReport:
         ``distances`` on held-out calibration sequences that decided it.
     speed : Speed or None
         Measured where the target speaks of time.
+    search : Search or None
+        How the budget was searched for, where the method does that.
     lengths : dict of str to float, or None
         Tokens a sequence by the name of their mask, where the model has several.
     predicted_peak_memory : int or None
@@ -165,6 +169,7 @@ class PruningReport:
     versions: dict[str, str] = field(default_factory=lambda: versions())
     second_pass: dict[str, Any] | None = None
     speed: Speed | None = None
+    search: Search | None = None
     lengths: dict[str, float] | None = None
     predicted_peak_memory: int | None = None
 
@@ -186,6 +191,7 @@ class PruningReport:
                 "before": Size(**values["before"]),
                 "after": Size(**values["after"]),
                 "speed": Speed(**values["speed"]) if values.get("speed") else None,
+                "search": Search.from_dict(values["search"]) if values.get("search") else None,
             }
         )
 
@@ -234,6 +240,7 @@ class PruningReport:
                 f"({_share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
                 f"calibration       {self.calibration_text()}",
+                *([f"budget            {self.search}"] if self.search else []),
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self._memory()}",

@@ -17,12 +17,12 @@ from stat_prune.budget.sensitivity import distance
 from stat_prune.calibration import CalibrationSet
 from stat_prune.collectors import Batch, by_token, evaluating
 from stat_prune.correction import FoldedConsumer
-from stat_prune.dispatched import loaded, to_cut
+from stat_prune.dispatched import loaded
 from stat_prune.layerwise import SeenEnough, States, run_layer, stack_numbers
 from stat_prune.linalg import CrossMoments
 from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.projections import projection
-from stat_prune.surgery import apply
+from stat_prune.surgery import pruned_copy
 
 #: Ridges towards the one-pass solution, relative to each channel's squared norm: the second is
 #: tried where the first is better than one pass.
@@ -89,13 +89,6 @@ def best_pass(
             break
         best, taken, least = again, ridge, found
     return best, SecondPass(taken, distances)
-
-
-def pruned_copy(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> PreTrainedModel:
-    """A copy of the model without what `folded` removes."""
-    with to_cut(model) as pruned:
-        apply(pruned, folded)
-    return pruned
 
 
 def restream(

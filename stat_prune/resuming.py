@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stat_prune.budget.search_report import Search
 from stat_prune.dispatched import stored_tensors
 from stat_prune.distributed import agreed
 from stat_prune.result import PruningResult
@@ -30,7 +32,7 @@ from stat_prune.targets import Target
 
 Value = TypeVar("Value")
 
-_PROBES = "sensitivities.pt"
+_PROBES, _CHOICE = "sensitivities.pt", "choice.pt"
 
 
 class FinishedWork:
@@ -104,6 +106,22 @@ class FinishedWork:
             lambda found, folder: write(found, folder / _PROBES),
             lambda folder: read(folder / _PROBES),
         )
+
+    def choice(
+        self, target: Target, choose: Callable[[], tuple[list[int], Search | None]]
+    ) -> tuple[list[int], Search | None]:
+        """That of an earlier run for a target, or that which is made now."""
+
+        def save(found: tuple[list[int], Search | None], folder: Path) -> None:
+            choice, search = found
+            write((choice, None if search is None else asdict(search)), folder / _CHOICE)
+
+        def load(folder: Path) -> tuple[list[int], Search | None]:
+            choice, search = read(folder / _CHOICE)
+            return choice, None if search is None else Search.from_dict(search)
+
+        name = hashlib.sha256(repr(target).encode()).hexdigest()[:16]
+        return self._kept(f"choice-{name}", choose, save, load)
 
     def delete(self) -> None:
         """Nothing of it is needed any more: the results are saved, or in the caller's hands."""

@@ -329,6 +329,7 @@ def opened(
             dataset,
             tokenizer,
             num_samples=settings.num_calibration_samples,
+            num_held_out=settings.num_held_out,
             max_seq_length=settings.max_seq_length,
             batch_size=settings.batch_size,
             seed=settings.seed,
@@ -336,6 +337,8 @@ def opened(
             mask_fraction=0.0 if _leaves_out_head(settings) else settings.mask_fraction,
         )
     check_same("The calibration set", calibration.fingerprint)
+    if calibration.held_out is not None:
+        check_same("What is held out", calibration.held_out.fingerprint)
     _warn_if_few_tokens(calibration, blocks)
     with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
         yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)

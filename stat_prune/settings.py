@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 
@@ -20,11 +20,25 @@ from stat_prune.blocks import KINDS, Kind
 from stat_prune.budget.objectives import Objective
 from stat_prune.errors import SettingsError
 from stat_prune.masking import MASK_FRACTION
-from stat_prune.methods import NEURON_PEERS, OBJECTIVES, OUTPUT_PEERS, PEERS, Method, method_named
+from stat_prune.methods import (
+    NEURON_PEERS,
+    OBJECTIVES,
+    OUTPUT_PEERS,
+    PEERS,
+    Allocation,
+    Method,
+    method_named,
+)
 from stat_prune.targets import Target, checked_target
 
 #: Of the products in the statistics; "auto" is float32 but where that is too coarse.
 PRECISIONS = ("auto", "float64", "float32")
+
+#: How much is spent on the search for a budget.
+EFFORTS = ("fast", "normal", "thorough")
+
+#: One more example for so many of the calibration set is held out.
+HELD_OUT_PART = 8
 
 
 #: No layer is as wide, and what is computed with it stays within 64 bits.
@@ -47,6 +61,8 @@ class Settings:
     uniform: bool = False
     remove_blocks: bool = False
     objective: str | Objective | None = None
+    effort: str = "normal"
+    budget: Allocation | None = None
     passes: int | None = None
     precision: str = "auto"
     inplace: bool = False
@@ -72,10 +88,23 @@ class Settings:
         if not isinstance(self.precision, str) or self.precision not in PRECISIONS:
             raise SettingsError(f"`precision` must be one of {PRECISIONS}, got {self.precision!r}.")
         self._check_objective()
+        if self.effort not in EFFORTS:
+            raise SettingsError(
+                f"`effort` must be one of {', '.join(EFFORTS)}; got {self.effort!r}."
+            )
+        if self.budget is not None and self.budget not in get_args(Allocation):
+            raise SettingsError(
+                f"`budget` must be one of {', '.join(get_args(Allocation))}; got {self.budget!r}."
+            )
         if not isinstance(self.method, str) or self.method not in PEERS:
-            method_named(self.method)
+            _ = self.recipe
         elif self.uniform:
             raise SettingsError(f"method={self.method!r} has no uniform mode; use method='stat'.")
+        elif self.budget is not None:
+            raise SettingsError(
+                f"method={self.method!r} spreads its budget itself, got budget={self.budget!r}. "
+                "Leave budget out, or use method='stat', 'obs' or another that ranks units."
+            )
         if self.passes == 2 and not self._solves_correction:
             raise SettingsError(
                 f"passes=2 solves the correction of method='stat' and its variants again; "
@@ -84,7 +113,33 @@ class Settings:
 
     @property
     def _solves_correction(self) -> bool:
-        return self.method not in PEERS and method_named(self.method).corrected
+        return self.method not in PEERS and self.recipe.corrected
+
+    @property
+    def recipe(self) -> Method:
+        """The method's parts, with the budget that is asked for; not for those in `PEERS`.
+
+        Raises
+        ------
+        SettingsError
+            If there is no such method, or it cannot be combined with the budget.
+        """
+        recipe = method_named(self.method)
+        if self.budget is None:
+            return recipe
+        if recipe.heads_only and self.budget != "even":
+            raise SettingsError(
+                f"method={self.method!r} prices no sizes, got budget={self.budget!r}. Leave it out."
+            )
+        return replace(recipe, allocation=self.budget)
+
+    @property
+    def num_held_out(self) -> int:
+        """Examples to draw besides those of the calibration set, to choose with at the end."""
+        searched = self.method not in PEERS and self.recipe.allocation == "searched"
+        if not searched or self.effort == "fast":
+            return 0
+        return max(self.num_calibration_samples // HELD_OUT_PART, 1)
 
     def _take(self, name: str, value: Any) -> None:
         """Set an attribute to what was meant by it."""
@@ -104,8 +159,8 @@ class Settings:
         """Whether the model's output has a say in what is pruned, and not activations alone."""
         if self.method in PEERS:
             return self.method in OUTPUT_PEERS
-        recipe = method_named(self.method)
-        return recipe.allocation == "probed" or (self.passes or recipe.passes) == 2
+        recipe = self.recipe
+        return recipe.probes or (self.passes or recipe.passes) == 2
 
     @property
     def ignored(self) -> list[int | str]:
@@ -122,12 +177,12 @@ class Settings:
         """Whether blocks may leave altogether: not where all layers are to be alike."""
         if not self.remove_blocks or self.uniform or self.method in PEERS:
             return False
-        return method_named(self.method).allocation != "even"
+        return self.recipe.allocation != "even"
 
     @property
     def ranks_heads_only(self) -> bool:
         """Whether the method's criterion has nothing to say of neurons."""
-        return self.method not in PEERS and method_named(self.method).heads_only
+        return self.method not in PEERS and self.recipe.heads_only
 
     @property
     def leaves_heads(self) -> bool:
@@ -148,6 +203,8 @@ class Settings:
             "round_to": self.round_to,
             "uniform": self.uniform,
             "remove_blocks": self.remove_blocks,
+            "effort": self.effort,
+            "budget": self.budget,
             "passes": self.passes,
             "precision": self.precision,
             "objective": self.objective

@@ -14,8 +14,8 @@ from stat_prune.alignment import renumber_alignment_heads
 from stat_prune.architectures import find_blocks
 from stat_prune.beside import leave_source
 from stat_prune.blocks import Block
-from stat_prune.budget.choice import choose
 from stat_prune.budget.objectives import objective_named
+from stat_prune.budget.search_report import Search
 from stat_prune.checkpoint import as_pruned_class
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import FoldedConsumer
@@ -33,10 +33,12 @@ from stat_prune.reached import check_reached
 from stat_prune.restreaming import HELD_OUT, RIDGES, SecondPass, best_pass, can_move
 from stat_prune.result import PruningResult
 from stat_prune.run import Run
+from stat_prune.searching import BudgetSearch
 from stat_prune.selection import CRITERIA, Candidates, candidates_for
+from stat_prune.spreading import spread
 from stat_prune.statistics import BlockStatistics, statistics_of
 from stat_prune.surgery import apply
-from stat_prune.targets import Target
+from stat_prune.targets import Target, Tolerance
 
 
 def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
@@ -107,18 +109,34 @@ def candidates_of(run: Run, recipe: Method, statistics: BlockStatistics, number:
     )
 
 
+def choose_sizes(
+    run: Run,
+    recipe: Method,
+    candidates: Sequence[Candidates],
+    weights: Sequence[float] | Sequence[Tensor] | None,
+    target: Target,
+    search: BudgetSearch | None = None,
+) -> tuple[list[int], Search | None]:
+    """Spread the budget: the candidate of each block, and how it was searched for."""
+    if search is not None and not isinstance(target, Tolerance):
+        return search.choose(target)
+    with run.stage("allocate and time" if run.timed(target) else "allocate"):
+        even = recipe.allocation == "even"
+        equal = [1.0] * len(candidates)
+        return spread(run, candidates, weights or equal, target, even=even), None
+
+
 def plan(
     run: Run,
     recipe: Method,
     statistics: Sequence[BlockStatistics],
     candidates: Sequence[Candidates],
     weights: Sequence[Tensor] | None,
-    target: Target,
+    choice: Sequence[int],
 ) -> tuple[list[BlockPlan], SecondPass | None]:
-    """Spread the budget, and fold the correction into each consumer."""
+    """Fold the correction into each consumer."""
     settings = run.settings
-    with run.stage("allocate, time and fold" if run.timed(target) else "allocate and fold"):
-        choice = chosen(run, recipe, candidates, weights, target)
+    with run.stage("fold"):
         folded = fold_all(recipe, statistics, candidates, choice, "the correction")
     second = None
     passes = settings.passes or recipe.passes
@@ -129,30 +147,6 @@ def plan(
         for position, (one, sizes, index) in enumerate(zip(folded, candidates, choice, strict=True))
     ]
     return plans, second
-
-
-def chosen(
-    run: Run,
-    recipe: Method,
-    candidates: Sequence[Candidates],
-    weights: Sequence[float] | Sequence[Tensor] | None,
-    target: Target,
-) -> list[int]:
-    """The candidate of each block."""
-    # Rounding may differ between processors; the choice may not.
-    return agreed(
-        lambda: choose(
-            candidates,
-            weights or [1.0] * len(candidates),
-            target,
-            seq_length=run.lengths(target),
-            untouched=run.untouched,
-            round_to=run.settings.round_to,
-            uniform=run.settings.uniform,
-            even=recipe.allocation == "even",
-            timed=run.timed(target),
-        )
-    )
 
 
 def planned(
@@ -191,7 +185,11 @@ def _second_pass(
 
 
 def finish(
-    run: Run, target: Target, plans: Sequence[BlockPlan], second_pass: SecondPass | None = None
+    run: Run,
+    target: Target,
+    plans: Sequence[BlockPlan],
+    second_pass: SecondPass | None = None,
+    search: Search | None = None,
 ) -> PruningResult:
     """Cut a copy of the model, and account for it."""
     check_reached(run, target, [_size_of(plan) for plan in plans], uniform=run.settings.uniform)
@@ -204,7 +202,7 @@ def finish(
     kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
     renumber_alignment_heads(pruned, dense, kept)
     after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)
-    report = account(run, target, plans, before, after, speed, second_pass)
+    report = account(run, target, plans, before, after, speed, second_pass, search)
     leave_source(pruned)
     if run.settings.inplace:
         follow(pruned)

@@ -13,7 +13,14 @@ from stat_prune.architectures import find_blocks, stacks_of
 from stat_prune.blocks import Block
 from stat_prune.config_checks import set_fields, takes
 from stat_prune.correction import FoldedConsumer
-from stat_prune.dispatched import in_memory, is_offloaded, loaded, shared_copy
+from stat_prune.dispatched import (
+    in_memory,
+    is_dispatched,
+    is_offloaded,
+    loaded,
+    shared_copy,
+    to_cut,
+)
 from stat_prune.errors import NonFiniteWeightsError
 from stat_prune.modeling_stat_prune import (
     FORMATS,
@@ -116,6 +123,17 @@ def cut_copy(model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]]) ->
     copied = shared_copy(model)
     apply(copied, [_first_units(copied, *size) for size in sizes])
     return copied
+
+
+def pruned_copy(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> PreTrainedModel:
+    """A copy of a model without what `folded` removes; what it leaves is shared with the model."""
+    if is_dispatched(model):
+        with to_cut(model) as pruned:
+            apply(pruned, folded)
+        return pruned
+    pruned = shared_copy(model)
+    apply(pruned, folded)
+    return pruned
 
 
 def _first_units(

@@ -35,7 +35,11 @@ class Menu:
 
 
 def menu_for(
-    candidates: Candidates, weight: float | Tensor, cost: CostFunction, round_to: int = 1
+    candidates: Candidates,
+    weight: float | Tensor,
+    cost: CostFunction,
+    round_to: int = 1,
+    levels: int | None = None,
 ) -> Menu:
     """The candidates of a block that `round_to` and the block allow, with weighed errors.
 
@@ -47,12 +51,18 @@ def menu_for(
     cost : callable
     round_to : int
         Multiples that the number of neurons is kept to; the full size is always allowed.
+    levels : int, optional
+        About how many sizes of neurons to leave, the smallest among them.
     """
     units = candidates.num_units
     allowed = torch.ones(len(units), dtype=torch.bool)
     if candidates.block.kind == "neurons":
         multiple = math.lcm(round_to, candidates.block.multiple)
         allowed = (units % multiple == 0) | (units == candidates.block.num_units)
+        if levels is not None:
+            smallest = units == units[allowed].min()
+            coarse = multiple * max(candidates.block.num_units // (multiple * levels), 1)
+            allowed &= (units % coarse == 0) | (units == candidates.block.num_units) | smallest
     sizes = candidates.block.sizes
     if sizes is not None:
         kept = zip(units.tolist(), candidates.num_groups.tolist(), strict=True)

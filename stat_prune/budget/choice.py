@@ -38,6 +38,8 @@ def choose(
     uniform: bool = False,
     even: bool = False,
     timed: TimedModel | None = None,
+    share: float | None = None,
+    levels: int | None = None,
 ) -> list[int]:
     """The candidate of each block that meets a target.
 
@@ -60,6 +62,11 @@ def choose(
         The same fraction of every block, whatever the errors.
     timed : TimedModel, optional
         Needed for a `Latency`.
+    share : float, optional
+        Of a `Latency`: what to spend of the time that `timed` has in its tables, as `share_of` has
+        it of another choice. No whole model is timed then.
+    levels : int, optional
+        About how many sizes of each block to look at; all by default.
 
     Returns
     -------
@@ -79,7 +86,15 @@ def choose(
             f"uniform=True gives every layer the same sizes, but {ignored[0]} is ignored. "
             "Leave out one of the two."
         )
-    spread = partial(_spread, candidates, weights, untouched=untouched, uniform=uniform, even=even)
+    spread = partial(
+        _spread,
+        candidates,
+        weights,
+        untouched=untouched,
+        uniform=uniform,
+        even=even,
+        levels=levels,
+    )
     if timed is None:
         cost = None if isinstance(target, Tolerance) else cost_function(target, seq_length)
         choice = spread(target.budgets(blocks), cost, round_to)
@@ -99,9 +114,27 @@ def choose(
         ]
         return 1 / timed.compare_sizes(sizes).speed_up
 
-    choice = search(target.fractions()["all"], 1 / timed.least.speed_up, chosen, measured)
+    if share is not None:
+        choice = chosen(share)
+    else:
+        choice = search(target.fractions()["all"], 1 / timed.least.speed_up, chosen, measured)
     _check_something_left(candidates, choice, target)
     return choice
+
+
+def share_of(
+    candidates: Sequence[Candidates],
+    choice: Sequence[int],
+    untouched: Sequence[Block],
+    timed: TimedModel,
+) -> float:
+    """What a choice takes of the time that the tables of a timed model have for all blocks."""
+    costs = [
+        timed.cost(one.block, int(one.num_units[index]), int(one.num_groups[index]))
+        for one, index in zip(candidates, choice, strict=True)
+    ]
+    blocks = [*(one.block for one in candidates), *untouched]
+    return sum(costs) / max(sum(full_cost(block, timed.cost) for block in blocks), 1e-300)
 
 
 def _check_something_left(
@@ -125,6 +158,7 @@ def _spread(
     untouched: Sequence[Block],
     uniform: bool,
     even: bool,
+    levels: int | None,
 ) -> list[int]:
     """The candidate of each block within budgets of a cost, or, without one, within tolerances."""
     chosen = [len(one.prefixes) - 1 for one in candidates]
@@ -146,7 +180,7 @@ def _spread(
         else:
             menus = [
                 joint_menu(
-                    [menu_for(candidates[i], weights[i], cost, round_to) for i in together],
+                    [menu_for(candidates[i], weights[i], cost, round_to, levels) for i in together],
                     blocks[together[0]].part,
                 )
                 for together in sets.values()

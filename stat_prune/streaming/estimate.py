@@ -225,7 +225,7 @@ def _seconds(
 
     grams = sum(block.usage * block.num_channels**2 for block in blocks)
     probing = 0.0
-    if recipe.allocation == "probed":
+    if recipe.probes:
         probed = {block.set_name: block.layer for block in blocks}
         passes = 1 + sum(1 - layer / depth for layer in probed.values())
         head = (1 + len(probed)) * reading.probe_length * head_weights(model)

@@ -100,7 +100,7 @@ def needs_of(
     element = next(model.parameters()).element_size()
     copies = _copying(model)
     width = blocks[0].output_size
-    probed = recipe.allocation == "probed"
+    probed = recipe.probes
     kept = kept_of(target)
     stages = [outer]
     if probed:
@@ -147,7 +147,7 @@ def needs_in_memory(
     weights = sum(layers) + outer
     widest = max(block.num_channels for block in blocks)
     activations = 4 * reading.batch_tokens * (4 * blocks[0].output_size + 3 * widest)
-    comparing = _comparing(model, reading) if recipe.allocation == "probed" else 0
+    comparing = _comparing(model, reading) if recipe.probes else 0
     copies = _copying(model)
     solving = max(
         max(_decomposing(block, recipe), _folding(block, kept_of(target))) for block in blocks

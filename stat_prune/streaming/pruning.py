@@ -30,7 +30,7 @@ from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
 from stat_prune.result import Reported, read_account
 from stat_prune.run import Run, opened
 from stat_prune.settings import Settings, kinds_left_alone
-from stat_prune.stages import chosen
+from stat_prune.stages import choose_sizes
 from stat_prune.streaming.cutting import Cut
 from stat_prune.streaming.measured import Measured
 from stat_prune.streaming.memory import Reading, needs_of
@@ -122,7 +122,7 @@ def prune_checkpoint(
     StatPruneError
         As for `stat_prune.prune`.
     """
-    chosen_settings = Settings(**settings)
+    chosen_settings = Settings(**{"effort": "fast", **settings})
     recipe = supported_method(chosen_settings, checked_target(target))
     check_path("model", model)
     check_path("output_dir", output_dir)
@@ -168,9 +168,9 @@ def prune_checkpoint(
             walk = Walk(run, recipe, checkpoint, workspace)
             measured = walk.measure()
             weights = _sensitivities(walk, measured)
-            with run.stage("allocate"):
-                choice = chosen(run, recipe, [one.candidates for one in measured], weights, target)
-            sizes = [one.candidates.size(i) for one, i in zip(measured, choice, strict=True)]
+            candidates = [one.candidates for one in measured]
+            choice, _ = choose_sizes(run, recipe, candidates, weights, target)
+            sizes = [one.size(i) for one, i in zip(candidates, choice, strict=True)]
             check_reached(run, target, sizes, uniform=chosen_settings.uniform)
             cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
             rows = cut.write_layers()
@@ -261,7 +261,7 @@ def _fingerprint(run: Run, checkpoint: Checkpoint, target: Target) -> dict[str, 
 
 def _sensitivities(walk: Walk, measured: list[Measured]) -> list[float] | None:
     """As `stat_prune.probes.sensitivities`, of the probes that a walk has made."""
-    if walk.recipe.allocation != "probed":
+    if not walk.recipe.probes:
         return None
     workspace, name = walk.workspace, "distances"
     if not workspace.done(name):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from stat_prune.architectures import find_blocks, stacks_of
 from stat_prune.distributed import num_processes
 from stat_prune.errors import ModelError, SaveError, SettingsError, TargetError
-from stat_prune.methods import PEERS, Method, method_named
+from stat_prune.methods import PEERS, Method
 from stat_prune.settings import Settings
 from stat_prune.streaming.memory import Needs
 from stat_prune.streaming.weights import Checkpoint
@@ -25,10 +25,16 @@ def supported_method(settings: Settings, target: Target) -> Method:
     SettingsError, TargetError
         Where it is not.
     """
-    if settings.method in PEERS or method_named(settings.method).heads_only:
+    if settings.method in PEERS or settings.recipe.heads_only:
         raise SettingsError(
             f"method={settings.method!r} looks at more than one layer's inputs, and cannot prune "
             "layer by layer. Use method='stat', or stat_prune.prune where the model fits in memory."
+        )
+    recipe = settings.recipe
+    if recipe.allocation == "searched" and settings.effort != "fast":
+        raise SettingsError(
+            f"effort={settings.effort!r} measures whole models again and again. Layer by layer "
+            "use effort='fast', or stat_prune.prune where the model fits in memory."
         )
     if settings.inplace:
         raise SettingsError("inplace=True: a checkpoint is never changed. Leave it away.")
@@ -37,7 +43,6 @@ def supported_method(settings: Settings, target: Target) -> Method:
             "Whether blocks can leave altogether is measured on the whole model. Use "
             "remove_blocks=False, or stat_prune.prune."
         )
-    recipe = method_named(settings.method)
     if (settings.passes or recipe.passes) > 1:
         raise SettingsError(
             "A second pass needs the whole model in memory. Use passes=1, or stat_prune.prune."

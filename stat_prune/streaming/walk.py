@@ -72,7 +72,7 @@ class Walk:
         todo = [number for number, name in enumerate(names) if not self.workspace.done(name)]
         outside = checkpoint.outer_names(base=True, head=False)
         with evaluating(run.model):
-            if self.recipe.allocation == "probed":
+            if self.recipe.probes:
                 self._probes = run.probe_batches(self._positions_per_sequence())
             if todo:
                 checkpoint.load(outside)

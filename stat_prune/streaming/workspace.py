@@ -165,6 +165,7 @@ def fingerprint_of(run: Run, **own: str) -> dict[str, str]:
     return {
         **{name: str(value) for name, value in run.settings.to_dict().items()},
         "calibration set": run.calibration.fingerprint,
+        "held out": held_out.fingerprint if (held_out := run.calibration.held_out) else "",
         **own,
         **{name: version for name, version in versions().items() if name in _DECISIVE},
     }

@@ -1,0 +1,84 @@
+"""What a search for a budget found at each stage, and what it computed for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SearchRound:
+    """A search from the best point so far.
+
+    Attributes
+    ----------
+    sequences : int
+        Calibration sequences that it measured on.
+    evaluations, accepted : int
+        Choices that were measured, at least in part, and those that were taken.
+    before, after : float
+        Distance of the output from the dense model's on these sequences.
+    """
+
+    sequences: int
+    evaluations: int
+    accepted: int
+    before: float
+    after: float
+
+    @property
+    def name(self) -> str:
+        """As in `Search.held_out`."""
+        return f"search on {self.sequences} sequences"
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a budget was spread over the blocks.
+
+    Attributes
+    ----------
+    effort : {"fast", "normal", "thorough"}
+    sequences : int
+        Calibration sequences that the starts were compared on.
+    starts : dict of str to float
+        By name, distance of the output of the whole pruned model from the dense one's; of those
+        that were not given up halfway, as they were worse than another.
+    rounds : list of SearchRound
+    held_out : dict of str to float
+        The same distance on sequences that nothing else has seen, of the best start and of what
+        each round found; empty where there was nothing to decide.
+    held_out_sequences : int
+    taken : str
+        Name of the start or of the round.
+    passes : float
+        What was computed, in forward passes over the calibration set.
+    """
+
+    effort: str
+    sequences: int
+    starts: dict[str, float]
+    rounds: list[SearchRound]
+    held_out: dict[str, float]
+    held_out_sequences: int
+    taken: str
+    passes: float
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Search:
+        """The search that ``dataclasses.asdict`` has made plain values of."""
+        return cls(**{**values, "rounds": [SearchRound(**one) for one in values["rounds"]]})
+
+    def __str__(self) -> str:
+        best = min(self.starts, key=lambda name: self.starts[name])
+        evaluations = sum(one.evaluations for one in self.rounds)
+        text = (
+            f"{self.effort}; best start on {self.sequences} sequences: {best} "
+            f"({self.starts[best]:.3g})"
+        )
+        if self.rounds:
+            text += f"; {evaluations} moves measured"
+        if self.held_out:
+            judged = ", ".join(f"{name} {value:.3g}" for name, value in self.held_out.items())
+            text += f"; on {self.held_out_sequences} sequences held out: {judged}"
+        return f"{text}; {self.taken} taken; {self.passes:.1f} passes"

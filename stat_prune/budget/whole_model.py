@@ -1,0 +1,224 @@
+"""How far a model with every block pruned is from the dense one, for one choice after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stat_prune.architectures import transformer_layers
+from stat_prune.batching import masks_in, num_sequences
+from stat_prune.budget.objectives import Objective, distances, judged
+from stat_prune.budget.sensitivity import recorded
+from stat_prune.collectors import Batch, evaluating
+from stat_prune.correction import FoldedConsumer
+from stat_prune.distributed import is_mine, merged, num_processes, together
+from stat_prune.layerwise import States, run_rest, stack_numbers
+from stat_prune.surgery import pruned_copy
+
+#: Entries of layers' outputs, and of the dense model's own, that are remembered for each choice.
+MAX_REMEMBERED = 2**25
+
+#: Of the block with a number, one of its candidates folded.
+Fold = Callable[[int, int], FoldedConsumer]
+
+#: Whether measuring on is in vain: ``(found, current)``, what the sequences so far have of each.
+GivesUp = Callable[[Tensor, Tensor], bool]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The distance of one pruned model's output from the dense one's.
+
+    Attributes
+    ----------
+    choice : tuple of int
+        The candidate of each block.
+    by_sequence : Tensor of shape (n,), float64
+        What each sequence has of the distance, which is their mean.
+    outputs : dict of int to list of object
+        What each layer has returned, by the numbers of the batches of which that is remembered.
+    """
+
+    choice: tuple[int, ...]
+    by_sequence: Tensor
+    outputs: dict[int, list[Any]] = field(repr=False)
+
+    @property
+    def distance(self) -> float:
+        """Mean over the values that the objective has."""
+        return float(self.by_sequence.mean())
+
+
+class WholeModel:
+    """Measures choices on a few sequences.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The dense model; unchanged.
+    layers : sequence of int
+        The layer of each block.
+    fold : callable
+        From the number of a block and a candidate to its folded consumer.
+    batches : sequence of mappings of str to Tensor
+    objective : callable
+
+    Attributes
+    ----------
+    passes : float
+        What was computed so far, in forward passes of all layers over all sequences.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[int],
+        fold: Fold,
+        batches: Sequence[Batch],
+        objective: Objective,
+    ) -> None:
+        self._model, self._layers, self._fold = model, layers, fold
+        self._batches, self._objective = batches, objective
+        self._stacks = stack_numbers(model)
+        self.num_sequences = sum(map(num_sequences, batches))
+        self.passes = 0.0
+        self._remembered: set[int] = set()
+        self._positions = 0
+        with evaluating(model):
+            self._dense = [self._look_at(number) for number in range(len(batches))]
+        self.passes = 1.0
+
+    def measure(self, choice: Sequence[int]) -> Measurement:
+        """The distance of a choice."""
+        found = self._measure(tuple(choice), None, None)
+        assert found is not None
+        return found
+
+    def measure_beside(
+        self, choice: Sequence[int], current: Measurement, gives_up: GivesUp
+    ) -> Measurement | None:
+        """The distance of a choice, or None where it was given up.
+
+        Parameters
+        ----------
+        choice : sequence of int
+            The candidate of each block.
+        current : Measurement
+            Of another choice: layers before the first block that differs are not computed again.
+        gives_up : callable
+            Asked after each batch but the last.
+        """
+        return self._measure(tuple(choice), current, gives_up)
+
+    def _measure(
+        self, choice: tuple[int, ...], current: Measurement | None, gives_up: GivesUp | None
+    ) -> Measurement | None:
+        outputs: dict[int, list[Any]] = {}
+        found: list[Tensor] = []
+        first = 0
+        if current is not None:
+            differing = zip(self._layers, choice, current.choice, strict=True)
+            first = min((layer for layer, new, old in differing if new != old), default=0)
+        pruned = pruned_copy(self._model, [self._fold(*one) for one in enumerate(choice)])
+        with evaluating(pruned):
+            for values in self._by_batch(pruned, first, current, outputs):
+                found.append(values)
+                if current is None or gives_up is None or len(found) == len(self._batches):
+                    continue
+                so_far = torch.cat(found)
+                if gives_up(so_far, current.by_sequence[: len(so_far)]):
+                    return None
+        return Measurement(choice, torch.cat(found), outputs)
+
+    def _by_batch(
+        self,
+        pruned: PreTrainedModel,
+        first: int,
+        current: Measurement | None,
+        outputs: dict[int, list[Any]],
+    ) -> Iterator[Tensor]:
+        """What the sequences of each batch have of the distance; of several processes each
+        computes some batches, whether or not they will be asked for.
+        """
+
+        def on_batch(number: int) -> Tensor:
+            known = None if current is None else current.outputs.get(number)
+            return self._on_batch(pruned, number, first if known else 0, known, outputs)
+
+        numbers = range(len(self._batches))
+        found: Iterator[Tensor] = map(on_batch, numbers)
+        if num_processes() > 1:
+            mine = [number for number in numbers if is_mine(number)]
+            found = iter(merged(together(lambda: {n: on_batch(n) for n in mine})))
+        for batch, values in zip(self._batches, found, strict=True):
+            share = num_sequences(batch) / self.num_sequences
+            self.passes += share * (1 - first / max(len(self._stacks), 1))
+            yield values
+
+    def _on_batch(
+        self,
+        pruned: PreTrainedModel,
+        number: int,
+        first: int,
+        known: list[Any] | None,
+        outputs: dict[int, list[Any]],
+    ) -> Tensor:
+        batch = self._batches[number]
+        reader = judged(pruned, self._objective)
+        layers = transformer_layers(pruned)
+        states = dict(zip(self._stacks[:first], known or (), strict=False))
+        with recorded(layers[first:]) as computed:
+            output = run_rest(reader, first, batch, states)
+        if number in self._remembered:
+            outputs[number] = [*(known or ())[:first], *map(computed.get, layers[first:])]
+        values = distances(self._objective, self._dense[number](), output, batch)
+        sums = _by_sequence(values.double().cpu(), batch)
+        return sums * (self.num_sequences / max(self._positions, 1))
+
+    def _look_at(self, number: int) -> Callable[[], Any]:
+        """A function that has the dense model's output on a batch.
+
+        It is remembered, or computed again from what the last layers have returned.
+        """
+        batch, reader = self._batches[number], judged(self._model, self._objective)
+        layers = transformer_layers(self._model)
+        with recorded(layers) as computed:
+            output = run_rest(reader, 0, batch, {})
+        self._positions += distances(self._objective, output, output, batch).numel()
+        states: States = dict(zip(self._stacks, map(computed.get, layers), strict=True))
+        entries = _entries([computed.get(layer) for layer in layers])
+        if len(set(layers)) == len(layers) and entries * len(self._batches) <= MAX_REMEMBERED:
+            self._remembered.add(number)
+        if _entries(output) * len(self._batches) <= MAX_REMEMBERED:
+            return lambda: output
+        return partial(run_rest, reader, len(layers), batch, states)
+
+
+def _entries(value: Any) -> int:
+    """Of all tensors in what a module has returned."""
+    if isinstance(value, Tensor):
+        return value.numel()
+    if isinstance(value, dict):
+        return sum(map(_entries, value.values()))
+    return sum(map(_entries, value)) if isinstance(value, list | tuple) else 0
+
+
+def _by_sequence(values: Tensor, batch: Batch) -> Tensor:
+    """Sums of an objective's values over each sequence of a batch.
+
+    Where the values are neither one a sequence nor one a real token, all count as much.
+    """
+    count = num_sequences(batch)
+    if values.numel() == count:
+        return values.reshape(-1)
+    for mask in reversed(masks_in(batch)):
+        lengths = batch[mask].reshape(count, -1).sum(1)
+        if int(lengths.sum()) == values.numel():
+            return torch.stack([part.sum() for part in values.split(lengths.tolist())])
+    return values.sum().expand(count) / count
