@@ -24,8 +24,7 @@ from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.projections import projection
 from stat_prune.surgery import pruned_copy
 
-#: Ridges towards the one-pass solution, relative to each channel's squared norm: the second is
-#: tried where the first is better than one pass.
+#: Ridges towards the one-pass solution, relative to each channel's squared norm.
 RIDGES = (1.0, 0.3)
 
 #: One calibration sequence in so many is held out, to choose with; fewer allow no second pass.
@@ -66,29 +65,35 @@ def best_pass(
     folded : sequence of FoldedConsumer
         The one-pass solution.
     calibration : CalibrationSet
-        One sequence in `HELD_OUT` is not solved on, but chosen with.
+        What is held out beside it is chosen with; without any, one sequence in `HELD_OUT` is, and
+        not solved on.
     objective : callable
         Distance of outputs.
     seed : int
         Decides which sequences are held out.
     advance : callable
-        Called for every block and ridge.
+        Called for every block.
     """
-    solved_on, held_out = calibration.split(calibration.num_samples // HELD_OUT, seed=seed)
-
-    def held_out_distance(solution: Sequence[FoldedConsumer]) -> float:
-        return distance(model, pruned_copy(model, solution), held_out.batches, objective)
-
-    best, taken = list(folded), None
-    least = held_out_distance(best)
-    distances = {"first pass": least}
-    for ridge in RIDGES:
-        again = restream(model, folded, solved_on.batches, ridge=ridge, advance=advance)
-        found = distances[f"ridge {ridge:g}"] = held_out_distance(again)
-        if not found < least:
-            break
-        best, taken, least = again, ridge, found
-    return best, SecondPass(taken, distances)
+    solved_on, held_out = calibration, calibration.held_out
+    if held_out is None:
+        solved_on, held_out = calibration.split(calibration.num_samples // HELD_OUT, seed=seed)
+    solutions = {None: list(folded)} | dict(
+        zip(
+            RIDGES,
+            restream(model, folded, solved_on.batches, ridges=RIDGES, advance=advance),
+            strict=True,
+        )
+    )
+    distances = {
+        ridge: distance(model, pruned_copy(model, solution), held_out.batches, objective)
+        for ridge, solution in solutions.items()
+    }
+    best = min(solutions, key=lambda ridge: distances[ridge])
+    named = {
+        "first pass" if ridge is None else f"ridge {ridge:g}": found
+        for ridge, found in distances.items()
+    }
+    return solutions[best], SecondPass(best, named)
 
 
 def restream(
@@ -96,9 +101,9 @@ def restream(
     folded: Sequence[FoldedConsumer],
     batches: Sequence[Batch],
     *,
-    ridge: float,
+    ridges: Sequence[float],
     advance: Callable[[str], None] = lambda _name: None,
-) -> list[FoldedConsumer]:
+) -> list[list[FoldedConsumer]]:
     """Let every consumer make up for what the blocks before it have changed.
 
     Block by block, the residual stream behind the consumer is compared with the dense model's:
@@ -114,25 +119,28 @@ def restream(
     folded : sequence of FoldedConsumer
         The one-pass solution for each block, layer by layer.
     batches : sequence of mappings of str to Tensor
-        Model inputs to solve on. Their hidden states, four per token, are held in memory.
-    ridge : float
+        Model inputs to solve on. Their hidden states, two per token and two more for each ridge,
+        are held in memory.
+    ridges : sequence of float
     advance : callable
         Called with the block's name when it is done.
 
     Returns
     -------
-    list of FoldedConsumer
-        With new weights and biases; ``output_error`` stays that of the first pass. Blocks that are
-        kept whole stay as they are.
+    list of list of FoldedConsumer
+        For each ridge, with new weights and biases; ``output_error`` stays that of the first pass.
+        Blocks that are kept whole stay as they are.
     """
-    pruned = pruned_copy(model, folded)
-    result = list(folded)
+    results = [list(folded) for _ in ridges]
+    pruned = [pruned_copy(model, folded) for _ in ridges]
     by_layer: dict[int, list[int]] = {}
     for index, one in enumerate(folded):
         by_layer.setdefault(one.block.layer, []).append(index)
-    with evaluating(model), evaluating(pruned):
+    with ExitStack() as modes:
+        for computing in (model, *pruned):
+            modes.enter_context(evaluating(computing))
         dense_states: list[States] = [{} for _ in batches]
-        states: list[States] = [{} for _ in batches]
+        states: list[list[States]] = [[{} for _ in batches] for _ in ridges]
         for layer, stack in enumerate(stack_numbers(model)):
             indices = by_layer.get(layer, [])
             blocks = [folded[i].block for i in indices if can_move(folded[i].block)]
@@ -141,15 +149,24 @@ def restream(
                 for batch, state in zip(batches, dense_states, strict=True)
             ]
             for index in indices:
-                one = result[index]
-                if can_move(one.block) and len(one.units) < one.block.num_units:
-                    result[index] = _moved(pruned, one, batches, states, wanted, ridge)
-                advance(one.block.name)
+                block = folded[index].block
+                if can_move(block) and len(folded[index].units) < block.num_units:
+                    for number, ridge in enumerate(ridges):
+                        results[number][index] = _moved(
+                            pruned[number],
+                            results[number][index],
+                            batches,
+                            states[number],
+                            wanted,
+                            ridge,
+                        )
+                advance(block.name)
             for state, stream in zip(dense_states, wanted, strict=True):
                 state[stack] = stream.output
-            for state, batch in zip(states, batches, strict=True):
-                state[stack] = _Stream(pruned, layer, [], batch, state).output
-    return result
+            for its_model, its_states in zip(pruned, states, strict=True):
+                for state, batch in zip(its_states, batches, strict=True):
+                    state[stack] = _Stream(its_model, layer, [], batch, state).output
+    return results
 
 
 def can_move(block: Block) -> bool:
@@ -172,13 +189,14 @@ def _moved(
     """One consumer solved again, and put into `pruned`."""
     block = folded.block
     consumer = projection(pruned.base_model, block.consumer)
-    moments = CrossMoments(consumer.weight.shape[1], len(consumer.weight))
+    # The ridge is far above what products in float32 cannot tell.
+    moments = CrossMoments(consumer.weight.shape[1], len(consumer.weight), precision="float32")
     for batch, state, dense in zip(batches, states, wanted, strict=True):
         found = _Stream(pruned, block.layer, [block], batch, state, whole=False)
         noted = (found.inputs[block.name], found.after[block.name], dense.after[block.name])
         mask = token_mask(batch, block.mask).to(noted[0].device)
         inputs, after, wanted_after = (
-            by_token(one.to(mask.device), mask)[mask].double() for one in noted
+            by_token(one.to(mask.device), mask)[mask].float() for one in noted
         )
         moments.update(inputs, wanted_after - after)
     centred = consumer.bias is not None

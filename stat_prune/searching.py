@@ -24,6 +24,7 @@ from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
 from stat_prune.run import Run
 from stat_prune.selection import Candidates
+from stat_prune.settings import Settings
 from stat_prune.spreading import spread
 from stat_prune.statistics import BlockStatistics
 from stat_prune.targets import Target
@@ -88,7 +89,7 @@ class Start:
     even: bool = False
 
 
-def starts_of(weights: Sequence[Tensor], *, uniform: bool) -> list[Start]:
+def starts_of(weights: Sequence[Tensor], settings: Settings) -> list[Start]:
     """The probes' weights to several powers, and the same fraction of every block.
 
     A probe prunes one block alone. What that does to a deep model can say little of what all
@@ -98,8 +99,10 @@ def starts_of(weights: Sequence[Tensor], *, uniform: bool) -> list[Start]:
         Start(f"probes^{power:g}" if power else "unweighted", [one**power for one in weights])
         for power in EXPONENTS
     ]
-    # Where all layers are alike, one spread is as even as another.
-    return starts if uniform else [*starts, Start("even", starts[-1].weights, even=True)]
+    # Where all layers are alike, one spread is as even as another; where some may leave, none is.
+    if settings.uniform or settings.removes_blocks:
+        return starts
+    return [*starts, Start("even", starts[-1].weights, even=True)]
 
 
 class BudgetSearch:
@@ -137,7 +140,7 @@ class BudgetSearch:
             gathered_numerical_warnings("folding candidates in the search"),
         ):
             share = self._share(target)
-            starts = starts_of(self._weights, uniform=run.settings.uniform)
+            starts = starts_of(self._weights, run.settings)
             whole = self._on_calibration(1)
             best, distances = self._best(whole, starts, target, share, clearly=True)
             contenders, rounds = [best], []

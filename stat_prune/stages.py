@@ -30,7 +30,7 @@ from stat_prune.probing import TokenClasses
 from stat_prune.probing.heads import stream_statistics
 from stat_prune.processors import text_tokenizer
 from stat_prune.reached import check_reached
-from stat_prune.restreaming import HELD_OUT, RIDGES, SecondPass, best_pass, can_move
+from stat_prune.restreaming import HELD_OUT, SecondPass, best_pass, can_move
 from stat_prune.result import PruningResult
 from stat_prune.run import Run
 from stat_prune.searching import BudgetSearch
@@ -168,7 +168,7 @@ def _second_pass(
     if all(len(one.units) == one.block.num_units or not can_move(one.block) for one in folded):
         return folded, None
     with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
-        run.expect(len(RIDGES) * len(folded))
+        run.expect(len(folded))
         best, second = agreed(
             lambda: best_pass(
                 run.model,
@@ -179,8 +179,6 @@ def _second_pass(
                 advance=run.advance,
             )
         )
-        tried = len(second.distances) - 1
-        run.expect((tried - len(RIDGES)) * len(folded))
     return best, second
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from .centred import CentredStream, add_upper_gram, mirror_upper
-from .checks import check_count, check_matrix, check_same_device
+from .checks import check_choice, check_count, check_matrix, check_same_device
+from .moments import PRECISIONS
 
 
 class CrossMoments(CentredStream):
@@ -23,19 +24,34 @@ class CrossMoments(CentredStream):
     ----------
     num_features, num_targets : int
         k, which may be 0, and d.
+    precision : {"float64", "float32"}
+        Of the products inside a block of rows, as for `Moments`.
     device : torch.device or str, optional
         Where the statistics live. Default: the device of the first batch.
+
+    Raises
+    ------
+    ValueError
+        If `precision` is another word.
     """
 
-    _settings = ("num_features", "num_targets")
+    _settings = ("num_features", "num_targets", "precision")
     _tensors = ("mean", "features", "cross", "targets")
     _features: Tensor
     _cross: Tensor
     _targets: Tensor
 
     def __init__(
-        self, num_features: int, num_targets: int, *, device: torch.device | str | None = None
+        self,
+        num_features: int,
+        num_targets: int,
+        *,
+        precision: str = "float64",
+        device: torch.device | str | None = None,
     ) -> None:
+        check_choice(precision, "precision", PRECISIONS)
+        self.precision = precision
+        self._product_dtype = getattr(torch, precision)
         self.num_features = check_count(num_features, "num_features", minimum=0)
         self.num_targets = check_count(num_targets, "num_targets")
         super().__init__(num_features + num_targets, device=device)
@@ -47,10 +63,10 @@ class CrossMoments(CentredStream):
         self._cross = self._mean.new_zeros(k, d)
         self._targets = self._mean.new_zeros(d)
 
-    def _accumulate(self, rows: Float64[Tensor, "n m"]) -> None:
+    def _accumulate(self, rows: Float[Tensor, "n m"]) -> None:
         features, targets = rows[:, : self.num_features], rows[:, self.num_features :]
         add_upper_gram(self._features, features)
-        self._cross.addmm_(features.T, targets)
+        self._cross += features.T @ targets
         self._targets += targets.square().sum(dim=0)
 
     def _squares(self) -> Float64[Tensor, " m"]:
