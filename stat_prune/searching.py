@@ -43,10 +43,13 @@ class Effort(NamedTuple):
     rounds : tuple of (int, float)
         Of the search: times the sequences that starts are compared on, and what may be computed,
         in forward passes of the dense model over the calibration set.
+    errors : float
+        Standard errors by which a start has to be nearer than those before it.
     """
 
     part: int
     rounds: tuple[tuple[int, float], ...] = ()
+    errors: float = 0.0
 
 
 #: Where the output has a value a token: few sequences tell much, and more are taken as moves get
@@ -57,11 +60,12 @@ BY_TOKEN = {
     "thorough": Effort(8, ((1, 4.0), (2, 4.0), (4, 4.0))),
 }
 
-#: Where it has one a sequence: a search on few would be a search for what suits just these.
+#: Where it has one a sequence: a search on few would be a search for what suits just these, and
+#: which start is taken as well.
 BY_SEQUENCE = {
-    "fast": Effort(4),
-    "normal": Effort(2, ((1, 2.5),)),
-    "thorough": Effort(1, ((1, 10.0),)),
+    "fast": Effort(4, errors=1.0),
+    "normal": Effort(2, ((1, 2.5),), errors=1.0),
+    "thorough": Effort(1, ((1, 10.0),), errors=1.0),
 }
 
 #: Fewest sequences that anything is measured on, where there are so many.
@@ -142,7 +146,7 @@ class BudgetSearch:
             share = self._share(target)
             starts = starts_of(self._weights, run.settings)
             whole = self._on_calibration(1)
-            best, distances = self._best(whole, starts, target, share, clearly=True)
+            best, distances = self._best(whole, starts, target, share, errors=self._effort.errors)
             contenders, rounds = [best], []
             # In equal shares there are no weights to move.
             weighed = starts[0] if best.even else best
@@ -172,11 +176,11 @@ class BudgetSearch:
         target: Target,
         share: float | None,
         *,
-        clearly: bool = False,
+        errors: float = 0.0,
     ) -> tuple[Start, dict[str, float]]:
         """The nearest to the dense model, and the distances of all that were not given up.
 
-        With `clearly` one is left for a later one only where that is more than noise.
+        One is left for a later one that is nearer by so many standard errors of the difference.
         """
         best: tuple[Start, Measurement] | None = None
         distances = {}
@@ -195,7 +199,7 @@ class BudgetSearch:
             if found is None:
                 continue
             distances[one.name] = found.distance
-            if is_better(found.by_sequence, best[1].by_sequence, errors=1.0 if clearly else 0.0):
+            if is_better(found.by_sequence, best[1].by_sequence, errors=errors):
                 best = one, found
         assert best is not None
         return best[0], distances
