@@ -19,6 +19,7 @@ from stat_prune.budget.sensitivity import positions_per_sequence
 from stat_prune.budget.whole_model import Measurement, WholeModel
 from stat_prune.calibration import CalibrationSet
 from stat_prune.correction import FoldedConsumer
+from stat_prune.errors import TargetError
 from stat_prune.folding import fold_candidate
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
@@ -71,8 +72,9 @@ BY_SEQUENCE = {
 #: Fewest sequences that anything is measured on, where there are so many.
 MIN_MEASURED = 16
 
-#: Sizes of a block that a search looks at, and batches that its sequences are in.
-LEVELS, NUM_BATCHES = 64, 8
+#: Sizes of a block that a search looks at, and parts of its sequences after which a choice that is
+#: worse may be given up.
+LEVELS, NUM_PARTS = 64, 8
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class BudgetSearch:
             held_out: dict[str, float] = {}
             if len(contenders) > 1:
                 best, held_out = self._best(self._on_held_out(), contenders, target, share)
-            choice = spread(run, self._candidates, best.weights, target, even=best.even)
+            choice = self._exact(best, target)
         return choice, Search(
             effort=run.settings.effort,
             sequences=whole.num_sequences,
@@ -185,9 +187,12 @@ class BudgetSearch:
         best: tuple[Start, Measurement] | None = None
         distances = {}
         for one in self._run.tracked(starts):
-            choice = spread(
-                self._run, self._candidates, one.weights, target, even=one.even, share=share
-            )
+            try:
+                choice = self._exact(one, target, share)
+            except TargetError:
+                if not one.even:
+                    raise
+                continue  # equal shares round up to more than the budget
             found: Measurement | None
             if best is None:
                 found = whole.measure(choice)
@@ -203,6 +208,11 @@ class BudgetSearch:
                 best = one, found
         assert best is not None
         return best[0], distances
+
+    def _exact(self, start: Start, target: Target, share: float | None = None) -> list[int]:
+        return spread(
+            self._run, self._candidates, start.weights, target, even=start.even, share=share
+        )
 
     def _round(
         self, number: int, start: Start, target: Target, share: float | None
@@ -264,15 +274,16 @@ class BudgetSearch:
 
     def _whole(self, name: str, sequences: CalibrationSet, count: int) -> WholeModel:
         if name not in self._wholes:
-            # Small batches: a choice may be given up after each.
             count = min(count, sequences.num_samples)
-            size = min(max(-(-count // NUM_BATCHES), 1), sequences.batch_size)
+            # No batch is larger than what may be the last part to be computed.
+            size = min(max(-(-count // NUM_PARTS), 1), sequences.batch_size)
             self._wholes[name] = WholeModel(
                 self._run.model,
                 [block.layer for block in self._run.blocks],
                 self._folded,
                 sequences.subset(count, seed=self._run.settings.seed, batch_size=size).batches,
                 self._objective,
+                parts=NUM_PARTS,
             )
         return self._wholes[name]
 

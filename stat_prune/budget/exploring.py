@@ -120,6 +120,8 @@ def in_vain(found: Tensor, current: Tensor) -> bool:
 def is_better(found: Tensor, other: Tensor, *, errors: float) -> bool:
     """Whether a mean distance is less than another by so many standard errors of the difference.
 
+    And by a thousandth, which no rounding amounts to.
+
     Parameters
     ----------
     found, other : Tensor of shape (n,), float64
@@ -128,7 +130,7 @@ def is_better(found: Tensor, other: Tensor, *, errors: float) -> bool:
     """
     gain = other - found
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-    return float(gain.mean()) > errors * error
+    return float(gain.mean()) > max(errors * error, 1e-3 * float(other.mean().abs()))
 
 
 def _moves(

@@ -68,9 +68,13 @@ class WholeModel:
         From the number of a block and a candidate to its folded consumer.
     batches : sequence of mappings of str to Tensor
     objective : callable
+    parts : int
+        How often measuring a choice may be given up, at most: before each further part of the
+        sequences.
 
     Attributes
     ----------
+    num_sequences : int
     passes : float
         What was computed so far, in forward passes of all layers over all sequences.
     """
@@ -82,11 +86,14 @@ class WholeModel:
         fold: Fold,
         batches: Sequence[Batch],
         objective: Objective,
+        *,
+        parts: int,
     ) -> None:
         self._model, self._layers, self._fold = model, layers, fold
         self._batches, self._objective = batches, objective
         self._stacks = stack_numbers(model)
         self.num_sequences = sum(map(num_sequences, batches))
+        self._part = max(-(-self.num_sequences // parts), 1)
         self.passes = 0.0
         self._remembered: set[int] = set()
         self._positions = 0
@@ -112,7 +119,7 @@ class WholeModel:
         current : Measurement
             Of another choice: layers before the first block that differs are not computed again.
         gives_up : callable
-            Asked after each batch but the last.
+            Asked after each part of the sequences but the last.
         """
         return self._measure(tuple(choice), current, gives_up)
 
@@ -120,21 +127,30 @@ class WholeModel:
         self, choice: tuple[int, ...], current: Measurement | None, gives_up: GivesUp | None
     ) -> Measurement | None:
         outputs: dict[int, list[Any]] = {}
-        found: list[Tensor] = []
         first = 0
         if current is not None:
             differing = zip(self._layers, choice, current.choice, strict=True)
             first = min((layer for layer, new, old in differing if new != old), default=0)
         pruned = pruned_copy(self._model, [self._fold(*one) for one in enumerate(choice)])
+        found = torch.empty(0, dtype=torch.float64)
+        asked = self._part
         with evaluating(pruned):
             for values in self._by_batch(pruned, first, current, outputs):
-                found.append(values)
-                if current is None or gives_up is None or len(found) == len(self._batches):
-                    continue
-                so_far = torch.cat(found)
-                if gives_up(so_far, current.by_sequence[: len(so_far)]):
-                    return None
-        return Measurement(choice, torch.cat(found), outputs)
+                found = torch.cat([found, values])
+                # At the same sequences however they are batched.
+                while current is not None and gives_up is not None and asked <= len(found):
+                    if asked < self.num_sequences and gives_up(
+                        found[:asked], current.by_sequence[:asked]
+                    ):
+                        self._count(asked, first)
+                        return None
+                    asked += self._part
+        self._count(self.num_sequences, first)
+        return Measurement(choice, found, outputs)
+
+    def _count(self, sequences: int, first: int) -> None:
+        """Note what was computed, layers before `first` left out."""
+        self.passes += sequences / self.num_sequences * (1 - first / max(len(self._stacks), 1))
 
     def _by_batch(
         self,
@@ -156,10 +172,7 @@ class WholeModel:
         if num_processes() > 1:
             mine = [number for number in numbers if is_mine(number)]
             found = iter(merged(together(lambda: {n: on_batch(n) for n in mine})))
-        for batch, values in zip(self._batches, found, strict=True):
-            share = num_sequences(batch) / self.num_sequences
-            self.passes += share * (1 - first / max(len(self._stacks), 1))
-            yield values
+        yield from found
 
     def _on_batch(
         self,
