@@ -7,16 +7,23 @@ come from train splits, scores from dev splits or texts that calibration has not
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from functools import cache, partial
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from glue import glue_task
 from harness.sources import data_folder, load
 from harness.task import Task
 from stat_prune import MACs, Parameters
 from stat_prune.demo.data import find_sentence_encoder
+from stat_prune.evaluation import masked_accuracy
 from stat_prune.evaluation.glue import read_glue
 from stat_prune.evaluation.perplexity import perplexity
 from stat_prune.evaluation.similarity import sts_spearman
@@ -79,11 +86,36 @@ def stories() -> Task:
     )
 
 
+def reactions(folder: str) -> Task:
+    """A masked language model of chemical reactions, accuracy on those it is not calibrated on."""
+    texts = json.loads(
+        (data_folder() / "data" / "reactions" / "reactions.json").read_text(encoding="utf-8")
+    )
+    first = texts[:NUM_REACTIONS]
+    random.Random(0).shuffle(first)
+    return Task(
+        metrics=("accuracy",),
+        num_calibration_samples=512,
+        budgets=(0.8, 0.6, 0.4),
+        target=MACs,
+        load=lambda: load(data_folder() / "models" / folder, AutoModelForMaskedLM),
+        calibration=lambda: first[:512],
+        score=lambda model, tokenizer: {
+            "accuracy": masked_accuracy(model, tokenizer, texts[NUM_REACTIONS:])
+        },
+    )
+
+
+#: Reactions to calibrate on; the others are scored.
+NUM_REACTIONS = 600
+
 STORIES = "stories"
 
 TASKS: dict[str, Callable[[], Task]] = {
     "encoder": sentence_encoder,
     STORIES: stories,
+    "reactions": partial(reactions, "rxnfp-bert-mlm"),
+    "reactions-albert": partial(reactions, "rxnmapper-albert"),
     "sst2": partial(fine_tuned, "sst2"),
     "mrpc": partial(fine_tuned, "mrpc"),
     "stsb": partial(fine_tuned, "stsb", label_scale=0.2),

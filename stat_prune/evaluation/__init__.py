@@ -1,6 +1,7 @@
-"""Measures of what a model can do: GLUE, SQuAD, sentence similarity, perplexity."""
+"""Measures of what a model can do: GLUE, SQuAD, similarity, perplexity, masked tokens."""
 
 from stat_prune.evaluation.glue import GLUE_TASKS, GlueData, evaluate_glue, glue_examples, read_glue
+from stat_prune.evaluation.masked import masked_accuracy
 from stat_prune.evaluation.perplexity import perplexity
 from stat_prune.evaluation.similarity import (
     cosine_to_reference,
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate_glue",
     "evaluate_squad",
     "glue_examples",
+    "masked_accuracy",
     "neighbor_recall",
     "perplexity",
     "read_glue",
