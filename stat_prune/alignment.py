@@ -9,8 +9,18 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from stat_prune.architectures import find_blocks
 from stat_prune.blocks import Block
 from stat_prune.errors import GenerationWarning
+
+
+def alignment_heads(model: PreTrainedModel, block: Block) -> list[int]:
+    """The heads of a cross-attention layer by which the model tells the times of words."""
+    if not _attends(block):
+        return []
+    pairs = getattr(getattr(model, "generation_config", None), "alignment_heads", None) or []
+    layers = [one.layer for one in find_blocks(model) if _attends(one)]
+    return [head for layer, head in pairs if layers[layer] == block.layer]
 
 
 def renumber_alignment_heads(
@@ -31,7 +41,7 @@ def renumber_alignment_heads(
     pairs = getattr(generation, "alignment_heads", None)
     if not pairs:
         return
-    attending = [block for block in dense if block.kind == "heads" and block.mask != block.key_mask]
+    attending = [block for block in dense if _attends(block)]
     places = [
         {unit: place for place, unit in enumerate(kept.get(one.name, range(one.num_units)))}
         for one in attending
@@ -49,3 +59,8 @@ def renumber_alignment_heads(
             GenerationWarning,
             stacklevel=2,
         )
+
+
+def _attends(block: Block) -> bool:
+    """Whether it is a cross-attention layer's."""
+    return block.kind == "heads" and block.mask != block.key_mask

@@ -69,8 +69,9 @@ BY_SEQUENCE = {
     "thorough": Effort(1, ((1, 10.0),), errors=1.0),
 }
 
-#: Fewest sequences that anything is measured on, where there are so many.
-MIN_MEASURED = 16
+#: Fewest sequences that anything is measured on, where there are so many; and how many have to be
+#: for the nearest start to be taken as it is.
+MIN_MEASURED, MIN_TRUSTED = 16, 32
 
 #: Sizes of a block that a search looks at, and parts of its sequences after which a choice that is
 #: worse may be given up.
@@ -148,7 +149,9 @@ class BudgetSearch:
             share = self._share(target)
             starts = starts_of(self._weights, run.settings)
             whole = self._on_calibration(1)
-            best, distances = self._best(whole, starts, target, share, errors=self._effort.errors)
+            few = whole.num_sequences < MIN_TRUSTED
+            errors = 1.0 if few else self._effort.errors
+            best, distances = self._best(whole, starts, target, share, errors=errors)
             contenders, rounds = [best], []
             # In equal shares there are no weights to move.
             weighed = starts[0] if best.even else best

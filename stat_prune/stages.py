@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stat_prune.accounting import account, measure, measure_speed
-from stat_prune.alignment import renumber_alignment_heads
+from stat_prune.alignment import alignment_heads, renumber_alignment_heads
 from stat_prune.architectures import find_blocks
 from stat_prune.beside import leave_source
 from stat_prune.blocks import Block
@@ -106,6 +106,7 @@ def candidates_of(run: Run, recipe: Method, statistics: BlockStatistics, number:
         corrected=recipe.corrected,
         generator=torch.Generator().manual_seed(int(own)),
         remove=run.settings.removes_blocks,
+        needed=alignment_heads(run.model, run.blocks[number]),
     )
 
 

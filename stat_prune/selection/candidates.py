@@ -110,6 +110,7 @@ def candidates_for(
     corrected: bool,
     generator: torch.Generator,
     remove: bool = False,
+    needed: Sequence[int] = (),
 ) -> Candidates:
     """Rank the units of a block and price every size.
 
@@ -127,12 +128,17 @@ def candidates_for(
         For criteria that draw at random.
     remove : bool
         Whether no unit at all is a size too, where the block allows it.
+    needed : sequence of int
+        Units of which the best is to stay with the last, for what is no part of the output; not
+        looked at where keys and values are shared.
     """
     block = statistics.block
-    if block.units_per_group > 1 or not corrected:  # the Gram matrix is read again
+    if block.units_per_group > 1 or not corrected or needed:  # the Gram matrix is read again
         statistics = replace(statistics, expendable=False)
     ranking = criterion(statistics, block.unit_size, generator)
     if block.units_per_group == 1:
+        if needed:
+            ranking = _begun_with(ranking, needed)
         orders, starts = [ranking.order], [1]
         curves = [_curves(statistics, ranking, corrected)]
     else:
@@ -161,6 +167,16 @@ def candidates_for(
         activation_errors=torch.stack(activation_errors).cpu()
         / max(statistics.activation_energy, 1e-300),
     )
+
+
+def _begun_with(ranking: Ranking, needed: Sequence[int]) -> Ranking:
+    """The best of some units before all others; its errors are not known then."""
+    order = ranking.order.tolist()
+    first = next(unit for unit in order if unit in needed)
+    if order[0] == first:
+        return ranking
+    rest = [unit for unit in order if unit != first]
+    return Ranking(ranking.order.new_tensor([first, *rest]))
 
 
 def _grouped_order(block: Block, unit_order: Tensor, group_order: Tensor, top: int) -> Tensor:

@@ -186,3 +186,21 @@ def test_random_follows_its_generator():
         generator=torch.Generator().manual_seed(1),
     ).orders[0]
     assert first.tolist() == second.tolist() != other.tolist()
+
+
+def test_the_best_of_the_units_that_are_needed_stays_with_the_last():
+    statistics, *_ = random_statistics(head_block(6, 6, 3, 5))
+    free = candidates_of(statistics, "interpolative")
+    *_, second_last, last = free.orders[0].tolist()
+    bound = candidates_for(
+        replace(statistics, gram=statistics.gram.clone(), expendable=True),
+        CRITERIA["interpolative"],
+        corrected=True,
+        generator=torch.Generator().manual_seed(0),
+        needed=[last, second_last],
+    )
+    assert bound.orders[0].tolist() == [second_last, *free.orders[0].tolist()[:-2], last]
+    # Each size is priced as what it is.
+    for index in range(len(bound.prefixes)):
+        expected = fold(statistics, bound.units(index)).output_error ** 2
+        assert float(bound.output_errors[index]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
