@@ -10,7 +10,7 @@ from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForSequenceClassification
 
 import stat_prune
-from stat_prune import stages
+from stat_prune import spreading
 from stat_prune.errors import TargetError
 
 IDS = torch.randint(3, 40, (40, 9), generator=torch.Generator().manual_seed(3))
@@ -66,7 +66,7 @@ def test_a_model_of_a_fraction_of_what_was_asked_for_is_an_error_and_no_result(
 ):
     model = tiny_bert(BertForSequenceClassification)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    monkeypatch.setattr(stages, "choose", broken)
+    monkeypatch.setattr(spreading, "choose", broken)
     with pytest.raises(TargetError, match=r"asks for 0\.6 of the whole, but 0\.\d+ was reached"):
         pruned(model, stat_prune.MACs(0.6), inplace=inplace)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
@@ -74,7 +74,7 @@ def test_a_model_of_a_fraction_of_what_was_asked_for_is_an_error_and_no_result(
 
 def test_layer_by_layer_it_is_an_error_before_anything_is_cut(monkeypatch, tmp_path):
     tiny_llama().save_pretrained(tmp_path / "dense")
-    monkeypatch.setattr(stages, "choose", broken)
+    monkeypatch.setattr(spreading, "choose", broken)
     with pytest.raises(TargetError, match=r"asks for 0\.6 of the whole, but"):
         stat_prune.prune_checkpoint(
             tmp_path / "dense",
