@@ -21,7 +21,7 @@ from stat_prune.distributed import is_mine, merged, num_processes, together
 from stat_prune.layerwise import States, run_rest, stack_numbers
 from stat_prune.surgery import pruned_copy
 
-#: Entries of layers' outputs, and of the dense model's own, that are remembered for each choice.
+#: Entries of layers' outputs that are remembered for each choice, and of the dense model's own.
 MAX_REMEMBERED = 2**25
 
 #: Of the block with a number, one of its candidates folded.
@@ -95,10 +95,11 @@ class WholeModel:
         self.num_sequences = sum(map(num_sequences, batches))
         self._part = max(-(-self.num_sequences // parts), 1)
         self.passes = 0.0
-        self._remembered: set[int] = set()
-        self._positions = 0
+        self._positions = self._entries = 0
         with evaluating(model):
             self._dense = [self._look_at(number) for number in range(len(batches))]
+        called_once = len(set(transformer_layers(model))) == len(self._stacks)
+        self._remembers = called_once and self._entries <= MAX_REMEMBERED
         self.passes = 1.0
 
     def measure(self, choice: Sequence[int]) -> Measurement:
@@ -150,7 +151,8 @@ class WholeModel:
 
     def _count(self, sequences: int, first: int) -> None:
         """Note what was computed, layers before `first` left out."""
-        self.passes += sequences / self.num_sequences * (1 - first / max(len(self._stacks), 1))
+        known = first / max(len(self._stacks), 1) if self._remembers else 0.0
+        self.passes += sequences / self.num_sequences * (1 - known)
 
     def _by_batch(
         self,
@@ -188,7 +190,7 @@ class WholeModel:
         states = dict(zip(self._stacks[:first], known or (), strict=False))
         with recorded(layers[first:]) as computed:
             output = run_rest(reader, first, batch, states)
-        if number in self._remembered:
+        if self._remembers:
             outputs[number] = [*(known or ())[:first], *map(computed.get, layers[first:])]
         values = distances(self._objective, self._dense[number](), output, batch)
         sums = _by_sequence(values.double().cpu(), batch)
@@ -205,9 +207,7 @@ class WholeModel:
             output = run_rest(reader, 0, batch, {})
         self._positions += distances(self._objective, output, output, batch).numel()
         states: States = dict(zip(self._stacks, map(computed.get, layers), strict=True))
-        entries = _entries([computed.get(layer) for layer in layers])
-        if len(set(layers)) == len(layers) and entries * len(self._batches) <= MAX_REMEMBERED:
-            self._remembered.add(number)
+        self._entries += _entries([computed.get(layer) for layer in layers])
         if _entries(output) * len(self._batches) <= MAX_REMEMBERED:
             return lambda: output
         return partial(run_rest, reader, len(layers), batch, states)
