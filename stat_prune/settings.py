@@ -18,6 +18,7 @@ from stat_prune.arguments import (
 )
 from stat_prune.blocks import KINDS, Kind
 from stat_prune.budget.objectives import Objective
+from stat_prune.calibration import MIN_HELD_OUT
 from stat_prune.errors import SettingsError
 from stat_prune.masking import MASK_FRACTION
 from stat_prune.methods import (
@@ -139,7 +140,7 @@ class Settings:
         searched = self.method not in PEERS and self.recipe.allocation == "searched"
         if not searched or self.effort == "fast":
             return 0
-        return max(self.num_calibration_samples // HELD_OUT_PART, 1)
+        return max(self.num_calibration_samples // HELD_OUT_PART, MIN_HELD_OUT)
 
     def _take(self, name: str, value: Any) -> None:
         """Set an attribute to what was meant by it."""
