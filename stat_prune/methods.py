@@ -35,6 +35,10 @@ OBJECTIVES = ("logits", "hidden-states", "pooled")
 
 #: How a budget is spread over blocks.
 Allocation = Literal["searched", "probed", "unweighted", "even"]
+ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
+
+#: How much is spent on the search for a budget.
+EFFORTS = ("fast", "normal", "thorough")
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,9 @@ class Method:
             raise SettingsError(
                 f"`criterion` must be one of {', '.join(criteria)}; got {self.criterion!r}."
             )
-        allocations = get_args(Allocation)
-        if self.allocation not in allocations:
+        if self.allocation not in ALLOCATIONS:
             raise SettingsError(
-                f"`allocation` must be one of {', '.join(allocations)}; got {self.allocation!r}."
+                f"`allocation` must be one of {', '.join(ALLOCATIONS)}; got {self.allocation!r}."
             )
         for name in ("corrected", "absorb_mean"):
             if not isinstance(getattr(self, name), bool):

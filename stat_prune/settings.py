@@ -22,6 +22,7 @@ from stat_prune.calibration import MIN_HELD_OUT
 from stat_prune.errors import SettingsError
 from stat_prune.masking import MASK_FRACTION
 from stat_prune.methods import (
+    EFFORTS,
     NEURON_PEERS,
     OBJECTIVES,
     OUTPUT_PEERS,
@@ -34,9 +35,6 @@ from stat_prune.targets import Target, checked_target
 
 #: Of the products in the statistics; "auto" is float32 but where that is too coarse.
 PRECISIONS = ("auto", "float64", "float32")
-
-#: How much is spent on the search for a budget.
-EFFORTS = ("fast", "normal", "thorough")
 
 #: One more example for so many of the calibration set is held out.
 HELD_OUT_PART = 8

@@ -21,6 +21,7 @@ import stat_prune
 from stat_prune.cli import main
 from stat_prune.cli.finetune import MODES as finetune_modes
 from stat_prune.evaluation import evaluate_squad
+from stat_prune.methods import ALLOCATIONS, EFFORTS
 from stat_prune.vib import MODES
 
 TEXTS = [
@@ -138,6 +139,47 @@ def test_prune_goes_layer_by_layer_to_the_same_model(pruned, classifier, texts, 
     plan = "stat_prune_plan.json"
     assert (tmp_path / "out" / plan).read_text() == (pruned[0] / plan).read_text()
     assert json.loads(done.stdout)["predicted_peak_memory"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "effort", "budget", "searched"),
+    [
+        ((), "normal", None, True),
+        (("--effort", "fast", "--budget", "searched", "--method", "obs"), "fast", "searched", True),
+        (("--budget", "even"), "normal", "even", False),
+        (("--layer-at-a-time",), "fast", None, False),
+    ],
+)
+def test_the_search_for_the_budget_is_chosen_by_options(
+    classifier, texts, run, tmp_path, options, effort, budget, searched
+):
+    done = run(
+        "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out", "--json", *options
+    )  # fmt: skip
+    printed = json.loads(done.stdout)
+    assert (printed["settings"]["effort"], printed["settings"]["budget"]) == (effort, budget)
+    assert bool(printed["search"]) == searched
+
+
+def test_a_search_layer_by_layer_is_refused_with_what_works(classifier, texts, run, tmp_path):
+    done = run(
+        "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out",
+        "--layer-at-a-time", "--effort", "normal",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "use effort='fast'" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(("option", "names"), [("--effort", EFFORTS), ("--budget", ALLOCATIONS)])
+def test_an_unknown_way_to_spread_the_budget_is_wrong_usage(
+    classifier, texts, run, tmp_path, option, names
+):
+    done = run(
+        "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out", option, "fair"
+    )  # fmt: skip
+    assert done.returncode == 2
+    shown = " ".join(done.stderr.replace("│", " ").split())
+    assert f"'fair' is none of {', '.join(names)}" in shown
 
 
 def test_prune_draws_and_writes_a_web_page(classifier, texts, run, tmp_path):

@@ -9,11 +9,54 @@ import sys
 import pytest
 import torch
 from tiny_models import tiny_bert, tiny_llama
-from transformers import AlbertConfig, LlamaConfig
+from transformers import AlbertConfig, BertForSequenceClassification, LlamaConfig
 
 import stat_prune
 from stat_prune.errors import LoadError, TargetError
+from stat_prune.streaming import estimate as estimating
 from stat_prune.streaming.estimate import estimate
+from stat_prune.streaming.rates import Rates
+from stat_prune.streaming.search_cost import SearchCost
+
+
+def test_a_search_is_foreseen_by_its_effort(monkeypatch):
+    """On a machine of which every part takes the same time whenever it is measured."""
+    monkeypatch.setattr(estimating, "measure_rates", lambda *_args: Rates(1e-11, 1e-11))
+    monkeypatch.setattr(estimating, "block_seconds", lambda *_args: (0.1, [0.1, 0.1]))
+    monkeypatch.setattr(estimating, "taken_memory", lambda _device: 0)
+    config = config_of(hidden_size=64, intermediate_size=128, num_hidden_layers=4)
+
+    def foreseen(**options):
+        return estimate(config, target=stat_prune.MACs(0.7), seq_length=64, **options)
+
+    fast, normal, thorough = (foreseen(effort=name) for name in ("fast", "normal", "thorough"))
+    times = [found.seconds["search the budget"] for found in (fast, normal, thorough)]
+    assert 0 < times[0] < times[1] < times[2]
+    assert fast.memory <= normal.memory <= thorough.memory
+    assert fast.memory_by_layer == thorough.memory_by_layer
+    probed = foreseen(method="id-probed")
+    assert "search the budget" not in probed.seconds
+    assert probed.memory <= fast.memory
+    assert foreseen().seconds == normal.seconds
+
+
+@pytest.mark.parametrize("effort", ["fast", "normal", "thorough"])
+@pytest.mark.parametrize("build", [tiny_llama, lambda: tiny_bert(BertForSequenceClassification)])
+def test_a_search_computes_no_more_than_was_foreseen(build, effort):
+    ids = torch.randint(3, 40, (72, 9), generator=torch.Generator().manual_seed(0))
+    model = build()
+    search = stat_prune.prune(
+        model,
+        [{"input_ids": row} for row in ids],
+        target=stat_prune.MACs(0.5),
+        num_calibration_samples=64,
+        effort=effort,
+        progress=False,
+    ).report.search
+    by_token = not type(model).__name__.endswith("SequenceClassification")
+    most = SearchCost.of(64, by_token=by_token, effort=effort)
+    # A round ends behind the evaluation with which what it may spend is spent.
+    assert 0.2 * most.passes < search.passes <= most.passes + len(search.rounds)
 
 
 def config_of(**sizes):
@@ -60,7 +103,9 @@ def test_the_pruned_size_is_foreseen(build, tmp_path):
     ).report
     assert found.before == report.before
     assert found.after.parameters == pytest.approx(report.after.parameters, rel=0.02)
-    assert set(found.seconds) == {"collect", "decompose", "probe", "fold"}
+    # Cutting is a matter of milliseconds, and how data are read depends on what they are.
+    left_out = ("read data", "cut")
+    assert list(found.seconds) == [name for name in report.seconds if name not in left_out]
     assert all(seconds > 0 for seconds in found.seconds.values())
 
 

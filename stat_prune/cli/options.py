@@ -10,6 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
+from stat_prune.methods import ALLOCATIONS, EFFORTS
+
+
+def one_of(*names: str) -> Callable[[str | None], str | None]:
+    """A callback that refuses every other value, as wrong usage."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in names:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}.")
+        return value
+
+    return check
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random choice.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once; changes no result.")]
@@ -29,18 +43,26 @@ KeptMACs = Annotated[
 KeptParameters = Annotated[
     float | None, typer.Option(help="Keep this fraction of the blocks' parameters.")
 ]
+Effort = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        callback=one_of(*EFFORTS),
+        help=f"What the search for the budget may spend: {', '.join(EFFORTS)}. Default: normal; "
+        "layer by layer fast.",
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        callback=one_of(*ALLOCATIONS),
+        help="How the budget is spread over blocks: searched, by measuring whole pruned models; "
+        "probed, by what each block alone does to the output; unweighted, by the blocks' own "
+        "errors; even. Default: the method's own way.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="For instance cuda. Default: cpu.")]
-
-
-def one_of(*names: str) -> Callable[[str | None], str | None]:
-    """A callback that refuses every other value, as wrong usage."""
-
-    def check(value: str | None) -> str | None:
-        if value is not None and value not in names:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}.")
-        return value
-
-    return check
 
 
 def file_of(*suffixes: str) -> Callable[[Path | None], Path | None]:

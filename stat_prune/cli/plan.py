@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from stat_prune.cli.options import BatchSize, Device, Json, KeptMACs, KeptParameters, print_json
+from stat_prune.cli.options import (
+    BatchSize,
+    Device,
+    Effort,
+    Json,
+    KeptMACs,
+    KeptParameters,
+    print_json,
+)
 
 
 def plan(
@@ -24,6 +32,7 @@ def plan(
     ] = 512,
     seq_length: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 512,
     batch_size: BatchSize = 32,
+    effort: Effort = None,
     device: Device = None,
     json_output: Json = False,
 ) -> None:
@@ -48,6 +57,7 @@ def plan(
         num_calibration_samples=num_calibration_samples,
         batch_size=batch_size,
         device=device,
+        **({} if effort is None else {"effort": effort}),
     )
     if json_output:
         print_json(found.to_dict())

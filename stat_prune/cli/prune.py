@@ -12,7 +12,9 @@ from rich.console import Console
 from stat_prune.cli.interrupts import resumable
 from stat_prune.cli.options import (
     BatchSize,
+    Budget,
     Device,
+    Effort,
     Ignore,
     Json,
     KeptMACs,
@@ -103,6 +105,8 @@ def prune(
             help="All heads of a layer, or all neurons, may leave: for extreme targets.",
         ),
     ] = False,
+    effort: Effort = None,
+    budget: Budget = None,
     passes: Annotated[
         int | None,
         typer.Option(
@@ -218,9 +222,12 @@ def prune(
         "round_to": round_to,
         "uniform": uniform,
         "remove_blocks": remove_blocks,
+        "budget": budget,
         "passes": passes,
         "objective": objective,
         "precision": precision,
+        # Layer by layer there is another default.
+        **({} if effort is None else {"effort": effort}),
     }
     working = work_dir or Path(f"{output}.working")
     result: Reported

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -29,9 +29,11 @@ from stat_prune.streaming.memory import (
     kept_of,
     needs_in_memory,
     needs_of,
+    search_cost_of,
 )
 from stat_prune.streaming.rates import block_seconds, measure_rates
 from stat_prune.streaming.requirements import obstacle, supported_method
+from stat_prune.streaming.search_cost import searches
 from stat_prune.streaming.weights import empty_model
 from stat_prune.targets import Target, Tolerance, checked_target
 
@@ -54,7 +56,8 @@ class Estimate:
     num_samples : int
         Calibration sequences.
     seconds : dict of str to float
-        Wall-clock time by stage, on this machine as it is now.
+        Wall-clock time by stage, on this machine as it is now; the search for the budget is that
+        of `stat_prune.prune`.
     memory : int
         Peak bytes of `stat_prune.prune`.
     memory_by_layer : int or None
@@ -120,7 +123,8 @@ def estimate(
     seq_length : int
         Tokens of a calibration sequence.
     **settings
-        As for `stat_prune.prune_checkpoint`, where they matter.
+        As for `stat_prune.prune_checkpoint`, where they matter; ``effort`` as for
+        `stat_prune.prune`, which alone searches.
 
     Returns
     -------
@@ -134,7 +138,8 @@ def estimate(
         As for `stat_prune.prune_checkpoint`, but for models that can only be pruned in memory.
     """
     chosen = Settings(**settings)
-    recipe = supported_method(chosen, checked_target(target))
+    # Layer by layer nothing is searched, whatever the effort in memory.
+    recipe = supported_method(replace(chosen, effort="fast"), checked_target(target))
     seq_length = integer("seq_length", seq_length)
     if not isinstance(model, PreTrainedConfig):
         check_path("model", model)
@@ -156,7 +161,7 @@ def estimate(
     )
     device = torch.device(chosen.device or "cpu")
     taken = taken_memory(device)
-    whole = needs_in_memory(empty, blocks, reading, recipe, target)
+    whole = needs_in_memory(empty, blocks, reading, recipe, target, chosen.effort)
     needs = needs_of(empty, blocks, reading, recipe, target)
     before = measure(empty, lengths)
     return Estimate(
@@ -238,12 +243,17 @@ def _seconds(
         probing += len(alike) * half if probing else 0.0
         folding += len(alike) * final
     collecting = sequence(length) * rates.forward + grams * length * rates.moments
-    return {
+    seconds = {
         "collect": reading.num_samples * collecting,
         "decompose": decomposing,
         "probe": probing,
-        "fold": folding,
     }
+    if searches(recipe, target):
+        head = length * head_weights(model)
+        forward = reading.num_samples * (sequence(length) + head) * rates.forward
+        most = search_cost_of(model, reading, settings.effort)
+        seconds["search the budget"] = most.passes * forward + most.folds * folding
+    return seconds | {"fold": folding}
 
 
 def _by_shape(blocks: Sequence[Block]) -> list[list[Block]]:

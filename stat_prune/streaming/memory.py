@@ -14,6 +14,7 @@ from stat_prune.budget.objectives import PIECE
 from stat_prune.half_products import copied_bytes
 from stat_prune.methods import Method
 from stat_prune.run import num_probe_samples, probe_length
+from stat_prune.streaming.search_cost import SearchCost, searches
 from stat_prune.targets import Target, Tolerance
 
 #: Bytes of a float64.
@@ -138,6 +139,7 @@ def needs_in_memory(
     reading: Reading,
     recipe: Method,
     target: Target,
+    effort: str,
 ) -> int:
     """Bytes that `stat_prune.prune` will take: the model, its copy, the statistics of all blocks.
 
@@ -156,7 +158,27 @@ def needs_in_memory(
     # The pruned model is a whole copy before it is cut.
     cutting = kept_of(target) * consumers + weights
     most = max(activations + copies + comparing, solving, cutting)
+    if searches(recipe, target):
+        # Folded consumers are remembered, and a pruned copy is measured.
+        searching = _searching(model, reading, effort) + kept_of(target) * sum(layers)
+        most = max(most, activations + copies + consumers + searching)
     return round(weights + statistics_bytes(blocks) + consumers + most)
+
+
+def search_cost_of(model: PreTrainedModel, reading: Reading, effort: str) -> SearchCost:
+    """What a search takes at most on what is read."""
+    by_token = values_per_sequence(model, reading.length) > 1
+    return SearchCost.of(reading.num_samples, by_token=by_token, effort=effort)
+
+
+def _searching(model: PreTrainedModel, reading: Reading, effort: str) -> int:
+    """The outputs that a search keeps, and those of two models on a batch."""
+    cost, length = search_cost_of(model, reading, effort), reading.length
+    head = model.get_output_embeddings()
+    outputs = 0 if head is None else len(head.weight)
+    element = next(model.parameters()).element_size()
+    batch = 2 * cost.batch_tokens(length, reading.batch_tokens) * outputs
+    return element * (cost.remembered(model, length, outputs) + batch) + _OBJECTIVE
 
 
 def kept_of(target: Target) -> float:
