@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from stat_prune.plotting import error_curves, what_was_kept
+from stat_prune.plotting import error_curves, search_stages, what_was_kept
 from stat_prune.plotting.pruned import has_curves
 from stat_prune.report import PruningReport
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 KEPT_CAPTION = "Heads and neurons kept in each layer."
 CURVES_CAPTION = "What every size of a block would have cost, and the size chosen."
+
+SEARCH_CAPTION = "Whole pruned models, each panel on sequences of its own; what was taken is dark."
 
 
 def html_page(report: PruningReport, plan: Mapping[str, Collection[int]]) -> str:
@@ -43,10 +45,13 @@ def html_page(report: PruningReport, plan: Mapping[str, Collection[int]]) -> str
     figures = [(KEPT_CAPTION, _embedded(what_was_kept(report, plan)))]
     if has_curves(report):
         figures.append((CURVES_CAPTION, _embedded(error_curves(report))))
+    search = None if report.search is None else _embedded(search_stages(report.search))
     return environment.get_template("report.html").render(
         report=report,
         sizes=_sizes(report),
         figures=figures,
+        search=search,
+        search_caption=SEARCH_CAPTION,
         headings=report.HEADINGS,
         rows=report.cells(),
         sections=[

@@ -71,6 +71,17 @@ def test_the_page_holds_every_figure_of_the_report(result, tmp_path):
     assert ("all parameters", f"{result.report.before.parameters:,}") in {r[:2] for r in text}
     for name, value in result.report.settings.items():
         assert (name, str(value)) in text
+    assert len(page.addresses) == 3
+
+
+def test_the_page_tells_of_the_search_only_where_there_was_one(result, tmp_path):
+    result.save_report(tmp_path / "searched.html")
+    text = " ".join((tmp_path / "searched.html").read_text(encoding="utf-8").split())
+    assert f'<p id="search">{result.report.search}.</p>' in text
+    report = dataclasses.replace(result.report, search=None)
+    dataclasses.replace(result, report=report).save_report(tmp_path / "other.html")
+    page = Page(text := (tmp_path / "other.html").read_text(encoding="utf-8"))
+    assert "Search for the budget" not in text
     assert len(page.addresses) == 2
 
 

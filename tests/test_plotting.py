@@ -8,11 +8,13 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from tiny_models import tiny_bert, tiny_llama
 
 import stat_prune
 from stat_prune import MACs, Parameters, PruningResult
+from stat_prune.budget.search_report import Search, SearchRound
 from stat_prune.errors import DataError
 from stat_prune.plotting import (
     attention_figure,
@@ -21,8 +23,10 @@ from stat_prune.plotting import (
     overview,
     predicted_against_measured,
     score_curves,
+    search_stages,
     what_was_kept,
 )
+from stat_prune.plotting.style import KEPT
 from stat_prune.probing import attention_maps, head_statistics
 
 TEXTS = [
@@ -97,12 +101,69 @@ def test_curves_fall_to_zero_and_the_choice_lies_on_them(result):
     assert_nothing_is_cut_off(fig)
 
 
-def test_the_usual_figure_holds_both(result):
+def test_the_usual_figure_holds_all(result):
     fig = result.plot()
     assert isinstance(fig, Figure)
     titles = [axes.get_title() for axes in fig.axes]
     assert any(title.startswith("heads: ") for title in titles)
     assert "neurons (● chosen)" in titles
+    assert f"starts, {result.report.search.sequences} sequences" in titles
+    assert_nothing_is_cut_off(fig)
+
+
+SEARCHES = {
+    "rounds": Search(
+        effort="normal",
+        sequences=42,
+        starts={"probes^1": 2.99, "probes^0.25": 0.285, "unweighted": 0.301, "even": 0.61},
+        rounds=[SearchRound(42, 88, 12, 0.255, 0.182), SearchRound(84, 51, 6, 0.211, 0.165)],
+        held_out={
+            "probes^0.25": 0.243,
+            "search on 42 sequences": 0.209,
+            "search on 84 sequences": 0.221,
+        },
+        held_out_sequences=64,
+        taken="search on 42 sequences",
+        passes=7.1,
+    ),
+    "in vain": Search(
+        effort="normal",
+        sequences=256,
+        starts={"probes^1": 1.23e-5, "even": 1.23e-4},
+        rounds=[SearchRound(256, 48, 0, 1.23e-5, 1.23e-5)],
+        held_out={},
+        held_out_sequences=0,
+        taken="probes^1",
+        passes=4.2,
+    ),
+    "starts": Search("fast", 32, {"unweighted": 0.0}, [], {}, 0, "unweighted", 0.4),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_search_is_drawn_stage_by_stage_and_what_was_taken_is_dark(name):
+    search = SEARCHES[name]
+    fig = search_stages(search)
+    starts, *others = fig.axes
+    shown = {"starts": starts.patches}
+    if search.rounds:
+        rounds, *others = others
+        before, after = np.split(np.array(rounds.patches), 2)
+        assert [bar.get_width() for bar in before] == [one.before for one in search.rounds]
+        assert [bar.get_width() for bar in after] == [one.after for one in search.rounds]
+        labels = [label.get_text() for label in rounds.get_yticklabels()]
+        for label, one in zip(labels, search.rounds, strict=True):
+            assert label == f"{one.sequences} sequences,\n{one.accepted} of {one.evaluations} moves"
+    if search.held_out:
+        (judged,) = others
+        shown["held_out"] = judged.patches
+    for stage, bars in shown.items():
+        distances = getattr(search, stage)
+        assert [bar.get_width() for bar in bars] == list(distances.values())
+        colors = {name: bar.get_facecolor() for name, bar in zip(distances, bars, strict=True)}
+        taken = search.taken if stage == "held_out" else next(iter(search.held_out), search.taken)
+        assert [name for name, color in colors.items() if color == to_rgba(KEPT)] == [taken]
+    assert len(fig.axes) == len(shown) + bool(search.rounds)
     assert_nothing_is_cut_off(fig)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from stat_prune.blocks import KINDS
 from stat_prune.errors import DataError
+from stat_prune.plotting.search import draw_search, height_of
 from stat_prune.plotting.style import (
     KEPT,
     REMOVED,
@@ -63,16 +64,18 @@ def error_curves(report: PruningReport) -> Figure:
 
 
 def overview(report: PruningReport, plan: Mapping[str, Collection[int]]) -> Figure:
-    """`what_was_kept` above `error_curves`, where there are any."""
-    if not has_curves(report):
-        return what_was_kept(report, plan)
-    above = _height(_rows(report, "heads") + _rows(report, "neurons"))
-    fig = figure(9, above + 3.8)
-    (upper,), (lower,) = fig.subfigures(
-        2, 1, squeeze=False, height_ratios=(above, 3.8), hspace=0.02
-    )
-    draw_kept(upper.subplots(1, 2, width_ratios=(3, 2)), report, plan)
-    draw_curves(lower, report)
+    """`what_was_kept` above `error_curves` above `search_stages`, of what there is."""
+    heights = [_height(_rows(report, "heads") + _rows(report, "neurons"))]
+    heights += [3.8] if has_curves(report) else []
+    heights += [height_of(report.search)] if report.search else []
+    fig = figure(9, sum(heights))
+    parts = fig.subfigures(len(heights), 1, squeeze=False, height_ratios=heights, hspace=0.02)
+    kept, *others = parts[:, 0]
+    draw_kept(kept.subplots(1, 2, width_ratios=(3, 2)), report, plan)
+    if has_curves(report):
+        draw_curves(others[0], report)
+    if report.search:
+        draw_search(others[-1], report.search)
     return fig
 
 
