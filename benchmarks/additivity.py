@@ -2,9 +2,10 @@
 
     STAT_PRUNE_DATA=... python benchmarks/additivity.py --task encoder --task sst2
 
-The budget is spread by the sum over blocks of sensitivity times squared error of the output. This
-sets that prediction beside the distance that the whole pruned model shows on calibration
-sequences held out, at every budget: before the second pass and after it.
+Probes foresee it: the sum over blocks of sensitivity times squared error of the output. This sets
+that prediction beside the distance that the whole pruned model shows on calibration sequences held
+out, at every budget: before the second pass and after it. The budget is spread by the prediction
+itself, or with ``--allocation searched`` as it is by default.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ import typer
 from tqdm.auto import tqdm
 
 import stat_prune
+from harness import options
+from stat_prune.methods import Allocation
 from stat_prune.plotting import predicted_against_measured
 from tasks import TASKS
 
 Record = dict[str, Any]
 
 
-def measure(name: str, budgets: list[float], seed: int) -> list[Record]:
+def measure(
+    name: str, budgets: list[float], seed: int, allocation: Allocation = "probed"
+) -> list[Record]:
     """Predicted and measured distance of the output at each budget."""
     task = TASKS[name]()
     model, tokenizer = task.load()
@@ -34,6 +39,7 @@ def measure(name: str, budgets: list[float], seed: int) -> list[Record]:
         targets=[task.target(kept) for kept in budgets],
         num_calibration_samples=task.num_calibration_samples,
         seed=seed,
+        budget=allocation,
         passes=2,
         progress=False,
     )
@@ -78,10 +84,13 @@ def main(
         "results/additivity"
     ),
     seed: int = 0,
+    allocation: options.Allocation = "probed",
 ) -> None:
     """Set predicted beside measured distances."""
     budgets = budget or [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
-    records = [row for name in tqdm(task, unit="task") for row in measure(name, budgets, seed)]
+    records = [
+        row for name in tqdm(task, unit="task") for row in measure(name, budgets, seed, allocation)
+    ]
     output.mkdir(parents=True, exist_ok=True)
     (output / "additivity.json").write_text(json.dumps(records, indent=2) + "\n")
     (output / "additivity.md").write_text(markdown(records))

@@ -82,6 +82,8 @@ def main(
     method: options.Methods = None,
     budget: options.Budgets = None,
     seed: options.Seeds = None,
+    effort: options.Effort = None,
+    allocation: options.Allocation = None,
     limit: options.Limit = None,
     samples: options.Samples = 512,
     label_scale: Annotated[
@@ -115,7 +117,13 @@ def main(
         )
         for name in task or GLUE_TASKS
     }
-    run("glue", tasks, Grid(method, seed or [0], budget), output)
+    run(
+        "glue",
+        tasks,
+        Grid(method, seed or [0], budget),
+        output,
+        settings=options.settings_of(effort, allocation),
+    )
 
 
 if __name__ == "__main__":

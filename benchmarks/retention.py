@@ -22,11 +22,19 @@ def main(
     method: options.Methods = None,
     budget: options.Budgets = None,
     seed: options.Seeds = None,
+    effort: options.Effort = None,
+    allocation: options.Allocation = None,
     output: options.Output = Path("results/retention"),
 ) -> None:
     """Measure, tabulate and draw."""
     tasks = {name: TASKS[name] for name in task or TASKS}
-    run("retention", tasks, Grid(method, seed or [0], budget), output)
+    run(
+        "retention",
+        tasks,
+        Grid(method, seed or [0], budget),
+        output,
+        settings=options.settings_of(effort, allocation),
+    )
 
 
 if __name__ == "__main__":

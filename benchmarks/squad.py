@@ -87,6 +87,8 @@ def main(
     method: options.Methods = None,
     budget: options.Budgets = None,
     seed: options.Seeds = None,
+    effort: options.Effort = None,
+    allocation: options.Allocation = None,
     limit: options.Limit = None,
     samples: options.Samples = 512,
     max_seq_length: Annotated[int, typer.Option(help="Tokens a window.")] = MAX_SEQ_LENGTH,
@@ -113,7 +115,13 @@ def main(
         device=device,
         dtype=dtype,
     )
-    run("squad", {f"squad-v{version}": make}, Grid(method, seed or [0], budget), output)
+    run(
+        "squad",
+        {f"squad-v{version}": make},
+        Grid(method, seed or [0], budget),
+        output,
+        settings=options.settings_of(effort, allocation),
+    )
 
 
 if __name__ == "__main__":

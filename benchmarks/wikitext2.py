@@ -135,6 +135,8 @@ def main(
     method: options.Methods = None,
     budget: options.Budgets = None,
     seed: options.Seeds = None,
+    effort: options.Effort = None,
+    allocation: options.Allocation = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Score only so many blocks or windows.")
     ] = None,
@@ -161,7 +163,13 @@ def main(
         device=device,
         dtype=dtype,
     )
-    run("wikitext2", {"wikitext2": make}, Grid(method, seed or [0], budget), output)
+    run(
+        "wikitext2",
+        {"wikitext2": make},
+        Grid(method, seed or [0], budget),
+        output,
+        settings=options.settings_of(effort, allocation),
+    )
 
 
 if __name__ == "__main__":

@@ -124,6 +124,8 @@ def main(
     method: options.Methods = None,
     budget: options.Budgets = None,
     seed: options.Seeds = None,
+    effort: options.Effort = None,
+    allocation: options.Allocation = None,
     limit: options.Limit = None,
     samples: options.Samples = 128,
     batch_size: options.BatchSize = 8,
@@ -145,7 +147,13 @@ def main(
         device=device,
         dtype=dtype,
     )
-    run("zero_shot", {"zero-shot": make}, Grid(method, seed or [0], budget), output)
+    run(
+        "zero_shot",
+        {"zero-shot": make},
+        Grid(method, seed or [0], budget),
+        output,
+        settings=options.settings_of(effort, allocation),
+    )
 
 
 if __name__ == "__main__":

@@ -46,16 +46,18 @@ def run(
     grid: Grid,
     output: Path,
     *more: Grid,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Measure what is missing in the folder; write and print the table, and draw the figure.
 
-    `more` are other methods, at other seeds.
+    `more` are other methods, at other seeds; `settings` further arguments of ``prune``, which are
+    conditions of each record.
     """
     grids = (grid, *more)
     count = len(tasks) * sum(len(one.methods) * len(one.seeds) for one in grids)
     with publishing(benchmark, output, count) as add:
         for name, make in tasks.items():
-            subject = Subject(benchmark, name, make(), output)
+            subject = Subject(benchmark, name, make(), output, settings)
             for one in grids:
                 for record in _records(subject, one):
                     add(record)
@@ -64,8 +66,17 @@ def run(
 class Subject:
     """A task with what takes time, each made when the first missing cell asks for it."""
 
-    def __init__(self, benchmark: str, name: str, task: Task, folder: Path) -> None:
+    def __init__(
+        self,
+        benchmark: str,
+        name: str,
+        task: Task,
+        folder: Path,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.benchmark, self.name, self.task, self.folder = benchmark, name, task, folder
+        self.settings = dict(settings or {})
+        self.conditions = {**task.conditions, **self.settings}
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -95,7 +106,7 @@ class Subject:
 
     def known(self, path: Path) -> Record | None:
         """The record on disk, if there is one."""
-        return records.read(path, dict(self.task.conditions))
+        return records.read(path, self.conditions)
 
     def record(self, method: str, seed: int, dense: Mapping[str, float]) -> Record:
         """A record without scores of pruned models."""
@@ -111,7 +122,7 @@ class Subject:
             "scores": {},
             "details": {DENSE: dict(dense)},
             "sizes": {},
-            "conditions": dict(self.task.conditions),
+            "conditions": self.conditions,
             "refused": None,
             "seconds": 0.0,
             "settings": {},
@@ -175,6 +186,7 @@ def pruned(
         "num_calibration_samples": subject.task.num_calibration_samples,
         "seed": seed,
         "progress": False,
+        **subject.settings,
     }
     if method == "slicegpt":
         return slicegpt(model, subject.calibration, **settings)

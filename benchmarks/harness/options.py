@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from stat_prune.methods import METHODS, PEERS
+from stat_prune.cli.options import one_of
+from stat_prune.methods import ALLOCATIONS, EFFORTS, METHODS, PEERS
 
 METHOD_NAMES = (*METHODS, *PEERS, "slicegpt")
 DEFAULT_METHODS = ("stat", "id-unweighted", "stat-paper", "magnitude", "random")
@@ -27,6 +28,17 @@ Methods = Annotated[
     ),
 ]
 Budgets = Annotated[list[float] | None, typer.Option("--budget", help="Kept fraction; repeatable.")]
+Effort = Annotated[
+    str | None,
+    typer.Option(callback=one_of(*EFFORTS), help="Of the search for the budget. Default: normal."),
+]
+Allocation = Annotated[
+    str | None,
+    typer.Option(
+        callback=one_of(*ALLOCATIONS),
+        help=f"How every budget is spread: {', '.join(ALLOCATIONS)}. Default: the method's way.",
+    ),
+]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Repeatable. Default: 0.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Score only so many examples.")]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration examples.")]
@@ -36,3 +48,12 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the m
 Output = Annotated[
     Path, typer.Option(help="Folder for records, table and figure; a later run goes on there.")
 ]
+
+
+def settings_of(effort: str | None, allocation: str | None) -> dict[str, Any]:
+    """The arguments of ``prune`` among the options, where they are given."""
+    return {
+        name: value
+        for name, value in (("effort", effort), ("budget", allocation))
+        if value is not None
+    }
