@@ -74,8 +74,6 @@ def _next_size(block: Block, cost: CostFunction, round_to: int, spent: float) ->
     else:
         counts = {*range(multiple, block.num_units, multiple), block.num_units}
         sizes = [(count, count) for count in counts]
-    if block.sizes is not None:
-        sizes = [size for size in sizes if size in block.sizes]
     slack = cost(block, 1, 1) * 1e-6
     allowed = sizes if block.sizes is None else [size for size in sizes if size in block.sizes]
     larger = (cost(block, *size) - spent for size in allowed)
