@@ -66,12 +66,8 @@ def sensitivities(
             )
 
         every = range(len(candidates))
-        weights = [
-            torch.full((len(one.prefixes),), weight, dtype=torch.float64)
-            for one, weight in zip(
-                candidates, probed(every, [one.to_probe() for one in candidates]), strict=True
-            )
-        ]
+        halved = probed(every, [one.to_probe() for one in candidates])
+        weights = of_all_candidates(candidates, halved)
         removable = [number for number in every if candidates[number].prefixes[0][1] == 0]
         if removable:
             removed = probed(removable, [0] * len(removable))
@@ -97,6 +93,14 @@ def _distances(
         )
     )
     return merged(dict(zip(mine, found, strict=True)))
+
+
+def of_all_candidates(candidates: Sequence[Candidates], weights: Sequence[float]) -> list[Tensor]:
+    """The weight of each block, for every candidate of it."""
+    return [
+        torch.full((len(one.prefixes),), weight, dtype=torch.float64)
+        for one, weight in zip(candidates, weights, strict=True)
+    ]
 
 
 def weights_by_block(

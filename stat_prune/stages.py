@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,12 +34,18 @@ from stat_prune.reached import check_reached
 from stat_prune.restreaming import HELD_OUT, SecondPass, best_pass, can_move
 from stat_prune.result import PruningResult
 from stat_prune.run import Run
-from stat_prune.searching import BudgetSearch
 from stat_prune.selection import CRITERIA, Candidates, candidates_for
 from stat_prune.spreading import spread
 from stat_prune.statistics import BlockStatistics, statistics_of
 from stat_prune.surgery import apply
 from stat_prune.targets import Target, Tolerance
+
+
+class Searching(Protocol):
+    """A search for budgets by what whole pruned models do."""
+
+    def choose(self, target: Target) -> tuple[list[int], Search]:
+        """The candidate of each block for a target, and how it was found."""
 
 
 def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
@@ -116,7 +123,7 @@ def choose_sizes(
     candidates: Sequence[Candidates],
     weights: Sequence[float] | Sequence[Tensor] | None,
     target: Target,
-    search: BudgetSearch | None = None,
+    search: Searching | None = None,
 ) -> tuple[list[int], Search | None]:
     """Spread the budget: the candidate of each block, and how it was searched for."""
     if search is not None and not isinstance(target, Tolerance):

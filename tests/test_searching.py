@@ -27,7 +27,7 @@ from stat_prune.budget.sensitivity import distance
 from stat_prune.calibration import MIN_HELD_OUT
 from stat_prune.errors import SettingsError
 from stat_prune.report import PruningReport
-from stat_prune.searching import EXPONENTS
+from stat_prune.starts import EXPONENTS
 
 LENGTH = 9
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}

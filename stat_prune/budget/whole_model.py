@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,18 @@ class Measurement:
         return float(self.by_sequence.mean())
 
 
+class Measures(Protocol):
+    """What knows how far choices are from the dense model."""
+
+    def measure(self, choice: Sequence[int]) -> Measurement:
+        """The distance of a choice."""
+
+    def measure_beside(
+        self, choice: Sequence[int], current: Measurement, gives_up: GivesUp
+    ) -> Measurement | None:
+        """The distance of a choice, or None where it was given up beside another."""
+
+
 class WholeModel:
     """Measures choices on a few sequences.
 
@@ -93,7 +105,7 @@ class WholeModel:
         self._batches, self._objective = batches, objective
         self._stacks = stack_numbers(model)
         self.num_sequences = sum(map(num_sequences, batches))
-        self._part = max(-(-self.num_sequences // parts), 1)
+        self._part = size_of_part(self.num_sequences, parts)
         self.passes = 0.0
         self._positions = self._entries = 0
         with evaluating(model):
@@ -193,7 +205,7 @@ class WholeModel:
         if self._remembers:
             outputs[number] = [*(known or ())[:first], *map(computed.get, layers[first:])]
         values = distances(self._objective, self._dense[number](), output, batch)
-        sums = _by_sequence(values.double().cpu(), batch)
+        sums = sums_by_sequence(values, batch)
         return sums * (self.num_sequences / max(self._positions, 1))
 
     def _look_at(self, number: int) -> Callable[[], Any]:
@@ -213,6 +225,11 @@ class WholeModel:
         return partial(run_rest, reader, len(layers), batch, states)
 
 
+def size_of_part(count: int, parts: int) -> int:
+    """Sequences in each of the parts of so many, but the last."""
+    return max(-(-count // parts), 1)
+
+
 def _entries(value: Any) -> int:
     """Of all tensors in what a module has returned."""
     if isinstance(value, Tensor):
@@ -222,12 +239,12 @@ def _entries(value: Any) -> int:
     return sum(map(_entries, value)) if isinstance(value, list | tuple) else 0
 
 
-def _by_sequence(values: Tensor, batch: Batch) -> Tensor:
+def sums_by_sequence(values: Tensor, batch: Batch) -> Tensor:
     """Sums of an objective's values over each sequence of a batch.
 
     Where the values are neither one a sequence nor one a real token, all count as much.
     """
-    count = num_sequences(batch)
+    values, count = values.double().cpu(), num_sequences(batch)
     if values.numel() == count:
         return values.reshape(-1)
     for mask in reversed(masks_in(batch)):

@@ -1,4 +1,4 @@
-"""The second walk: fold the correction of each layer, cut it, and write it as a shard."""
+"""The last walk: fold the correction of each layer, cut it, and write it as a shard."""
 
 from __future__ import annotations
 

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from stat_prune.architectures import token_embeddings, transformer_layers
 from stat_prune.collectors import Batch, answering, model_inputs
@@ -31,13 +33,15 @@ def write_embedded(checkpoint: Checkpoint, batches: Sequence[Batch], folder: Pat
 
 
 @contextmanager
-def embedded_before(checkpoint: Checkpoint, folder: Path, position: int) -> Iterator[None]:
+def embedded_before(
+    model: PreTrainedModel, folder: Path, position: int, device: torch.device
+) -> Iterator[None]:
     """The token embeddings answer with what `write_embedded` has left of one batch, if it has."""
-    embeddings, file = token_embeddings(checkpoint.model), _file(folder, position)
+    embeddings, file = token_embeddings(model), _file(folder, position)
     if embeddings is None or not file.exists():
         yield
         return
-    calls = iter(read(file, checkpoint.device))
+    calls = iter(read(file, device))
     with answering({embeddings: lambda: next(calls)}):
         yield
 

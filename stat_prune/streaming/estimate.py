@@ -25,7 +25,6 @@ from stat_prune.report import Size
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.streaming.memory import (
     Reading,
-    head_weights,
     kept_of,
     needs_in_memory,
     needs_of,
@@ -138,7 +137,7 @@ def estimate(
         As for `stat_prune.prune_checkpoint`, but for models that can only be pruned in memory.
     """
     chosen = Settings(**settings)
-    # Layer by layer nothing is searched, whatever the effort in memory.
+    # Layer by layer starts are compared, whatever the effort in memory.
     recipe = supported_method(replace(chosen, effort="fast"), checked_target(target))
     seq_length = integer("seq_length", seq_length)
     if not isinstance(model, PreTrainedConfig):
@@ -233,7 +232,7 @@ def _seconds(
     if recipe.probes:
         probed = {block.set_name: block.layer for block in blocks}
         passes = 1 + sum(1 - layer / depth for layer in probed.values())
-        head = (1 + len(probed)) * reading.probe_length * head_weights(model)
+        head = (1 + len(probed)) * reading.probe_length * _head_weights(model)
         macs = passes * sequence(reading.probe_length) + head
         probing = reading.num_probe_samples * macs * rates.forward
     decomposing = folding = 0.0
@@ -249,11 +248,17 @@ def _seconds(
         "probe": probing,
     }
     if searches(recipe, target):
-        head = length * head_weights(model)
+        head = length * _head_weights(model)
         forward = reading.num_samples * (sequence(length) + head) * rates.forward
         most = search_cost_of(model, reading, settings.effort)
         seconds["search the budget"] = most.passes * forward + most.folds * folding
     return seconds | {"fold": folding}
+
+
+def _head_weights(model: PreTrainedModel) -> int:
+    """Multiply-accumulates of a language model's head for a token; smaller heads cost nothing."""
+    head = model.get_output_embeddings()
+    return 0 if head is None else head.weight.numel()
 
 
 def _by_shape(blocks: Sequence[Block]) -> list[list[Block]]:

@@ -14,11 +14,12 @@ from stat_prune.budget.objectives import PIECE
 from stat_prune.half_products import copied_bytes
 from stat_prune.methods import Method
 from stat_prune.run import num_probe_samples, probe_length
+from stat_prune.starts import MAX_STARTS
 from stat_prune.streaming.search_cost import SearchCost, searches
 from stat_prune.targets import Target, Tolerance
 
-#: Bytes of a float64.
-_DOUBLE = 8
+#: Bytes of a float32 and of a float64.
+_SINGLE, _DOUBLE = 4, 8
 
 #: Float64 copies that the divergence of two outputs takes.
 _OBJECTIVE = 3 * _DOUBLE * PIECE
@@ -94,8 +95,8 @@ def needs_of(
     The peak is the most that is done at a time: the first layer runs behind the embeddings;
     outputs are compared, which takes the head; statistics of a layer are collected, which takes its
     weights; a block is decomposed, or its correction solved, which takes the weights of the layer's
-    consumers, the Gram matrix, and float64 copies of such a weight or parts of it; a layer is cut;
-    or all that is in no layer is written.
+    consumers, the Gram matrix, and float64 copies of such a weight or parts of it; a layer is
+    computed beside a cut copy, or cut; or all that is in no layer is written.
     """
     layers, outer = weight_bytes(model)
     element = next(model.parameters()).element_size()
@@ -104,12 +105,17 @@ def needs_of(
     probed = recipe.probes
     kept = kept_of(target)
     stages = [outer]
+    embeddings, head = _apart(model)
     if probed:
-        embeddings, head = _apart(model)
         stages += [
             outer - head + layers[0] + copies,
-            outer - embeddings + copies + _comparing(model, reading),
+            outer - embeddings + copies + _comparing(model, _probe_tokens(reading)),
         ]
+    compared = search_cost_of(model, reading, "fast")
+    tokens = compared.batch_tokens(reading.length, reading.batch_tokens)
+    searched = searches(recipe, target)
+    if searched:
+        stages.append(outer - embeddings + copies + _comparing(model, tokens))
     for members in _by_layer(blocks):
         layer = members[0].layer
         consumers = element * sum(b.num_channels * b.output_size for b in members)
@@ -123,13 +129,22 @@ def needs_of(
             ),
             round((1 + kept) * layers[layer]) + sum(folded),
         ]
+        if searched:
+            cut = round((1 + kept) * layers[layer]) + sum(folded) * _SINGLE // _DOUBLE
+            stages.append(cut + copies + _activations(members, tokens, width))
     streams = 1 + len({block.set_name for block in blocks}) if probed else 0
     probes = streams * reading.num_probe_samples * reading.probe_length
-    states = width * element * (reading.num_samples * reading.length + probes)
+    passing = 2 * width * element * (reading.num_samples * reading.length + probes)
+    if searched:
+        sizes = [[b.num_channels * b.output_size for b in one] for one in _by_layer(blocks)]
+        largest = max(map(sum, sizes))
+        comparing = _SINGLE * MAX_STARTS * kept * largest  # folded, for one layer
+        comparing += width * element * compared.passing_tokens(reading.length)
+        passing = max(passing, round(comparing))
     return Needs(
         memory=max(stages),
         # A layer's states are there until the next's are.
-        disk=2 * states + statistics_bytes(blocks) + sum(layers) + outer,
+        disk=passing + statistics_bytes(blocks) + sum(layers) + outer,
     )
 
 
@@ -147,9 +162,8 @@ def needs_in_memory(
     """
     layers, outer = weight_bytes(model)
     weights = sum(layers) + outer
-    widest = max(block.num_channels for block in blocks)
-    activations = 4 * reading.batch_tokens * (4 * blocks[0].output_size + 3 * widest)
-    comparing = _comparing(model, reading) if recipe.probes else 0
+    activations = _activations(blocks, reading.batch_tokens, blocks[0].output_size)
+    comparing = _comparing(model, _probe_tokens(reading)) if recipe.probes else 0
     copies = _copying(model)
     solving = max(
         max(_decomposing(block, recipe), _folding(block, kept_of(target))) for block in blocks
@@ -232,8 +246,13 @@ def _by_layer(blocks: Sequence[Block]) -> list[list[Block]]:
 def _collecting(blocks: Sequence[Block], tokens: int, width: int) -> int:
     """Moments with their buffers of 1,024 rows, and the activations of a batch."""
     moments = sum(_DOUBLE * b.num_channels * (b.num_channels + 1025) for b in blocks)
+    return moments + _activations(blocks, tokens, width)
+
+
+def _activations(blocks: Sequence[Block], tokens: int, width: int) -> int:
+    """Of a batch in one layer."""
     widest = max(block.num_channels for block in blocks)
-    return moments + 4 * tokens * (4 * width + 3 * widest)
+    return 4 * tokens * (4 * width + 3 * widest)
 
 
 def _gram(block: Block) -> int:
@@ -268,15 +287,13 @@ def _copying(model: PreTrainedModel) -> int:
     return copied_bytes(model.dtype, max(p.numel() for p in model.parameters()))
 
 
-def _comparing(model: PreTrainedModel, reading: Reading) -> int:
-    """The outputs of two models on a batch of probes."""
+def _probe_tokens(reading: Reading) -> int:
+    """Of the largest batch of probes."""
+    return min(reading.batch_tokens, reading.num_probe_samples * reading.probe_length)
+
+
+def _comparing(model: PreTrainedModel, tokens: int) -> int:
+    """The outputs of two models on a batch."""
     head = model.get_output_embeddings()
-    tokens = min(reading.batch_tokens, reading.num_probe_samples * reading.probe_length)
     outputs = 0 if head is None else len(head.weight) * head.weight.element_size()
     return 2 * tokens * outputs + _OBJECTIVE
-
-
-def head_weights(model: nn.Module) -> int:
-    """Multiply-accumulates of a language model's head for a token; smaller heads cost nothing."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return 0 if head is None else head.weight.numel()

@@ -31,11 +31,12 @@ from stat_prune.result import Reported, read_account
 from stat_prune.run import Run, opened
 from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.stages import choose_sizes
+from stat_prune.streaming.comparing import Comparison
 from stat_prune.streaming.cutting import Cut
 from stat_prune.streaming.measured import Measured
 from stat_prune.streaming.memory import Reading, needs_of
 from stat_prune.streaming.requirements import check_model, check_space, supported_method
-from stat_prune.streaming.walk import Walk
+from stat_prune.streaming.walk import Walk, layer_name
 from stat_prune.streaming.weights import Checkpoint
 from stat_prune.streaming.workspace import Workspace, fingerprint_of, read, write
 from stat_prune.targets import Target, checked_target
@@ -77,9 +78,10 @@ def prune_checkpoint(
 ) -> PrunedCheckpoint:
     """Prune a checkpoint layer by layer: one layer's weights are in memory at a time.
 
-    The result is that of `stat_prune.prune`. The calibration set goes through the layers one by
-    one, and so do the probes, all together; what enters a layer, and the statistics that are
-    needed later, are on disk. A second walk cuts the layers and writes each as a shard.
+    The result is that of `stat_prune.prune` with ``effort="fast"``. The calibration set goes
+    through the layers one by one, and so do the probes, all together; what enters a layer, and the
+    statistics that are needed later, are on disk. On a second walk whole pruned models are
+    compared, a layer of each at a time. A third cuts the layers and writes each as a shard.
 
     Parameters
     ----------
@@ -101,9 +103,9 @@ def prune_checkpoint(
     overwrite : bool
         Replace a saved model in `output_dir`; a folder that holds anything else is refused.
     **settings
-        The other arguments of `stat_prune.prune`, but for ``inplace`` and ``passes``. The method
-        is a name or a `Method` that needs no more than the statistics. A smaller ``batch_size``
-        takes less memory.
+        The other arguments of `stat_prune.prune`, but for ``inplace``, ``passes`` and more
+        ``effort``. The method is a name or a `Method` that needs no more than the statistics. A
+        smaller ``batch_size`` takes less memory.
 
     Returns
     -------
@@ -169,7 +171,10 @@ def prune_checkpoint(
             measured = walk.measure()
             weights = _sensitivities(walk, measured)
             candidates = [one.candidates for one in measured]
-            choice, _ = choose_sizes(run, recipe, candidates, weights, target)
+            comparison = None
+            if recipe.allocation == "searched" and weights is not None:
+                comparison = Comparison(walk, candidates, weights)
+            choice, search = choose_sizes(run, recipe, candidates, weights, target, comparison)
             sizes = [one.size(i) for one, i in zip(candidates, choice, strict=True)]
             check_reached(run, target, sizes, uniform=chosen_settings.uniform)
             cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
@@ -178,7 +183,9 @@ def prune_checkpoint(
             after = measure(run.model, run.lengths(target))
             outer = checkpoint.outer_names(base=True, head=True)
             checkpoint.load(outer)
-            report = report_of(run, target, rows, before, after, predicted_peak_memory=predicted)
+            report = report_of(
+                run, target, rows, before, after, search=search, predicted_peak_memory=predicted
+            )
             note_source(run.model, folder)
             try:
                 save_checkpoint(
@@ -267,6 +274,7 @@ def _sensitivities(walk: Walk, measured: list[Measured]) -> list[float] | None:
     if not workspace.done(name):
         with workspace.piece(name, walk.run.stopwatch.seconds) as folder:
             write(walk.distances(), folder / "distances.pt")
+    workspace.forget(f"{layer_name(walk.checkpoint.num_layers - 1)}/states")
     blocks = [one.candidates.block for one in measured]
     return weights_by_block(
         read(workspace.folder / name / "distances.pt"),

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from stat_prune.architectures import transformer_layers
-from stat_prune.budget.whole_model import MAX_REMEMBERED
+from stat_prune.budget.whole_model import MAX_REMEMBERED, size_of_part
 from stat_prune.methods import Method
-from stat_prune.searching import BY_SEQUENCE, BY_TOKEN, EXPONENTS, MIN_MEASURED, NUM_PARTS
 from stat_prune.settings import HELD_OUT_PART
+from stat_prune.starts import BY_SEQUENCE, BY_TOKEN, MAX_STARTS, NUM_PARTS
 from stat_prune.targets import Target, Tolerance
 
 #: Of an evaluation on average: the layers behind the first that has changed, on the sequences
@@ -46,11 +46,10 @@ class SearchCost:
         """By the number of calibration sequences, and whether each token has an output."""
         spent = (BY_TOKEN if by_token else BY_SEQUENCE)[effort]
         rounds = spent.rounds
-        compared = min(max(num_samples // spent.part, MIN_MEASURED), num_samples)
-        starts = len(EXPONENTS) + 1
+        compared = spent.num_compared(num_samples)
         sets = {1: compared, **{n: min(n * compared, num_samples) for n, _ in rounds}}
         # Each set with the dense model and where a round begins, and the first with all starts.
-        computed, folds = float(sum(sets.values()) + starts * compared), float(starts)
+        computed, folds = float(sum(sets.values()) + MAX_STARTS * compared), float(MAX_STARTS)
         for times, passes in rounds:
             computed += sets[times] + passes * num_samples
             folds += 1 + FOLDED * passes * num_samples / (COMPUTED * sets[times])
@@ -79,4 +78,11 @@ class SearchCost:
 
     def batch_tokens(self, length: int, batch_tokens: int) -> int:
         """Tokens of the largest batch that is measured on, where those of collecting are known."""
-        return min(-(-max(self.sequences) // NUM_PARTS) * length, batch_tokens)
+        return min(size_of_part(max(self.sequences), NUM_PARTS) * length, batch_tokens)
+
+    def passing_tokens(self, length: int) -> int:
+        """Whose states are on disk where starts are compared layer by layer.
+
+        Of the dense model and all starts before a layer and behind it, and as they were embedded.
+        """
+        return (2 * (1 + MAX_STARTS) + 1) * self.sequences[0] * length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -67,29 +67,39 @@ class Walk:
 
     def measure(self) -> list[Measured]:
         """Walk the layers that no run before has finished; what is known of all blocks."""
-        run, checkpoint = self.run, self.checkpoint
-        names = [layer_name(number) for number in range(checkpoint.num_layers)]
-        todo = [number for number, name in enumerate(names) if not self.workspace.done(name)]
-        outside = checkpoint.outer_names(base=True, head=False)
-        with evaluating(run.model):
+        with evaluating(self.run.model):
             if self.recipe.probes:
-                self._probes = run.probe_batches(self._positions_per_sequence())
-            if todo:
-                checkpoint.load(outside)
-                checkpoint.release_embeddings()
-            for number in todo:
-                with (
-                    self.workspace.piece(names[number], run.stopwatch.seconds) as folder,
-                    run.stage("collect and probe"),
-                ):
-                    self._pass_layer(number, folder)
-                if number:
-                    self.workspace.forget(f"{names[number - 1]}/states")
-            checkpoint.release(outside)
+                self._probes = self.run.probe_batches(self.positions_per_sequence())
+            self.through_layers(layer_name, "collect and probe", self._pass_layer)
         return [
-            read_measured(block, self.workspace.folder / names[block.layer], n)
-            for n, block in enumerate(run.blocks)
+            read_measured(block, self.workspace.folder / layer_name(block.layer), n)
+            for n, block in enumerate(self.run.blocks)
         ]
+
+    def through_layers(
+        self, name: Callable[[int], str], stage: str, pass_layer: Callable[[int, Path], None]
+    ) -> None:
+        """Walk the layers that no run before has finished; what stands before them is in memory.
+
+        Each is a piece of work with a `name`, whose time belongs to a `stage`. In the folder of
+        the piece `pass_layer` leaves what enters the next layer.
+        """
+        run, checkpoint = self.run, self.checkpoint
+        names = [name(number) for number in range(checkpoint.num_layers)]
+        todo = [number for number, one in enumerate(names) if not self.workspace.done(one)]
+        outside = checkpoint.outer_names(base=True, head=False)
+        if todo:
+            checkpoint.load(outside)
+            checkpoint.release_embeddings()
+        for number in todo:
+            with (
+                self.workspace.piece(names[number], run.stopwatch.seconds) as folder,
+                run.stage(stage),
+            ):
+                pass_layer(number, folder)
+            if number:
+                self.workspace.forget(f"{names[number - 1]}/states")
+        checkpoint.release(outside)
 
     def distances(self) -> list[float]:
         """Effect on the output of each block's probe, in the order of the blocks."""
@@ -99,10 +109,10 @@ class Walk:
         run.expect(len(self._probes) * len(sums))
 
         def output(stream: str, position: int, batch: Batch) -> Any:
-            states = self._entering(self.checkpoint.num_layers, stream, position)
-            return self._behind_layers(batch, states)
+            states = self.entering(layer_name, self.checkpoint.num_layers, stream, position)
+            return self.behind_layers(batch, states)
 
-        with run.stage("probe outputs"), evaluating(run.model), self._head():
+        with run.stage("probe outputs"), evaluating(run.model), self.checkpoint.head():
             for position, batch in enumerate(self._probes):
                 dense = output(DENSE, position, batch)
                 for variant in sums:
@@ -113,23 +123,12 @@ class Walk:
                 count += values.numel()
         return [sums[variant] / max(count, 1) for variant in variants]
 
-    @contextmanager
-    def _head(self) -> Iterator[None]:
-        """What stands behind the layers is in memory, and the token embeddings are not."""
-        checkpoint = self.checkpoint
-        names = checkpoint.outer_names(base=True, head=True)
-        embedding = checkpoint.embedding_names()
-        checkpoint.load(name for name in names if name not in embedding)
-        checkpoint.release_embeddings()
-        yield
-        checkpoint.release(names)
-
-    def _behind_layers(self, batch: Batch, states: States) -> Any:
+    def behind_layers(self, batch: Batch, states: States) -> Any:
         """The output of what is judged, where what the last layer returns is known."""
         reader = judged(self.run.model, self.objective)
         return run_rest(reader, self.checkpoint.num_layers, batch, states, self.checkpoint.device)
 
-    def _positions_per_sequence(self) -> float:
+    def positions_per_sequence(self) -> float:
         """How many values the objective has for a sequence.
 
         Only the number counts, so that one layer stands for all.
@@ -143,8 +142,8 @@ class Walk:
             checkpoint.load(names)
             state = run_layer(self.run.model, 0, batch, {}, checkpoint.device)
             checkpoint.release(names)
-            with self._head():
-                output = self._behind_layers(batch, {0: state})
+            with checkpoint.head():
+                output = self.behind_layers(batch, {0: state})
                 positions = positions_of(output, batch, self.objective)
         with self.workspace.piece("positions") as folder:
             write(positions, folder / "per_sequence.pt")
@@ -192,9 +191,9 @@ class Walk:
     def _pass(self, number: int, stream: str, folder: Path, *, to: str = "") -> None:
         """Take the probes' sequences of one stream through a layer."""
         for position, batch in enumerate(self._probes):
-            states = self._entering(number, stream, position)
+            states = self.entering(layer_name, number, stream, position)
             state = run_layer(self.run.model, number, batch, states, self.checkpoint.device)
-            write(state, _state_file(folder, to or stream, position))
+            write(state, state_file(folder, to or stream, position))
             self.run.advance()
 
     def _measure_blocks(
@@ -215,12 +214,16 @@ class Walk:
         checkpoint.load(names)
         moments = self._collect(number, list(blocks.values()), folder, precision)
         # A decomposition takes more memory than anything else, and only the consumer's weight.
-        layer = [block for block in self.run.blocks if block.layer == number]
-        consumers = {checkpoint.weight_name(block.consumer) for block in layer}
+        every = self.run.blocks
+        consumers = {checkpoint.weight_name(b.consumer) for b in every if b.layer == number}
         checkpoint.release(name for name in names if name not in consumers)
         dependent = {}
         for n, block in blocks.items():
-            statistics = self._statistics(block, moments.pop(block.name))
+            consumer = projection(self.run.model.base_model, block.consumer)
+            known, centred = moments.pop(block.name), self.recipe.absorb_mean
+            statistics = BlockStatistics.of(
+                block, known, consumer, absorb_mean=centred, overwrite=True
+            )
             write_statistics(statistics, folder, n)
             # The check takes memory, and not the weight.
             statistics = dataclasses.replace(statistics, weight=torch.empty(0))
@@ -237,18 +240,13 @@ class Walk:
         with collector:
             for position, batch in enumerate(run.tracked(run.calibration.batches)):
                 collector.expect(batch)
-                states = self._entering(number, CALIBRATION, position)
-                with embedded_before(self.checkpoint, folder / "states", position):
+                states = self.entering(layer_name, number, CALIBRATION, position)
+                with embedded_before(model, folder / "states", position, device):
                     state = run_layer(model, number, batch, states, device)
-                file = _state_file(folder, CALIBRATION, position)
+                file = state_file(folder, CALIBRATION, position)
                 if number < self._last and not file.exists():
                     write(state, file)
         return collector.moments
-
-    def _statistics(self, block: Block, moments: Moments) -> BlockStatistics:
-        consumer = projection(self.run.model.base_model, block.consumer)
-        absorb_mean = self.recipe.absorb_mean
-        return BlockStatistics.of(block, moments, consumer, absorb_mean=absorb_mean, overwrite=True)
 
     def _folded_probes(self, blocks: dict[int, Block], folder: Path) -> list[FoldedConsumer]:
         """Decompose the blocks of a layer one by one, and fold what they are probed at."""
@@ -269,12 +267,17 @@ class Walk:
             write_measured(Measured(candidates, energy, error), folder, n)
         return probes
 
-    def _entering(self, number: int, stream: str, position: int) -> States:
-        """What enters a layer, or what comes behind the last; nothing is known before the first."""
+    def entering(
+        self, name: Callable[[int], str], number: int, stream: str, position: int
+    ) -> States:
+        """What enters a layer, or what comes behind the last; nothing is known before the first.
+
+        `name` is that of `through_layers`.
+        """
         if number == 0:
             return {}
-        folder = self.workspace.folder / layer_name(number - 1)
-        return {0: read(_state_file(folder, stream, position), self.checkpoint.device)}
+        folder = self.workspace.folder / name(number - 1)
+        return {0: read(state_file(folder, stream, position), self.checkpoint.device)}
 
 
 def layer_name(number: int) -> str:
@@ -287,5 +290,6 @@ def _variant(block: Block) -> str:
     return f"without-{block.set_name}"
 
 
-def _state_file(folder: Path, stream: str, position: int) -> Path:
+def state_file(folder: Path, stream: str, position: int) -> Path:
+    """Of what a layer returns on a batch of a stream, in the layer's piece of work."""
     return folder / "states" / f"{stream}-{position}.pt"

@@ -153,6 +153,15 @@ class Checkpoint:
         row = torch.zeros(1, embeddings.embedding_dim, dtype=self.model.dtype, device=self.device)
         embeddings.weight = nn.Parameter(row.expand(embeddings.weight.shape), requires_grad=False)
 
+    @contextmanager
+    def head(self) -> Iterator[None]:
+        """What stands behind the layers is in memory, and the token embeddings are not."""
+        names, embedding = self.outer_names(base=True, head=True), self.embedding_names()
+        self.load(name for name in names if name not in embedding)
+        self.release_embeddings()
+        yield
+        self.release(names)
+
     def state_dict(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Weights of the model by name."""
         return {name: _tensor(self.model, name).detach() for name in names}

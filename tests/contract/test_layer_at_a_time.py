@@ -28,6 +28,7 @@ def test_layer_by_layer_a_family_is_pruned_as_in_memory(chain: Family, tmp_path,
         "target": stat_prune.MACs(0.6),
         "tokenizer": word_tokenizer,
         "batch_size": 7,
+        "effort": "fast",
         "progress": False,
     }
     whole = stat_prune.prune(model, data, **options)

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,15 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 import stat_prune
 from stat_prune.architectures import transformer_layers
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
-from stat_prune.streaming import walk
+from stat_prune.streaming import comparing, walk
 from stat_prune.streaming.weights import Checkpoint
 
 WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then it was very".split()
 _random = random.Random(0)
 TEXTS = [" ".join(_random.choices(WORDS, k=_random.randint(4, 20))) for _ in range(60)]
+
+#: What is compared layer by layer and in memory alike.
+LIKE = {"effort": "fast", "progress": False}
 
 
 def bert_with_twin_neurons() -> PreTrainedModel:
@@ -67,7 +71,7 @@ def assert_same(result: stat_prune.PruningResult, pruned, *, tolerance: float = 
 @pytest.mark.parametrize("name", MODELS)
 def test_plan_weights_and_report_are_those_of_prune_in_memory(name, tmp_path, word_tokenizer):
     model = saved(MODELS[name](), tmp_path / "dense", word_tokenizer)
-    options = {"target": stat_prune.MACs(0.6), "batch_size": 7, "progress": False}
+    options = {"target": stat_prune.MACs(0.6), "batch_size": 7, **LIKE}
     whole = stat_prune.prune(model, TEXTS, tokenizer=word_tokenizer, **options)
 
     pruned = stat_prune.prune_checkpoint(
@@ -101,7 +105,7 @@ def test_plan_weights_and_report_are_those_of_prune_in_memory(name, tmp_path, wo
 )
 def test_settings_do_what_they_do_in_memory(options, tmp_path, word_tokenizer):
     model = saved(tiny_llama(num_hidden_layers=3), tmp_path / "dense", word_tokenizer)
-    options = {"target": stat_prune.MACs(0.6), "batch_size": 7, "progress": False} | options
+    options = {"target": stat_prune.MACs(0.6), "batch_size": 7, **LIKE} | options
     whole = stat_prune.prune(model, TEXTS, tokenizer=word_tokenizer, **options)
     pruned = stat_prune.prune_checkpoint(
         tmp_path / "dense", TEXTS, output_dir=tmp_path / "out", **options
@@ -114,7 +118,7 @@ def test_long_texts_are_cut_for_probes_as_in_memory(tmp_path, word_tokenizer):
     model = saved(model, tmp_path / "dense", word_tokenizer)
     ids = torch.randint(3, 40, (12, 120), generator=torch.Generator().manual_seed(0))
     data = [{"input_ids": row} for row in ids]
-    options = {"target": stat_prune.MACs(0.6), "batch_size": 5, "progress": False}
+    options = {"target": stat_prune.MACs(0.6), "batch_size": 5, **LIKE}
     whole = stat_prune.prune(model, data, tokenizer=word_tokenizer, **options)
 
     pruned = stat_prune.prune_checkpoint(
@@ -127,7 +131,7 @@ def test_long_texts_are_cut_for_probes_as_in_memory(tmp_path, word_tokenizer):
 
 def test_the_folder_loads_without_stat_prune(tmp_path, word_tokenizer):
     model = saved(tiny_llama(), tmp_path / "dense", word_tokenizer)
-    options = {"target": stat_prune.MACs(0.6), "progress": False}
+    options = {"target": stat_prune.MACs(0.6), **LIKE}
     whole = stat_prune.prune(model, TEXTS, tokenizer=word_tokenizer, **options)
     stat_prune.prune_checkpoint(tmp_path / "dense", TEXTS, output_dir=tmp_path / "out", **options)
     ids = torch.tensor([[5, 9, 3, 17, 8, 2, 13, 11]])
@@ -144,7 +148,7 @@ def test_the_folder_loads_without_stat_prune(tmp_path, word_tokenizer):
 
 def test_a_pruned_checkpoint_can_be_pruned_again(tmp_path, word_tokenizer):
     saved(tiny_llama(), tmp_path / "dense", word_tokenizer)
-    options = {"progress": False, "batch_size": 7}
+    options = {"batch_size": 7, **LIKE}
     stat_prune.prune_checkpoint(
         tmp_path / "dense",
         TEXTS,
@@ -174,18 +178,20 @@ def test_weights_of_one_layer_are_in_memory_at_a_time(
     in_memory: list[set[int]] = []
     embeddings: list[int] = []
 
-    def watched(model, layer, *arguments):
+    run_layer = walk.run_layer
+
+    def watched(model, layer, *arguments, embedded=True):
         layers = transformer_layers(model)
         in_memory.append(
             {n for n, one in enumerate(layers) if not all(p.is_meta for p in one.parameters())}
         )
         storage = model.get_input_embeddings().weight.untyped_storage()
         # Probes enter the first layer from the embeddings themselves.
-        embeddings.append(storage.nbytes() if layer or method == "id-unweighted" else 0)
+        embeddings.append(storage.nbytes() if layer or embedded else 0)
         return run_layer(model, layer, *arguments)
 
-    run_layer = walk.run_layer
-    monkeypatch.setattr(walk, "run_layer", watched)
+    monkeypatch.setattr(walk, "run_layer", partial(watched, embedded=method == "id-unweighted"))
+    monkeypatch.setattr(comparing, "run_layer", watched)
     stat_prune.prune_checkpoint(
         tmp_path / "dense",
         TEXTS,

@@ -18,7 +18,7 @@ from tiny_models import tiny_llama
 import stat_prune
 from stat_prune import atomic
 from stat_prune.errors import SaveError, SettingsError
-from stat_prune.streaming import requirements, walk, workspace
+from stat_prune.streaming import comparing, requirements, walk, workspace
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -49,6 +49,11 @@ def prune(dense: Path, out: Path, **options: Any) -> Any:
 def resume_in_child(dense: Path, out: Path, begun: Event) -> None:
     begun.set()
     prune(dense, out, resume=True)
+
+
+def noting(layers: set[int], run_layer: Any) -> Any:
+    """`run_layer`, which adds the layer that it runs."""
+    return lambda *args: layers.add(args[1]) or run_layer(*args)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -82,8 +87,20 @@ def test_killed_at_any_moment_and_resumed_the_result_is_bit_equal(dense, tmp_pat
     assert visible == {"dense", "unbroken", "out"}
 
 
-@pytest.mark.parametrize("piece", ["layer-0001", "distances", "pruned-0000", "pruned-0002"])
-def test_a_full_disk_keeps_what_is_finished_for_a_resume(piece, dense, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("piece", "walked", "compared"),
+    [
+        ("layer-0001", {1, 2}, {0, 1, 2}),
+        ("distances", set(), {0, 1, 2}),
+        ("compared-0001", set(), {1, 2}),
+        ("compared", set(), set()),
+        ("pruned-0000", set(), set()),
+        ("pruned-0002", set(), set()),
+    ],
+)
+def test_a_full_disk_keeps_what_is_finished_for_a_resume(
+    piece, walked, compared, dense, tmp_path, monkeypatch
+):
     prune(dense, tmp_path / "unbroken")
     replace_directory = workspace.replace_directory
 
@@ -97,14 +114,14 @@ def test_a_full_disk_keeps_what_is_finished_for_a_resume(piece, dense, tmp_path,
         prune(dense, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
-    passed: list[int] = []
-    run_layer = walk.run_layer
-    monkeypatch.setattr(walk, "run_layer", lambda *args: passed.append(args[1]) or run_layer(*args))
+    passed: dict[Any, set[int]] = {walk: set(), comparing: set()}
+    for module, layers in passed.items():
+        monkeypatch.setattr(module, "run_layer", noting(layers, module.run_layer))
 
     prune(dense, tmp_path / "out", resume=True)
 
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
-    assert set(passed) == ({1, 2} if piece == "layer-0001" else set())
+    assert passed == {walk: walked, comparing: compared}
 
 
 def test_a_run_killed_while_it_tidied_up_leaves_nothing_to_go_on_with(dense, tmp_path, monkeypatch):
