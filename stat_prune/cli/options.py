@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stat_prune.methods import ALLOCATIONS, EFFORTS
+from stat_prune.methods import ALLOCATIONS, EFFORTS, OBJECTIVES
 
 
 def one_of(*names: str) -> Callable[[str | None], str | None]:
@@ -60,6 +60,15 @@ Budget = Annotated[
         help="How the budget is spread over blocks: searched, by measuring whole pruned models; "
         "probed, by what each block alone does to the output; unweighted, by the blocks' own "
         "errors; even. Default: the method's own way.",
+    ),
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        callback=one_of(*OBJECTIVES),
+        help="What is to be preserved: logits, the final hidden-states, or their mean over a "
+        "sequence (pooled). Default: logits where there are any.",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="For instance cuda. Default: cpu.")]

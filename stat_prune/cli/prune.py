@@ -20,13 +20,14 @@ from stat_prune.cli.options import (
     KeptMACs,
     KeptParameters,
     MaxSeqLength,
+    Objective,
     Seed,
     block_patterns,
     file_of,
     one_of,
     print_json,
 )
-from stat_prune.methods import METHODS, OBJECTIVES, PEERS
+from stat_prune.methods import METHODS, PEERS
 
 if TYPE_CHECKING:
     from stat_prune.result import Reported
@@ -116,15 +117,7 @@ def prune(
             "Default: 1.",
         ),
     ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            callback=one_of(*OBJECTIVES),
-            help="What is to be preserved: logits, the final hidden-states, or their mean over a "
-            "sequence (pooled). Default: logits where there are any.",
-        ),
-    ] = None,
+    objective: Objective = None,
     precision: Annotated[
         str,
         typer.Option(
