@@ -17,7 +17,7 @@ from stalling import task
 
 from harness import records
 from harness.cells import Grid, run
-from harness.options import _known_methods
+from harness.options import _known_methods, settings_of
 from harness.tables import markdown
 from stat_prune.errors import DataError
 
@@ -153,6 +153,21 @@ def test_only_missing_budgets_are_measured(measured, tmp_path):
 def test_records_of_other_conditions_are_refused(measured):
     with pytest.raises(DataError, match=r"other conditions \(length: 16, now 32\)"):
         records.read(measured / "one-random-0.json", {"length": 32})
+
+
+def test_a_way_to_search_is_an_argument_of_prune_and_a_condition_of_the_record(tmp_path):
+    settings = settings_of("fast", "searched")
+    grid = Grid(("obs", "stat"), (0,), (0.5,))
+    tasks = {"one": lambda: task(tmp_path / "log", 0)}
+    run("small", tasks, grid, tmp_path / "out", settings=settings)
+
+    conditions = {"length": 16, "effort": "fast", "budget": "searched"}
+    for method in grid.methods:
+        record = records.read(tmp_path / "out" / f"one-{method}-0.json", conditions)
+        assert {name: record["settings"][name] for name in settings} == settings
+    with pytest.raises(DataError, match="other conditions"):
+        run("small", tasks, grid, tmp_path / "out", settings=settings_of("normal", None))
+    assert settings_of(None, None) == {}
 
 
 def test_records_from_before_there_were_conditions_are_read(tmp_path):
