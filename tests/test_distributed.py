@@ -79,6 +79,10 @@ def test_several_processes_make_the_model_of_one(inputs, tmp_path, processes, op
     assert report["settings"]["processes"] == processes
     assert f"tokens a second by {processes} processes" in str(PruningReport.from_dict(report))
     assert "processes" not in alone.report.calibration_text()
+    search, expected = PruningReport.from_dict(report).search, alone.report.search
+    assert search.taken == expected.taken and search.rounds
+    for one, other in zip(search.rounds, expected.rounds, strict=True):
+        assert (one.evaluations, one.accepted) == (other.evaluations, other.accepted)
     found = stat_prune.load(shared).state_dict()
     for name, weight in alone.model.state_dict().items():
         error = (found[name] - weight).norm() / weight.norm().clamp_min(1e-30)
