@@ -40,7 +40,8 @@ def assert_untouched(model: PreTrainedModel, before: PreTrainedModel) -> None:
 def test_the_given_model_is_untouched(family: Family, prune, method):
     model = family.build(family.heads[1]).train()
     before = copy.deepcopy(model)
-    result = prune(model, MACs(0.5), method=method)
+    # Of one key/value head a layer, "stat-paper" keeps all heads, and 0.5 is below what they cost.
+    result = prune(model, MACs(0.6), method=method)
     assert_untouched(model, before)
     assert result.model is not model
     assert result.model.training
