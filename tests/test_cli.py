@@ -147,7 +147,7 @@ def test_prune_goes_layer_by_layer_to_the_same_model(pruned, classifier, texts, 
         ((), "normal", None, True),
         (("--effort", "fast", "--budget", "searched", "--method", "obs"), "fast", "searched", True),
         (("--budget", "even"), "normal", "even", False),
-        (("--layer-at-a-time",), "fast", None, False),
+        (("--layer-at-a-time",), "fast", None, True),
     ],
 )
 def test_the_search_for_the_budget_is_chosen_by_options(
