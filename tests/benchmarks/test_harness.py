@@ -155,7 +155,7 @@ def test_records_of_other_conditions_are_refused(measured):
         records.read(measured / "one-random-0.json", {"length": 32})
 
 
-def test_a_way_to_search_is_an_argument_of_prune_and_a_condition_of_the_record(tmp_path):
+def test_a_way_to_search_is_an_argument_of_prune_and_a_condition_of_the_record(tmp_path, capsys):
     settings = settings_of("fast", "searched")
     grid = Grid(("obs", "stat"), (0,), (0.5,))
     tasks = {"one": lambda: task(tmp_path / "log", 0)}
@@ -165,8 +165,9 @@ def test_a_way_to_search_is_an_argument_of_prune_and_a_condition_of_the_record(t
     for method in grid.methods:
         record = records.read(tmp_path / "out" / f"one-{method}-0.json", conditions)
         assert {name: record["settings"][name] for name in settings} == settings
-    with pytest.raises(DataError, match="other conditions"):
+    with pytest.raises(typer.Exit):
         run("small", tasks, grid, tmp_path / "out", settings=settings_of("normal", None))
+    assert "other conditions (effort: 'fast', now 'normal'" in capsys.readouterr().err
     assert settings_of(None, None) == {}
 
 
