@@ -19,6 +19,8 @@ def alignment_heads(model: PreTrainedModel, block: Block) -> list[int]:
     if not _attends(block):
         return []
     pairs = getattr(getattr(model, "generation_config", None), "alignment_heads", None) or []
+    if not pairs:
+        return []
     layers = [one.layer for one in find_blocks(model) if _attends(one)]
     return [head for layer, head in pairs if layers[layer] == block.layer]
 

@@ -86,7 +86,8 @@ def prune(
         (``"attention-entropy"``, ..., with ``target=MACs({"heads": 0.5})``), a published method
         (``"fisher"``, ``"kprune"``, ``"kcm"``, ...; `stat_prune.peers`), or a `Method`.
     num_calibration_samples : int
-        Examples drawn from `dataset`.
+        Examples drawn from `dataset`. Where the budget is searched for, an eighth as many are drawn
+        besides and held out; where there are no more, a ninth of these is.
     max_seq_length : int, optional
         Tokens that longer examples are cut to. Default: what model and tokenizer take, 512 at most.
     batch_size : int
@@ -122,16 +123,15 @@ def prune(
     effort : {"fast", "normal", "thorough"}
         What is spent on the budget. ``"fast"`` measures the whole pruned model at half a dozen
         ways to spread it and takes the nearest to the dense one; ``"normal"`` searches on from
-        there and decides on examples held out, for two to three times the time; ``"thorough"``
-        searches three to four times as long. With few examples, or none of a method that
-        searches, it makes no difference; the report says what was done.
+        there for about three forward passes over the calibration set, and decides on examples
+        held out; ``"thorough"`` for ten to twelve. Where there are too few examples to hold any
+        out, and of methods that do not search, nothing is searched; the report says what was done.
     budget : {"searched", "probed", "unweighted", "even"}, optional
         How the budget is spread over blocks, whatever the method's own way is (`Method`).
     passes : int, optional
         1: the correction is solved from the dense network's activations. 2: it is solved again
         from the pruned network's own, and the solution that does best on calibration sequences
-        held out is taken; for about twice the time. Default: what the method says, 1 for
-        ``"stat"``.
+        held out is taken. Default: what the method says, 1 for ``"stat"``.
     precision : {"auto", "float64", "float32"}
         Of the products in the statistics of the activations, which are summed in float64 either
         way. "float32" is quicker, most of all on GPUs that are slow in float64; what is left of a
@@ -289,8 +289,7 @@ def _check_method(run: Run) -> None:
             "passes=2 has nothing to solve again: the residual stream of "
             f"{type(run.model).__name__} gets no consumer's output as it is. Use passes=1."
         )
-    passes = run.settings.passes or run.settings.recipe.passes
-    if passes == 2 and run.calibration.num_samples < HELD_OUT:
+    if run.settings.num_passes == 2 and run.calibration.num_samples < HELD_OUT:
         warnings.warn(
             f"A second pass holds out one calibration sequence in {HELD_OUT}, and there are "
             f"{run.calibration.num_samples}: there is none. Use more examples.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -22,6 +22,7 @@ from stat_prune.calibration import MIN_HELD_OUT
 from stat_prune.errors import SettingsError
 from stat_prune.masking import MASK_FRACTION
 from stat_prune.methods import (
+    ALLOCATIONS,
     EFFORTS,
     NEURON_PEERS,
     OBJECTIVES,
@@ -91,9 +92,9 @@ class Settings:
             raise SettingsError(
                 f"`effort` must be one of {', '.join(EFFORTS)}; got {self.effort!r}."
             )
-        if self.budget is not None and self.budget not in get_args(Allocation):
+        if self.budget is not None and self.budget not in ALLOCATIONS:
             raise SettingsError(
-                f"`budget` must be one of {', '.join(get_args(Allocation))}; got {self.budget!r}."
+                f"`budget` must be one of {', '.join(ALLOCATIONS)}; got {self.budget!r}."
             )
         if not isinstance(self.method, str) or self.method not in PEERS:
             _ = self.recipe
@@ -133,6 +134,11 @@ class Settings:
         return replace(recipe, allocation=self.budget)
 
     @property
+    def num_passes(self) -> int:
+        """Of the correction, as asked for or as the method says; not for those in `PEERS`."""
+        return self.passes or self.recipe.passes
+
+    @property
     def num_held_out(self) -> int:
         """Examples to draw besides those of the calibration set, to choose with at the end."""
         searched = self.method not in PEERS and self.recipe.allocation == "searched"
@@ -158,8 +164,7 @@ class Settings:
         """Whether the model's output has a say in what is pruned, and not activations alone."""
         if self.method in PEERS:
             return self.method in OUTPUT_PEERS
-        recipe = self.recipe
-        return recipe.probes or (self.passes or recipe.passes) == 2
+        return self.recipe.probes or self.num_passes == 2
 
     @property
     def ignored(self) -> list[int | str]:

@@ -147,8 +147,7 @@ def plan(
     with run.stage("fold"):
         folded = fold_all(recipe, statistics, candidates, choice, "the correction")
     second = None
-    passes = settings.passes or recipe.passes
-    if passes > 1 and recipe.corrected and run.calibration.num_samples >= HELD_OUT:
+    if settings.num_passes > 1 and recipe.corrected and run.calibration.num_samples >= HELD_OUT:
         folded, second = _second_pass(run, folded)
     plans = [
         planned(one, sizes, index, float(weights[position][index]) if weights else None)

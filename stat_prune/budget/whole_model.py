@@ -186,7 +186,7 @@ class WholeModel:
         if num_processes() > 1:
             mine = [number for number in numbers if is_mine(number)]
             found = iter(merged(together(lambda: {n: on_batch(n) for n in mine})))
-        yield from found
+        return found
 
     def _on_batch(
         self,

@@ -113,8 +113,7 @@ def prune(
         typer.Option(
             min=1,
             max=2,
-            help="2: solve the correction again on the pruned network, for about twice the time. "
-            "Default: 1.",
+            help="2: solve the correction again on the pruned network. Default: 1.",
         ),
     ] = None,
     objective: Objective = None,

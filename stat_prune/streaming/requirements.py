@@ -43,7 +43,7 @@ def supported_method(settings: Settings, target: Target) -> Method:
             "Whether blocks can leave altogether is measured on the whole model. Use "
             "remove_blocks=False, or stat_prune.prune."
         )
-    if (settings.passes or recipe.passes) > 1:
+    if settings.num_passes > 1:
         raise SettingsError(
             "A second pass needs the whole model in memory. Use passes=1, or stat_prune.prune."
         )
