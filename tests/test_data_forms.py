@@ -121,7 +121,11 @@ def test_what_is_no_text_is_refused_with_the_way_to_make_it_one(name, content, m
         read_glue("sst2", tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"the cat " * 99)[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(b"the cat " * 99)[:-9]],
+    ids=["empty", "no gzip", "cut off"],  # the header of an archive holds the time
+)
 def test_a_damaged_archive_is_a_data_error(content, tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.txt\.gz|empty"):
