@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import product
 
 from stat_prune.blocks import Block
 from stat_prune.budget.costs import CostFunction, cost_function, full_cost
@@ -66,11 +65,17 @@ def check_reached(
 
 
 def _next_size(block: Block, cost: CostFunction, round_to: int, spent: float) -> float:
-    """What the smallest of the larger sizes costs more; infinite for the full size."""
+    """What the smallest of the larger sizes costs more; infinite for the full size.
+
+    Of groups with several units: of the sizes with one more whole group. The same heads in more
+    groups cost more and may compute less.
+    """
     multiple = math.lcm(round_to, block.multiple) if block.kind == "neurons" else 1
-    if block.units_per_group > 1:
-        every = product(range(1, block.num_groups + 1), range(1, block.units_per_group + 1))
-        sizes = [(groups * each, groups) for groups, each in every]
+    if block.units_per_group > 1 and block.num_groups > 1:
+        whole = range(1, block.num_groups + 1)
+        sizes = [(count * block.units_per_group, count) for count in whole]
+    elif block.units_per_group > 1:
+        sizes = [(count, 1) for count in range(1, block.num_units + 1)]
     else:
         counts = {*range(multiple, block.num_units, multiple), block.num_units}
         sizes = [(count, count) for count in counts]

@@ -141,7 +141,7 @@ def _check_something_left(
     candidates: Sequence[Candidates], choice: Sequence[int], target: Target
 ) -> None:
     """Refuse to remove everything: a model that is all biases computes nothing."""
-    if not any(one.prefixes[index][1] for one, index in zip(candidates, choice, strict=True)):
+    if _is_nothing(candidates, choice):
         raise TargetError(
             f"With {target!r} nothing would be left of any block that can be pruned. Ask for less, "
             "or pass remove_blocks=False."
@@ -163,6 +163,7 @@ def _spread(
     """The candidate of each block within budgets of a cost, or, without one, within tolerances."""
     chosen = [len(one.prefixes) - 1 for one in candidates]
     blocks = [one.block for one in candidates]
+    smallest: list[_Move] = []
     for members, fraction in budgets:
         indices = [i for i, block in enumerate(blocks) if block in members]
         # Experts of a set are chosen as one, as they are of one size.
@@ -190,11 +191,40 @@ def _spread(
                 choice = allocate_same_sizes(menus, parts, fraction, fixed)
             else:
                 choice = (allocate_evenly if even else allocate)([*menus, *fixed], fraction)
+                budget = fraction * sum(menu.full_cost for menu in [*menus, *fixed])
+                smallest += _moves_from_nothing(menus, list(sets.values()), budget)
         # The menus of untouched blocks come last and have no candidate.
         for together, index in zip(sets.values(), choice, strict=False):
             for i in together:
                 chosen[i] = index
+    if smallest and _is_nothing(candidates, chosen):
+        _, together, index = min(smallest)
+        for i in together:
+            chosen[i] = index
     return chosen
+
+
+#: Error that a candidate adds to that of nothing, the blocks that take it, and which it is.
+_Move = tuple[float, list[int], int]
+
+
+def _moves_from_nothing(
+    menus: Sequence[Menu], sets: Sequence[list[int]], budget: float
+) -> list[_Move]:
+    """What a budget can buy where all blocks might leave."""
+    moves: list[_Move] = []
+    for menu, together in zip(menus, sets, strict=True):
+        fits = ((menu.costs > 0) & (menu.costs <= budget * (1 + 1e-9))).nonzero().squeeze(1)
+        added = menu.errors[fits] - menu.errors[0]
+        moves += [
+            (float(error), together, int(menu.indices[i]))
+            for error, i in zip(added, fits, strict=True)
+        ]
+    return moves
+
+
+def _is_nothing(candidates: Sequence[Candidates], choice: Sequence[int]) -> bool:
+    return not any(one.prefixes[index][1] for one, index in zip(candidates, choice, strict=True))
 
 
 def check_reachable(

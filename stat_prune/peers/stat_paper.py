@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 
 from stat_prune.architectures import architecture_of
 from stat_prune.blocks import Block
-from stat_prune.budget.costs import CostFunction, cost_function
+from stat_prune.budget.costs import CostFunction, cost_function, full_cost
 from stat_prune.collectors import collect_moments
 from stat_prune.correction import activation_error, fold
 from stat_prune.dispatched import to_cut
+from stat_prune.errors import TargetError
 from stat_prune.linalg import pivoted_cholesky
 from stat_prune.peers.ranking import budget_of
 from stat_prune.peers.requirements import check_single_fraction
@@ -171,12 +172,27 @@ def _counts(
 
     The number of heads is the one at which the first head cut has about twice the scaled residual
     of the first neuron cut, given that neurons fill the rest of the budget.
+
+    Raises
+    ------
+    TargetError
+        Where one key/value head with all that share it, and one neuron, cost more in every layer.
     """
     budget = budget_of([one.block for one in pivots], untouched, fraction, cost)
     heads, neurons = (
         _Ladder([one for one in pivots if one.block.kind == kind], cost)
         for kind in ("heads", "neurons")
     )
+    least = float(heads.costs[0] + neurons.costs[0])
+    if least > budget * (1 + 1e-12):
+        total = sum(
+            full_cost(block, cost) for block in [*(one.block for one in pivots), *untouched]
+        )
+        raise TargetError(
+            f"A kept fraction of {fraction:g} is below the least that 'stat-paper' can reach, "
+            f"{(total * fraction - budget + least) / total:.4g} of the whole: it removes key/value "
+            "heads with all queries that share them. Ask for more, or use method='stat'."
+        )
     best, least_imbalance = (0, 0), float("inf")
     for kept_heads, spent in enumerate(heads.costs.tolist()):
         left = (budget - spent) * (1 + 1e-12)

@@ -100,7 +100,8 @@ def test_the_order_of_the_examples_does_not_change_the_result(family: Family, pr
 def test_the_same_seed_gives_the_same_bits(family: Family, prune, method):
     model = family.build()
     settings = {"seed": 3, "num_calibration_samples": 50, "method": method}
-    first, second = (prune(model, MACs(0.5), **settings) for _ in range(2))
+    # 'stat-paper' cannot halve layers of one key/value head.
+    first, second = (prune(model, MACs(0.6), **settings) for _ in range(2))
     assert first.plan == second.plan
     assert same_weights(first.model, second.model)
 
