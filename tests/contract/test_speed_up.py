@@ -109,7 +109,8 @@ def test_a_family_mixes_targets_of_time_and_of_work(
     model, texts, word_tokenizer, prune, linear_clock
 ):
     targets = [Speedup(1.5, **BATCH), MACs({"heads": 0.5}), Speedup(2.0)]
-    results = prune_family(model, texts, targets=targets, tokenizer=word_tokenizer, progress=False)
+    settings = {"tokenizer": word_tokenizer, "progress": False, "effort": "fast"}
+    results = prune_family(model, texts, targets=targets, **settings)
     for target, result in zip(targets, results, strict=True):
         expected = prune(model, target).plan
         assert {name: result.plan[name] for name in expected} == expected
