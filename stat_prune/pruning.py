@@ -15,9 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.baselines import PLANNERS
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.choosing.budget.choice import check_reachable
-from stat_prune.data.masking import MASK_FRACTION
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
-from stat_prune.measuring.objectives import Objective
+from stat_prune.model.running import Objective
 from stat_prune.pipeline.method_requirements import check_no_experts
 from stat_prune.pipeline.probes import check_objective, sensitivities
 from stat_prune.pipeline.resuming import FinishedWork
@@ -29,7 +28,7 @@ from stat_prune.pipeline.stages import choose_sizes, collect, decompose, finish,
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.methods import Allocation, Method
-from stat_prune.settings.settings import Settings, kinds_left_alone
+from stat_prune.settings.settings import MASK_FRACTION, Settings, kinds_left_alone
 from stat_prune.settings.targets import Target, checked_target
 
 

@@ -18,11 +18,11 @@ from stat_prune.checkpoints.beside import copy_beside, encoder_of, name_model, s
 from stat_prune.checkpoints.model_card import model_card
 from stat_prune.checkpoints.replacing import check_replaceable, write_manifest
 from stat_prune.checkpoints.shards import join_shards
-from stat_prune.data.processors import text_tokenizer
 from stat_prune.errors import SaveError
 from stat_prune.machine.atomic import replace_directory
 from stat_prune.model import modeling_stat_prune
 from stat_prune.model.dispatched import is_dispatched, stored_tensors
+from stat_prune.model.processors import text_tokenizer
 
 
 def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
@@ -154,7 +154,7 @@ def save_checkpoint(
     sentence-transformers opens the result. A `LeftBehindWarning` names what does not. The model
     then goes by the name of `directory`.
 
-    The folder appears in one step when it is complete (`stat_prune.machine.atomic.replace_directory`): a
+    The folder appears in one step when it is complete (`machine.atomic.replace_directory`): a
     process killed while saving leaves what was there before.
 
     Parameters

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from stat_prune.checkpoints.beside import download_beside
 from stat_prune.checkpoints.loading import load
-from stat_prune.data.processors import processor_classes
 from stat_prune.errors import LoadError, SettingsError
 from stat_prune.model import modeling_stat_prune
+from stat_prune.model.processors import processor_classes
 
 #: What a tokenizer is saved in, by whichever library.
 _TOKENIZER_FILES = (
@@ -81,7 +81,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
 def given_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer that an argument is, or names by its folder or its name on the Hub.
 
-    What makes inputs of another kind (`stat_prune.data.processors`) may stand in its place.
+    What makes inputs of another kind (`stat_prune.model.processors`) may stand in its place.
 
     Raises
     ------

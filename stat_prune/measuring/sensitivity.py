@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from stat_prune.data.batching import num_sequences
 from stat_prune.families import transformer_layers
-from stat_prune.measuring.objectives import Objective, distances, judged, output_distance
+from stat_prune.measuring.objectives import distances, judged, output_distance
 from stat_prune.model.dispatched import input_device, loaded
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import Projection
-from stat_prune.model.running import Batch, answering, evaluating, model_inputs
+from stat_prune.model.running import Batch, Objective, answering, evaluating, model_inputs
 
 
 def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Objective) -> float:

@@ -10,11 +10,11 @@ from torch import Tensor
 from stat_prune.choosing.criteria import Candidates
 from stat_prune.choosing.folding import fold_all
 from stat_prune.machine.distributed import is_mine, merged, together
-from stat_prune.measuring.objectives import Objective, objective_named
+from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import positions_per_sequence, probe
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.model.running import Batch
+from stat_prune.model.running import Batch, Objective
 from stat_prune.pipeline.run import Run
 from stat_prune.settings.methods import Method
 

@@ -15,13 +15,12 @@ from stat_prune.data.calibration import CalibrationSet
 from stat_prune.linalg import CrossMoments
 from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.measuring.collectors import by_token
-from stat_prune.measuring.objectives import Objective
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import loaded
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
-from stat_prune.model.running import Batch, evaluating
+from stat_prune.model.running import Batch, Objective, evaluating
 from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.layerwise import SeenEnough, States, run_layer, stack_numbers
 

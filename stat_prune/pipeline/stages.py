@@ -18,7 +18,6 @@ from stat_prune.checkpoints.outer_models import follow
 from stat_prune.choosing.criteria import CRITERIA, Candidates, candidates_for
 from stat_prune.choosing.folding import fold_all
 from stat_prune.choosing.plan import BlockPlan
-from stat_prune.data.processors import text_tokenizer
 from stat_prune.families import find_blocks
 from stat_prune.machine.distributed import agreed, is_mine, merged, summed, together
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
@@ -28,6 +27,7 @@ from stat_prune.measuring.statistics import BlockStatistics, statistics_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import to_cut
 from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.processors import text_tokenizer
 from stat_prune.pipeline.accounting import account, measure, measure_speed
 from stat_prune.pipeline.reached import check_reached
 from stat_prune.pipeline.run import Run

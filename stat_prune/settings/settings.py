@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
-from stat_prune.data.calibration import MIN_HELD_OUT
-from stat_prune.data.masking import MASK_FRACTION
 from stat_prune.errors import SettingsError
-from stat_prune.measuring.objectives import Objective
 from stat_prune.model.blocks import KINDS, Kind
+from stat_prune.model.running import Objective
 from stat_prune.settings.arguments import (
     check_number,
     entries,
@@ -40,6 +38,11 @@ PRECISIONS = ("auto", "float64", "float32")
 #: One more example for so many of the calibration set is held out.
 HELD_OUT_PART = 8
 
+#: Fewer sequences tell nothing of two results that are nearly as good.
+MIN_HELD_OUT = 8
+
+#: Of the tokens of a text: that of BERT's pre-training (Devlin et al. 2019).
+MASK_FRACTION = 0.15
 
 #: No layer is as wide, and what is computed with it stays within 64 bits.
 _LARGEST_MULTIPLE = 2**31 - 1

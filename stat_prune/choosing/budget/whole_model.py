@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from stat_prune.data.batching import masks_in, num_sequences
 from stat_prune.families import transformer_layers
 from stat_prune.machine.distributed import is_mine, merged, num_processes, together
-from stat_prune.measuring.objectives import Objective, distances, judged
+from stat_prune.measuring.objectives import distances, judged
 from stat_prune.measuring.sensitivity import recorded
 from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.model.running import Batch, evaluating
+from stat_prune.model.running import Batch, Objective, evaluating
 from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.layerwise import States, run_rest, stack_numbers
 
