@@ -84,8 +84,9 @@ def known_architecture(model: PreTrainedModel) -> Architecture | None:
 
 
 def remember(model: PreTrainedModel, architecture: Architecture) -> None:
-    """Let a description that was inferred of a model be in force for it and its copies."""
-    _INFERRED[_code_of(model)] = architecture
+    """Let a description be in force for a model and its copies, where none is yet."""
+    if known_architecture(model) is None:
+        _INFERRED[_code_of(model)] = architecture
 
 
 @contextmanager
