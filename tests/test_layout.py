@@ -23,6 +23,7 @@ FLOORS = (
     ("reporting",),
     ("pipeline",),
     ("baselines", "vib"),
+    ("finishing",),
     ("pruning", "cli", "__init__", "__main__"),
 )
 

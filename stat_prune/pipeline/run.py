@@ -283,7 +283,7 @@ def opened(
             "the transformer itself."
         )
     check_weights_of_their_own(model, found)
-    if settings.reads_output and not _leaves_out_head(settings):
+    if settings.reads_output and not leaves_out_head(settings):
         check_one_text_at_a_time(model)
     if all(block.fixed or block.kind in left_alone for block in found):
         left_alone = ()  # no block that the target names can be pruned: its own error says why
@@ -302,7 +302,7 @@ def opened(
             batch_size=settings.batch_size,
             seed=settings.seed,
             # Hidden states are of texts as they are, whatever the head.
-            mask_fraction=0.0 if _leaves_out_head(settings) else settings.mask_fraction,
+            mask_fraction=0.0 if leaves_out_head(settings) else settings.mask_fraction,
         )
     check_same("The calibration set", calibration.fingerprint)
     if calibration.held_out is not None:
@@ -312,7 +312,8 @@ def opened(
         yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
 
 
-def _leaves_out_head(settings: Settings) -> bool:
+def leaves_out_head(settings: Settings) -> bool:
+    """Whether what is to be preserved has no part of the model's head in it."""
     return objective_named(settings.objective) in OF_BASE_MODEL
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from stat_prune.reporting.finish_report import Finish
 from stat_prune.reporting.search_report import Search
 
 
@@ -153,6 +154,8 @@ class PruningReport:
         Tokens a sequence by the name of their mask, where the model has several.
     predicted_peak_memory : int or None
         Bytes: what `peak_memory` was predicted to be, where the model was pruned layer by layer.
+    finish : Finish or None
+        What was fitted to the dense model's outputs at the end, where that was asked for.
     """
 
     blocks: list[BlockRow]
@@ -169,6 +172,7 @@ class PruningReport:
     search: Search | None = None
     lengths: dict[str, float] | None = None
     predicted_peak_memory: int | None = None
+    finish: Finish | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -189,6 +193,7 @@ class PruningReport:
                 "after": Size(**values["after"]),
                 "speed": Speed(**values["speed"]) if values.get("speed") else None,
                 "search": Search.from_dict(values["search"]) if values.get("search") else None,
+                "finish": Finish(**values["finish"]) if values.get("finish") else None,
             }
         )
 
@@ -239,6 +244,7 @@ class PruningReport:
                 f"calibration       {self.calibration_text()}",
                 *([f"budget            {self.search}"] if self.search else []),
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
+                *([f"finish            {self.finish}"] if self.finish else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self._memory()}",
             )
