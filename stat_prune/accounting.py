@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from stat_prune.budget.search_report import Search
 from stat_prune.budget.timing import device_name
 from stat_prune.dispatched import own_parameters
 from stat_prune.distributed import num_processes
+from stat_prune.embeddings import FactoredTable
 from stat_prune.errors import LatencyWarning
 from stat_prune.plan import BlockPlan
 from stat_prune.process_memory import peak_memory
@@ -77,10 +78,12 @@ def account(
     speed: Speed | None = None,
     second_pass: SecondPass | None = None,
     search: Search | None = None,
+    embeddings: FactoredTable | None = None,
 ) -> PruningReport:
     """The report of one pruned model."""
     rows = [row_of(plan) for plan in plans]
-    return report_of(run, target, rows, before, after, speed, second_pass, search)
+    report = report_of(run, target, rows, before, after, speed, second_pass, search)
+    return replace(report, embeddings=embeddings)
 
 
 def report_of(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.arguments import check_path, flag
 from stat_prune.budget.choice import check_reachable
 from stat_prune.budget.objectives import Objective
+from stat_prune.embeddings import find_table
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
 from stat_prune.masking import MASK_FRACTION
 from stat_prune.methods import Allocation, Method
@@ -241,6 +242,8 @@ def _pruned(
     left_alone = kinds_left_alone(settings, targets)
     with starting(model, dataset, tokenizer, settings, left_alone, dispatched=True) as run:
         for target in targets:
+            if target.of_embeddings < 1:
+                find_table(model).rank_for(target.of_embeddings)
             check_reachable(
                 run.blocks,
                 run.untouched,
@@ -301,6 +304,10 @@ def _check_method(run: Run) -> None:
 def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[PruningResult]:
     """By statistics of the activations."""
     recipe = run.settings.recipe
+    if not run.blocks:
+        return [
+            replace(finish(run, target, []), run=work.fingerprint(target)) for target in targets
+        ]
     statistics = work.statistics(lambda: collect(run, recipe))
     candidates = decompose(run, recipe, statistics)
     weights = work.sensitivities(lambda: sensitivities(run, recipe, statistics, candidates))

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stat_prune.budget.search_report import Search
+from stat_prune.embeddings import FactoredTable
 
 #: Files that `PruningResult.save` adds to the folder.
 REPORT_FILE, PLAN_FILE = "stat_prune_report.json", "stat_prune_plan.json"
@@ -156,6 +157,8 @@ class PruningReport:
         Tokens a sequence by the name of their mask, where the model has several.
     predicted_peak_memory : int or None
         Bytes: what `peak_memory` was predicted to be, where the model was pruned layer by layer.
+    embeddings : FactoredTable or None
+        What became of the token embeddings; None where they are as they were.
     """
 
     blocks: list[BlockRow]
@@ -172,6 +175,7 @@ class PruningReport:
     search: Search | None = None
     lengths: dict[str, float] | None = None
     predicted_peak_memory: int | None = None
+    embeddings: FactoredTable | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -192,6 +196,7 @@ class PruningReport:
                 "after": Size(**values["after"]),
                 "speed": Speed(**values["speed"]) if values.get("speed") else None,
                 "search": Search.from_dict(values["search"]) if values.get("search") else None,
+                "embeddings": FactoredTable(**table) if (table := values.get("embeddings")) else None,
             }
         )
 
@@ -239,6 +244,7 @@ class PruningReport:
                 f"all parameters    {before.parameters:,} -> {after.parameters:,} "
                 f"({_share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
+                *([f"embeddings        {self.embeddings}"] if self.embeddings else []),
                 f"calibration       {self.calibration_text()}",
                 *([f"budget            {self.search}"] if self.search else []),
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.architectures import architecture_of, find_blocks, token_embeddings
 from stat_prune.batching import masks_in
-from stat_prune.blocks import Block
+from stat_prune.blocks import KINDS, Block
 from stat_prune.budget.objectives import OF_BASE_MODEL, objective_named
 from stat_prune.budget.timing import TimedModel, time_model
 from stat_prune.calibration import CalibrationSet, build_calibration_set
@@ -317,9 +317,7 @@ def opened(
     check_weights_of_their_own(model, found)
     if settings.reads_output and not _leaves_out_head(settings):
         check_one_text_at_a_time(model)
-    if all(block.fixed or block.kind in left_alone for block in found):
-        left_alone = ()  # no block that the target names can be pruned: its own error says why
-    blocks, untouched = without_ignored(found, [*settings.ignored, *left_alone])
+    blocks, untouched = _to_prune(found, settings, left_alone)
     if settings.uniform:
         blocks = of_sizes_that_configs_say(model, blocks)
     stopwatch = Stopwatch()
@@ -339,9 +337,21 @@ def opened(
     check_same("The calibration set", calibration.fingerprint)
     if calibration.held_out is not None:
         check_same("What is held out", calibration.held_out.fingerprint)
-    _warn_if_few_tokens(calibration, blocks)
+    if blocks:
+        _warn_if_few_tokens(calibration, blocks)
     with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
         yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
+
+
+def _to_prune(
+    found: list[Block], settings: Settings, left_alone: Sequence[str]
+) -> tuple[list[Block], list[Block]]:
+    """Blocks to prune, and those that stay."""
+    if set(left_alone) == set(KINDS):
+        return [], found  # targets are of embeddings alone
+    if all(block.fixed or block.kind in left_alone for block in found):
+        left_alone = ()  # no block that the target names can be pruned: its own error says why
+    return without_ignored(found, [*settings.ignored, *left_alone])
 
 
 def _leaves_out_head(settings: Settings) -> bool:

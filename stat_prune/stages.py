@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from stat_prune.accounting import account, measure, measure_speed
 from stat_prune.alignment import alignment_heads, renumber_alignment_heads
@@ -22,6 +23,7 @@ from stat_prune.collectors import collect_moments
 from stat_prune.correction import FoldedConsumer
 from stat_prune.dispatched import to_cut
 from stat_prune.distributed import agreed, is_mine, merged, summed, together
+from stat_prune.embeddings import FactoredTable, factor, find_table, token_counts
 from stat_prune.folding import fold_all
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method
@@ -203,11 +205,12 @@ def finish(
         with to_cut(run.model, inplace=run.settings.inplace) as pruned:
             dense = find_blocks(pruned)
             apply(pruned, [plan.folded for plan in plans])
+            embeddings = factor_embeddings(run, target, pruned)
             as_pruned_class(pruned)
     kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
     renumber_alignment_heads(pruned, dense, kept)
     after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)
-    report = account(run, target, plans, before, after, speed, second_pass, search)
+    report = account(run, target, plans, before, after, speed, second_pass, search, embeddings)
     leave_source(pruned)
     if run.settings.inplace:
         follow(pruned)
@@ -218,6 +221,14 @@ def finish(
         tokenizer=run.tokenizer,
         source=source,
     )
+
+
+def factor_embeddings(run: Run, target: Target, model: PreTrainedModel) -> FactoredTable | None:
+    """Factor the token embeddings of a model, in place, as a target says; None where they stay."""
+    if target.of_embeddings == 1:
+        return None
+    counts = token_counts(run.calibration.batches, find_table(model).num_rows)
+    return factor(model, counts, target.of_embeddings, run.settings.round_to)
 
 
 def _size_of(plan: BlockPlan) -> tuple[Block, int, int]:
