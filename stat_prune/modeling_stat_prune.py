@@ -224,7 +224,7 @@ def sharing_modules(model: Any, table: torch.nn.Embedding) -> dict[str, Any]:
     ties = [
         {key.removesuffix(".weight") for key in pair}
         for pair in model.all_tied_weights_keys.items()
-        if all(key.endswith(".weight") for key in pair)
+        if table.weight.is_meta and all(key.endswith(".weight") for key in pair)
     ]
     for _ in ties:  # one may lead to another
         found |= {path for pair in ties if pair & found for path in pair}

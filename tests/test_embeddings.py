@@ -18,6 +18,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -186,7 +187,7 @@ def test_what_plain_transformers_opens_is_pruned_again(tmp_path: Path) -> None:
 
 
 def test_the_folder_opens_where_stat_prune_cannot_be_imported(tmp_path: Path) -> None:
-    results = {name: factored(build()) for name, build in BUILD.items() if name != "BERT"}
+    results = {name: factored(BUILD[name]()) for name in ("BERT with a tied head", "T5")}
     folders = [(tmp_path / name, auto_class_of_model(one.model)) for name, one in results.items()]
     for (folder, _), one in zip(folders, results.values(), strict=True):
         one.save(folder)
@@ -219,7 +220,8 @@ def test_frequent_tokens_are_kept_best() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_comes_back_as_it_was(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = tiny_llama(tie_word_embeddings=True).to(dtype)
+    config = tiny_llama(tie_word_embeddings=True).config
+    model = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
     result = factored(model)
     assert {p.dtype for p in result.model.parameters()} == {dtype}
     result.save(tmp_path / "out")
