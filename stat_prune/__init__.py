@@ -22,6 +22,7 @@ __all__ = [
     "prune_checkpoint",
     "prune_family",
     "register_architecture",
+    "trim_vocabulary",
 ]
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from stat_prune.streaming import prune_checkpoint
     from stat_prune.streaming.estimate import estimate
     from stat_prune.targets import Latency, MACs, Parameters, Speedup, Tolerance
+    from stat_prune.trimming import trim_vocabulary
 else:
     # Imported at first use: torch and transformers take seconds, and the command line's help
     # needs neither. Type checkers see the imports above.
@@ -62,6 +64,7 @@ else:
         "prune_checkpoint": "streaming",
         "prune_family": "pruning",
         "register_architecture": "architectures",
+        "trim_vocabulary": "trimming",
     }
 
     def __getattr__(name):

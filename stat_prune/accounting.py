@@ -16,8 +16,8 @@ from stat_prune.budget.search_report import Search
 from stat_prune.budget.timing import device_name
 from stat_prune.dispatched import own_parameters
 from stat_prune.distributed import num_processes
-from stat_prune.embeddings import FactoredTable
 from stat_prune.errors import LatencyWarning
+from stat_prune.factored_table import FactoredTable
 from stat_prune.plan import BlockPlan
 from stat_prune.process_memory import peak_memory
 from stat_prune.report import BlockRow, PruningReport, Size, Speed

@@ -14,6 +14,7 @@ from stat_prune.architectures import token_embeddings
 from stat_prune.batching import token_mask
 from stat_prune.dispatched import is_dispatched
 from stat_prune.errors import ModelError, NonFiniteWeightsError, TargetError
+from stat_prune.factored_table import FactoredTable
 from stat_prune.linalg import low_rank
 from stat_prune.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
 
@@ -71,46 +72,6 @@ class Table:
                 f"rank 1 takes, {self.cost(1) / self.parameters:.4g} of them. Ask for more."
             )
         return rank
-
-
-@dataclass(frozen=True)
-class FactoredTable:
-    """What a report says of factored embeddings.
-
-    Attributes
-    ----------
-    name : str
-        Path below the base model.
-    num_rows, width, rank : int
-        Tokens, numbers of each embedding, and rank of the factors.
-    parameters_before, parameters : int
-    decomposition : str
-        "truncated SVD": no factors of that rank have a smaller `error`.
-    error : float
-        Relative Frobenius error of the rows around their mean, each as often as calibration read
-        its token, and once more.
-    tied_heads : list of str
-        Paths of the heads that share the factors.
-    """
-
-    name: str
-    num_rows: int
-    width: int
-    rank: int
-    parameters_before: int
-    parameters: int
-    decomposition: str
-    error: float
-    tied_heads: list[str]
-
-    def __str__(self) -> str:
-        tied = f", shared with {', '.join(self.tied_heads)}" if self.tied_heads else ""
-        share = self.parameters / self.parameters_before
-        return (
-            f"{self.num_rows:,} x {self.width} by rank {self.rank} ({self.decomposition}){tied}; "
-            f"error {self.error:.4f}; parameters {self.parameters_before:,} -> "
-            f"{self.parameters:,} ({share:.1%} kept)"
-        )
 
 
 def find_table(model: PreTrainedModel) -> Table:

@@ -197,6 +197,7 @@ class FactoredEmbedding(torch.nn.Embedding):
         self.embed_scale = getattr(stock, "scalar_embed_scale", getattr(stock, "embed_scale", 1.0))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The embeddings of ids."""
         embedded = self.projection(super().forward(input))
         return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
 
@@ -210,6 +211,7 @@ class FactoredHead(torch.nn.Linear):
         self.weight, self.bias, self.projection = weight, stock.bias, projection
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The logits of hidden states."""
         to_rank, mean = self.projection.weight, self.projection.bias
         return linear(input @ to_rank, self.weight, self.bias) + (input @ mean)[..., None]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stat_prune.budget.search_report import Search
-from stat_prune.embeddings import FactoredTable
+from stat_prune.factored_table import FactoredTable
 
 #: Files that `PruningResult.save` adds to the folder.
 REPORT_FILE, PLAN_FILE = "stat_prune_report.json", "stat_prune_plan.json"
@@ -188,6 +188,7 @@ class PruningReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PruningReport:
         """The report that `to_dict` came from."""
+        table = values.get("embeddings")
         return cls(
             **{
                 **values,
@@ -196,7 +197,7 @@ class PruningReport:
                 "after": Size(**values["after"]),
                 "speed": Speed(**values["speed"]) if values.get("speed") else None,
                 "search": Search.from_dict(values["search"]) if values.get("search") else None,
-                "embeddings": FactoredTable(**table) if (table := values.get("embeddings")) else None,
+                "embeddings": FactoredTable(**table) if table else None,
             }
         )
 

@@ -23,7 +23,8 @@ from stat_prune.collectors import collect_moments
 from stat_prune.correction import FoldedConsumer
 from stat_prune.dispatched import to_cut
 from stat_prune.distributed import agreed, is_mine, merged, summed, together
-from stat_prune.embeddings import FactoredTable, factor, find_table, token_counts
+from stat_prune.embeddings import factor, find_table, token_counts
+from stat_prune.factored_table import FactoredTable
 from stat_prune.folding import fold_all
 from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.methods import Method

@@ -59,7 +59,7 @@ class Target:
 
     def _check_fraction(self, value: Any) -> None:
         name = type(self).__name__
-        if isinstance(value, bool) or not isinstance(value, Real):
+        if not _is_number(value):
             raise TargetError(f"{name} takes a number in (0, 1], got {value!r}.")
         if not 0 < value <= 1 or math.isnan(value):
             raise TargetError(

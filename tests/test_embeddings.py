@@ -273,7 +273,11 @@ def test_models_with_several_tables_or_none_say_so() -> None:
         factored(untied)
     vision = transformers.ViTModel(
         transformers.ViTConfig(
-            image_size=8, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+            image_size=8,
+            patch_size=4,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
             intermediate_size=48,
         )  # fmt: skip
     )

@@ -67,11 +67,11 @@ def supported_method(settings: Settings, target: Target) -> Method:
 
 def obstacle(model: PreTrainedModel) -> str | None:
     """Why a model's layers cannot be pruned one by one; None where they can."""
-    blocks = find_blocks(model)
+    blocks, record = find_blocks(model), getattr(model.config, "stat_prune", None) or {}
     reasons = {
         "has several stacks of layers": len(stacks_of(model)) > 1,
         "shares weights between layers": any(block.calls > 1 for block in blocks),
-        "has factored embeddings": "embeddings" in (getattr(model.config, "stat_prune", None) or {}),
+        "has factored embeddings": "embeddings" in record,
         "hands position biases from layer to layer": any(b.position_bias == "own" for b in blocks),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
