@@ -114,8 +114,8 @@ def trim_vocabulary(
 
     What stays: each token of `texts`, special and added tokens, single characters and bytes,
     `keep`, and whatever these are merged of. A text whose tokens all stay is split as before, and
-    the model computes the same of it, to the bit (the logits of a head up to the rounding of a smaller
-    product). Any other text is split otherwise, into tokens that stay.
+    the model computes the same of it, to the bit; the logits of a head up to the rounding of a
+    smaller product. Any other text is split otherwise, into tokens that stay.
 
     Parameters
     ----------
