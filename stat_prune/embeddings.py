@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import token_embeddings
-from stat_prune.batching import token_mask
-from stat_prune.dispatched import is_dispatched
+from stat_prune.data.batching import token_mask
 from stat_prune.errors import ModelError, NonFiniteWeightsError, TargetError
 from stat_prune.factored_table import FactoredTable
+from stat_prune.families import token_embeddings
 from stat_prune.linalg import low_rank
-from stat_prune.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
+from stat_prune.model.dispatched import is_dispatched
+from stat_prune.model.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
 
 #: Entries of a batch with ids of tokens, and their masks.
 _IDS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}

@@ -10,8 +10,8 @@ from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForSequenceClassification
 
 import stat_prune
-from stat_prune import spreading
 from stat_prune.errors import TargetError
+from stat_prune.pipeline import spreading
 
 IDS = torch.randint(3, 40, (40, 9), generator=torch.Generator().manual_seed(3))
 ROWS = [{"input_ids": row} for row in IDS]

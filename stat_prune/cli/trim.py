@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stat_prune.cli.options import Json, print_json
+from stat_prune.cli.common_options import Json, print_json
 
 
 def trim(
@@ -42,10 +42,10 @@ def trim(
     A multilingual encoder for one language:
       stat-prune trim xlm-roberta-base --dataset german.txt -o out
     """
-    from stat_prune.checkpoint import check_output_directory
+    from stat_prune.checkpoints.checkpoint import check_output_directory
+    from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
+    from stat_prune.checkpoints.replacing import check_apart
     from stat_prune.errors import LoadError
-    from stat_prune.pretrained import load_pretrained, load_tokenizer
-    from stat_prune.replacing import check_apart
     from stat_prune.trimming import trim_vocabulary
 
     check_output_directory(output, overwrite)
