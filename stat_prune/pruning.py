@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.baselines import PLANNERS
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.choosing.budget.choice import check_reachable
-from stat_prune.embeddings import find_table
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
 from stat_prune.model.running import Objective
 from stat_prune.pipeline.method_requirements import check_no_experts
@@ -31,6 +30,7 @@ from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.methods import Allocation, Method
 from stat_prune.settings.settings import MASK_FRACTION, Settings, kinds_left_alone
 from stat_prune.settings.targets import Target, checked_target
+from stat_prune.surgery.embeddings import find_table
 
 
 def prune(

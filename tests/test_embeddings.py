@@ -26,9 +26,9 @@ from transformers import (
 
 import stat_prune
 from stat_prune import MACs, Parameters
-from stat_prune.embeddings import is_factored
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.model.modeling_stat_prune import auto_class_of
+from stat_prune.surgery.embeddings import is_factored
 
 IDS = torch.tensor([[2, 5, 9, 7, 3], [2, 11, 4, 6, 3]])
 ROWS = [{"input_ids": ids} for ids in IDS] * 20

@@ -21,7 +21,7 @@ from stat_prune.cli.inspect_command import inspect
 from stat_prune.cli.interrupts import Interrupted, interruptible
 from stat_prune.cli.plan_command import plan
 from stat_prune.cli.prune_command import prune
-from stat_prune.cli.trim import trim
+from stat_prune.cli.trim_command import trim
 from stat_prune.errors import StatPruneError
 
 #: Of an error's line; a path is shorter.

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.errors import LatencyWarning
-from stat_prune.factored_table import FactoredTable
 from stat_prune.families import find_blocks
 from stat_prune.machine.distributed import num_processes
 from stat_prune.machine.process_memory import peak_memory
 from stat_prune.measuring.timing import device_name
 from stat_prune.model.blocks import Block, SeqLength
 from stat_prune.model.dispatched import own_parameters
+from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.second_pass import SecondPass
 from stat_prune.reporting.report import BlockRow, PruningReport, Size, Speed

@@ -19,16 +19,16 @@ from stat_prune.checkpoints.outer_models import follow
 from stat_prune.choosing.criteria import CRITERIA, Candidates, candidates_for
 from stat_prune.choosing.folding import fold_all
 from stat_prune.choosing.plan import BlockPlan
-from stat_prune.embeddings import factor, find_table, token_counts
-from stat_prune.factored_table import FactoredTable
 from stat_prune.families import find_blocks
 from stat_prune.machine.distributed import agreed, is_mine, merged, summed, together
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.statistics import BlockStatistics, statistics_of
+from stat_prune.measuring.token_counts import token_counts
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import to_cut
+from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.pipeline.accounting import account, measure, measure_speed
@@ -42,6 +42,7 @@ from stat_prune.settings.methods import Method
 from stat_prune.settings.targets import Target, Tolerance
 from stat_prune.surgery.alignment import alignment_heads, renumber_alignment_heads
 from stat_prune.surgery.cut import apply
+from stat_prune.surgery.embeddings import factor, find_table
 
 
 class Searching(Protocol):

@@ -12,11 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from stat_prune.factored_table import FactoredTable
+from stat_prune.model.factored_table import FactoredTable
 from stat_prune.reporting.search_report import Search
-
-#: Files that `PruningResult.save` adds to the folder.
-REPORT_FILE, PLAN_FILE = "stat_prune_report.json", "stat_prune_plan.json"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.embeddings import find_table
 from stat_prune.errors import ModelError
 from stat_prune.families import token_embeddings
 from stat_prune.model.modeling_stat_prune import sharing_modules
+from stat_prune.surgery.embeddings import find_table
 
 #: Fields of configs with ids of tokens, besides those that end in these.
 _ENDINGS = ("token_id", "token_ids", "token_index")

@@ -16,11 +16,11 @@ from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.checkpoints.replacing import check_apart
 from stat_prune.data.examples import iterate_examples
 from stat_prune.data.token_rows import MAX_LENGTH, tokenized
-from stat_prune.embeddings import find_table
 from stat_prune.errors import DataError
 from stat_prune.model.dispatched import own_parameters
 from stat_prune.model.model_checks import check_model
 from stat_prune.settings.arguments import flag
+from stat_prune.surgery.embeddings import find_table
 from stat_prune.trimming.rows import ids_in_configs, keep_rows
 from stat_prune.trimming.tokenizer import Vocabulary
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.data.batching import token_mask
 from stat_prune.errors import ModelError, NonFiniteWeightsError, TargetError
-from stat_prune.factored_table import FactoredTable
 from stat_prune.families import token_embeddings
 from stat_prune.linalg import low_rank
 from stat_prune.model.dispatched import is_dispatched
+from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
-
-#: Entries of a batch with ids of tokens, and their masks.
-_IDS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
 
 
 @dataclass(frozen=True)
@@ -110,16 +105,6 @@ def find_table(model: PreTrainedModel) -> Table:
         rank=table.weight.shape[1] if factored else None,
         tied_heads=tuple(path for path, one in sharing.items() if isinstance(one, nn.Linear)),
     )
-
-
-def token_counts(batches: Iterable[Mapping[str, Tensor]], num_rows: int) -> Tensor:
-    """How often each token is in some batches, padding left out; float64 of shape (num_rows,)."""
-    counts = torch.zeros(num_rows, dtype=torch.float64)
-    for batch in batches:
-        for name, mask in _IDS.items():
-            if name in batch:
-                counts += torch.bincount(batch[name][token_mask(batch, mask)], minlength=num_rows)
-    return counts
 
 
 def factor(
