@@ -291,13 +291,22 @@ def _planned(
     if work_dir is not None:
         raise SettingsError(f"method={method!r} cannot be taken up again; leave out work_dir.")
     planner = PLANNERS[method]
-    results = []
-    for target in targets:
-        result = cut(run, target, planner(run, target))
-        if finishing is not None:
-            result = with_finish(result, *finishing.fit(result.model), run)
-        results.append(result)
-    return results
+    return [
+        _finished(finishing, target, cut(run, target, planner(run, target))) for target in targets
+    ]
+
+
+def _finished(
+    finishing: Finishing | None,
+    target: Target,
+    result: PruningResult,
+    work: FinishedWork | None = None,
+) -> PruningResult:
+    """A result, fitted to the dense model's outputs where that was asked for."""
+    if finishing is None:
+        return result
+    fit = partial(finishing.fit, result.model)
+    return with_finish(result, *(fit() if work is None else work.fit(target, fit)), finishing.run)
 
 
 def _check_method(run: Run) -> None:
@@ -324,8 +333,10 @@ def _measured(
     """By statistics of the activations."""
     recipe = run.settings.recipe
     if not run.blocks:
+        results = [_finished(finishing, one, cut(run, one, []), work) for one in targets]
         return [
-            replace(finish(run, target, []), run=work.fingerprint(target)) for target in targets
+            replace(result, run=work.fingerprint(target))
+            for result, target in zip(results, targets, strict=True)
         ]
     statistics = work.statistics(lambda: collect(run, recipe))
     candidates = decompose(run, recipe, statistics)
@@ -340,9 +351,7 @@ def _measured(
         )
         plans, second_pass = plan(run, recipe, statistics, candidates, weights, choice)
         result = cut(run, target, plans, second_pass, found)
-        if finishing is not None:
-            fit = work.fit(target, partial(finishing.fit, result.model))
-            result = with_finish(result, *fit, run)
+        result = _finished(finishing, target, result, work)
         results.append(replace(result, run=work.fingerprint(target)))
     return results
 
