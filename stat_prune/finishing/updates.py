@@ -83,15 +83,17 @@ class Updates:
         base = model.base_model
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         model.requires_grad_(False)
-        self._places: dict[tuple[nn.Module, str], str] = {}
+        # All are found before one is changed: the experts of a set have one tensor.
+        places = dict.fromkeys(_place(base, path) for path in _paths(blocks, kind))
+        self._places = {
+            (module, name): names[id(getattr(module, name))]
+            for module, name in places
+            if getattr(module, name).numel()
+        }
         generator = torch.Generator().manual_seed(seed)
         self.weights: list[Tensor] = []
-        for path in dict.fromkeys(_paths(blocks, kind)):
-            module, name = _place(base, path)
+        for module, name in self._places:
             weight = getattr(module, name)
-            if (module, name) in self._places or not weight.numel():
-                continue
-            self._places[module, name] = names[id(weight)]
             update: nn.Module = (
                 Scales(weight, -2 if isinstance(module, Conv1D) else -1)
                 if kind == "scales"
