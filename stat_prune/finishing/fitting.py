@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,9 @@ from stat_prune.finishing.updates import Updates
 from stat_prune.measuring.objectives import judged
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.blocks import Block
-from stat_prune.model.running import Batch, Objective, evaluating, model_inputs
+from stat_prune.model.running import Batch, Objective, evaluating
 from stat_prune.reporting.finish_report import Finish
+from stat_prune.vib.distillation import LayerMap, hidden_distance, layer_map_of, run_on
 from stat_prune.vib.training_data import BatchesOfOneLength, TrainingSet
 
 #: Sequences a step.
@@ -38,6 +38,9 @@ VECTOR_RATE = 1e-3
 WARM_UP = 0.1
 MAX_GRAD_NORM = 1.0
 
+#: Of the relative squared distance of hidden states, beside the objective.
+HIDDEN_WEIGHT = 1.0
+
 
 def fit(
     model: PreTrainedModel,
@@ -53,8 +56,8 @@ def fit(
 ) -> tuple[dict[str, Tensor], Finish]:
     """Fit a pruned model's scales, biases and norms to the dense model's outputs.
 
-    Minimises the objective, which needs no labels, by AdamW. The numbers that do best on the
-    sequences held out are returned, those of the start among them.
+    Minimises the objective, which needs no labels, and the distance of hidden states by AdamW. The
+    numbers that do best on the sequences held out are returned, those of the start among them.
 
     Parameters
     ----------
@@ -81,6 +84,7 @@ def fit(
     """
     assert examples.held_out is not None
     student = copy.deepcopy(model).float()
+    layer_map = _layer_map(student, dense, blocks)
     updates = Updates(student, blocks, kind, seed)
     steps = num_steps(num_sequences)
     optimizer = torch.optim.AdamW(
@@ -100,7 +104,7 @@ def fit(
     distances, best, step = [measured()], None, 0
     with evaluating(dense), evaluating(student), torch.enable_grad():
         for step, batch in enumerate(_batches(examples, steps, seed), 1):
-            loss = _loss(student, dense, batch, objective)
+            loss = _loss(student, dense, batch, objective, layer_map)
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(updates.numbers, MAX_GRAD_NORM)
@@ -153,22 +157,33 @@ def _batches(examples: CalibrationSet, steps: int, seed: int) -> Iterator[Batch]
 
 
 def _loss(
-    student: PreTrainedModel, dense: PreTrainedModel, batch: Batch, objective: Objective
+    student: PreTrainedModel,
+    dense: PreTrainedModel,
+    batch: Batch,
+    objective: Objective,
+    layer_map: LayerMap,
 ) -> Tensor:
-    device = next(dense.parameters()).device
+    """The objective, and the distance of hidden states, which say more than a few logits do."""
     with torch.no_grad():
-        expected = _output(dense, batch, objective, device)
-    loss = objective(expected, _output(student, batch, objective, device), batch).mean()
+        expected, expected_states = run_on(judged(dense, objective), batch)
+    found, states = run_on(judged(student, objective), batch)
+    loss = objective(expected, found, batch).mean()
     if not loss.requires_grad:
         raise SettingsError(
             "The objective's distances have no gradient, by which to fit. Compute them in torch, "
             "without detach() or no_grad, or leave finish out."
         )
+    if layer_map:
+        loss = loss + HIDDEN_WEIGHT * hidden_distance(states, expected_states, batch, layer_map)
     return loss
 
 
-def _output(
-    model: PreTrainedModel, batch: Batch, objective: Objective, device: torch.device
-) -> Any:
-    reader = judged(model, objective)
-    return reader(**model_inputs(reader, batch, device))
+def _layer_map(
+    student: PreTrainedModel, dense: PreTrainedModel, blocks: Sequence[Block]
+) -> LayerMap:
+    """Layers whose outputs are compared; none where there are several stacks, or layers share."""
+    if not all(one.mask == "attention_mask" and one.calls == 1 for one in blocks):
+        return ()
+    if student.config.hidden_size != dense.config.hidden_size:
+        return ()
+    return layer_map_of(student, dense, None)
