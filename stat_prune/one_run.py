@@ -1,4 +1,8 @@
-"""One run at a time measures a model: it has hooks, and weights of probes, while it does."""
+"""The model that a run works on: a copy of the given one's structure, or that one itself.
+
+A run has hooks on its model, sets its mode, and puts smaller layers into it for a time. Whoever
+uses the given model meanwhile, in another thread, sees nothing of that.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +12,52 @@ from contextlib import contextmanager
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from stat_prune.dispatched import same_weights, shared_copy
 from stat_prune.errors import ModelError
+from stat_prune.ordinary_tensors import make_ordinary
 
 _guard = threading.Lock()
 
-#: Modules that runs are measuring, and the thread that does; those that are cut out go.
-_measured: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+#: Modules that runs work on themselves, and the thread that does; those that are cut out go.
+_taken: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 @contextmanager
-def only_run(model: nn.Module) -> Iterator[None]:
-    """Inside, no other run of this process has the model, or a part of it.
+def model_of_run(model: PreTrainedModel, *, itself: bool = False) -> Iterator[PreTrainedModel]:
+    """A copy of a model's structure (`stat_prune.dispatched.same_weights`), or the model `itself`.
 
     Raises
     ------
     ModelError
-        If one has; it goes on undisturbed.
+        If another run works on the model itself, or on a part of it; that one goes on undisturbed.
+        If it cannot be copied.
     """
     modules = WeakSet(model.modules())
     with _guard:
-        other = next((_measured[module] for module in modules if module in _measured), None)
-        if other is not None:
-            raise ModelError(
-                f"{type(model).__name__} is being pruned already, by thread {other!r}, which has "
-                "hooks on it meanwhile. Wait for that run, or give each thread a model of its own "
-                "(copy.deepcopy, made before either begins)."
-            )
-        _measured.update(dict.fromkeys(modules, threading.current_thread().name))
+        _check_free(model)
+        # Either refuses what cannot be copied, now rather than in the middle of the work.
+        copied = shared_copy(model) if itself else same_weights(model)
+        if itself:
+            _taken.update(dict.fromkeys(modules, threading.current_thread().name))
+    if not itself:
+        yield copied
+        return
     try:
-        yield
+        make_ordinary(model)
+        yield model
     finally:
         with _guard:
             for module in modules:
-                _measured.pop(module, None)
+                _taken.pop(module, None)
+
+
+def _check_free(model: nn.Module) -> None:
+    other = next((_taken[module] for module in model.modules() if module in _taken), None)
+    if other is not None:
+        raise ModelError(
+            f"{type(model).__name__} is being pruned already, by thread {other!r}, which works on "
+            "the model itself (inplace=True, or a model of accelerate's). Wait for that run, or "
+            "give each thread a model of its own (copy.deepcopy, made before either begins)."
+        )

@@ -63,7 +63,8 @@ def prune(
 ) -> PruningResult:
     """Shrink a trained transformer with a few hundred unlabelled examples; no gradients.
 
-    The model given is left as it is unless `inplace` is true.
+    The model given is left as it is unless `inplace` is true, and can be used meanwhile, in other
+    threads too: the run works on a copy that shares its weights.
 
     Parameters
     ----------
@@ -99,8 +100,8 @@ def prune(
         (``...ForMaskedLM``): that is what it reads in use. Examples are left as they are with 0,
         where one of them has a mask already, and for an `objective` that the head has no part in.
     device : str or torch.device, optional
-        Where to compute; the model is moved there and back. Default: where it is. A dispatched
-        model computes where its hooks say, and takes no other.
+        Where to compute; a model that is not there is copied to it. Default: where it is. A
+        dispatched model computes where its hooks say, and takes no other.
     ignore : iterable of int or str
         Layers, kinds (``"heads"``) or patterns of block names to leave alone. They still count in
         what a fraction is of.
@@ -149,7 +150,7 @@ def prune(
     overwrite : bool
         Replace a saved model in `output_dir`; a folder that holds anything else is refused.
     inplace : bool
-        Cut the given model itself.
+        Cut the given model itself, which nothing else may use meanwhile.
     progress : bool
         Show a progress bar.
 

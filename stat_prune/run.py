@@ -37,7 +37,7 @@ from stat_prune.model_checks import (
     check_weights_are_finite,
     check_weights_of_their_own,
 )
-from stat_prune.one_run import only_run
+from stat_prune.one_run import model_of_run
 from stat_prune.ordinary_tensors import outside_inference_mode
 from stat_prune.processors import text_tokenizer
 from stat_prune.settings import Settings
@@ -59,7 +59,7 @@ class Run:
     Attributes
     ----------
     model : PreTrainedModel
-        The dense model; no stage changes it.
+        The dense model, or a copy that shares its weights; no stage changes it for good.
     blocks : list of Block
         To be pruned.
     untouched : list of Block
@@ -265,10 +265,11 @@ def starting(
     *,
     dispatched: bool = False,
 ) -> Iterator[Run]:
-    """Check model and data, and put the model where the computation is to be.
+    """Check model and data, and put a model with these weights where the computation is to be.
 
-    `left_alone` names kinds of blocks to ignore besides those in the settings; with `dispatched`
-    the model may be one of accelerate's, which stays where it is.
+    The run's model is the given one only where that is to be cut itself, or is one of accelerate's
+    (`dispatched`), which stays where it is; else a copy that shares its weights. `left_alone` names
+    kinds of blocks to ignore besides those in the settings.
 
     Raises
     ------
@@ -276,14 +277,15 @@ def starting(
         Before any work, if model or data cannot be used.
     """
     check_model(model, settings.device, dispatched=dispatched)
-    module: nn.Module = model
-    home = None if is_dispatched(model) else next(module.parameters()).device
+    itself = settings.inplace or is_dispatched(model)
     with (
-        only_run(model),
-        outside_inference_mode(model),
-        opened(model, dataset, tokenizer, settings, left_alone) as run,
+        outside_inference_mode(),
+        model_of_run(model, itself=itself) as own,
+        opened(own, dataset, tokenizer, settings, left_alone) as run,
     ):
-        together(lambda: check_weights_are_finite(model, stored_tensors(model)))
+        together(lambda: check_weights_are_finite(own, stored_tensors(own)))
+        module: nn.Module = own
+        home = None if is_dispatched(own) else next(module.parameters()).device
         try:
             if settings.device is not None:
                 module.to(settings.device)

@@ -79,10 +79,10 @@ def slicegpt(
     with starting(model, dataset, tokenizer, Settings(**settings)) as run:
         for target in targets:
             seq_length = run.seq_length(target)
-            dimension = _hidden_size(model, target, seq_length)
-            before = measure(model, seq_length)
+            dimension = _hidden_size(run.model, target, seq_length)
+            before = measure(run.model, seq_length)
             with run.stage("rotate and slice"):
-                sliced = sliced_copy(model, run.calibration.batches, dimension)
+                sliced = sliced_copy(run.model, run.calibration.batches, dimension)
             sliced.__class__ = type(
                 f"Sliced{type(model).__name__}",
                 (type(model),),
