@@ -71,6 +71,7 @@ def prune_checkpoint(
     target: Target,
     output_dir: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
+    auto_class: str | None = None,
     resume: bool = False,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -93,6 +94,8 @@ def prune_checkpoint(
         Appears when it is complete.
     tokenizer : PreTrainedTokenizerBase or path, optional
         Default: the one in the folder, where there is one.
+    auto_class : str, optional
+        ``"AutoModel"`` where the folder lacks the head that its config names (`stat_prune.load`).
     resume : bool
         Take up a run that was broken off. Settings, data, model files and versions have to be the
         same, and so, on a CPU, is the result, to the bit. Without such a run, begin one; of one
@@ -140,7 +143,7 @@ def prune_checkpoint(
     folder = _folder(model)
     check_apart(output, folder)
     check_working_folder(output, working)
-    checkpoint = Checkpoint(folder, torch.device(chosen_settings.device or "cpu"))
+    checkpoint = Checkpoint(folder, torch.device(chosen_settings.device or "cpu"), auto_class)
     check_model(checkpoint)
     left_alone = kinds_left_alone(chosen_settings, [target])
     tokenizer = load_tokenizer(str(folder)) if given is None else given
@@ -262,6 +265,7 @@ def _fingerprint(run: Run, checkpoint: Checkpoint, target: Target) -> dict[str, 
     return fingerprint_of(
         run,
         target=repr(target),
+        model=type(run.model).__name__,
         **{"config.json": hashlib.sha256(config).hexdigest(), "weights": weights.hexdigest()},
     )
 
