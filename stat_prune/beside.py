@@ -16,7 +16,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
-from stat_prune.errors import LeftBehindWarning
+from stat_prune.errors import LeftBehindWarning, ModelWarning
 
 MODULES = "modules.json"
 
@@ -166,6 +166,24 @@ def encoder_of(source: Path, model: PreTrainedModel) -> Encoder | None:
     head = _head_in(source)
     fits = type(model).__name__.endswith(head) if head else model.base_model is model
     return encoder if fits else None
+
+
+def warn_if_opened_as_stock(model: PreTrainedModel) -> None:
+    """Say where sentence-transformers takes a stock class, whatever the folder's code.
+
+    It does for the encoders of encoder-decoders, which then have the sizes that configs can say.
+    """
+    config = model.config
+    encoder_decoder = config.is_encoder_decoder or config.model_type.endswith("t5")
+    if encoder_decoder and getattr(config, "stat_prune", None):
+        warnings.warn(
+            f"sentence-transformers opens the encoder of {type(model).__name__} by its stock "
+            "class, which takes no sizes that the config cannot say. For a sentence encoder that "
+            "it opens, prune with uniform=True and target=MACs({'neurons': 0.5}). stat_prune.load "
+            "opens this one, without its pooling.",
+            ModelWarning,
+            stacklevel=4,
+        )
 
 
 def is_headless_encoder(source: Path) -> bool:

@@ -16,7 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune import modeling_stat_prune
 from stat_prune.atomic import replace_directory
-from stat_prune.beside import copy_beside, encoder_of, name_model, source_of
+from stat_prune.beside import (
+    copy_beside,
+    encoder_of,
+    name_model,
+    source_of,
+    warn_if_opened_as_stock,
+)
 from stat_prune.dispatched import is_dispatched, stored_tensors
 from stat_prune.errors import SaveError
 from stat_prune.model_card import model_card
@@ -187,6 +193,8 @@ def save_checkpoint(
     as_pruned_class(model)
     source = source_of(model)
     encoder = None if source is None else encoder_of(source, model)
+    if encoder is not None:
+        warn_if_opened_as_stock(model)
     card = model_card(model, Path(directory).name, encoder)
     contents = {"README.md": card, **(files or {})}
     if state_dict is None and is_dispatched(model):
