@@ -28,7 +28,7 @@ from stat_prune.resuming import FinishedWork
 from stat_prune.run import Run, starting
 from stat_prune.saving import Output
 from stat_prune.searching import BudgetSearch
-from stat_prune.settings import Settings, kinds_left_alone
+from stat_prune.settings import Settings
 from stat_prune.stages import choose_sizes, collect, decompose, finish, plan
 from stat_prune.targets import Target, checked_target
 
@@ -239,8 +239,7 @@ def _pruned(
     if output is not None:
         recorded = not settings.uniform
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
-    left_alone = kinds_left_alone(settings, targets)
-    with starting(model, dataset, tokenizer, settings, left_alone, dispatched=True) as run:
+    with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
         for target in targets:
             check_reachable(
                 run.blocks,

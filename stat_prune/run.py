@@ -40,7 +40,7 @@ from stat_prune.model_checks import (
 from stat_prune.one_run import model_of_run
 from stat_prune.ordinary_tensors import outside_inference_mode
 from stat_prune.processors import text_tokenizer
-from stat_prune.settings import Settings
+from stat_prune.settings import Settings, kinds_left_alone
 from stat_prune.targets import Latency, Target
 
 Item = TypeVar("Item")
@@ -261,15 +261,15 @@ def starting(
     dataset: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     settings: Settings,
-    left_alone: Sequence[str] = (),
+    targets: Sequence[Target] = (),
     *,
     dispatched: bool = False,
 ) -> Iterator[Run]:
     """Check model and data, and put a model with these weights where the computation is to be.
 
     The run's model is the given one only where that is to be cut itself, or is one of accelerate's
-    (`dispatched`), which stays where it is; else a copy that shares its weights. `left_alone` names
-    kinds of blocks to ignore besides those in the settings.
+    (`dispatched`), which stays where it is; else a copy that shares its weights. Kinds of blocks
+    that no target speaks of are ignored; without targets none is.
 
     Raises
     ------
@@ -281,7 +281,7 @@ def starting(
     with (
         outside_inference_mode(),
         model_of_run(model, itself=itself) as own,
-        opened(own, dataset, tokenizer, settings, left_alone) as run,
+        opened(own, dataset, tokenizer, settings, targets) as run,
     ):
         together(lambda: check_weights_are_finite(own, stored_tensors(own)))
         module: nn.Module = own
@@ -301,7 +301,7 @@ def opened(
     dataset: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     settings: Settings,
-    left_alone: Sequence[str] = (),
+    targets: Sequence[Target] = (),
 ) -> Iterator[Run]:
     """Find the blocks and read the data; the model stays where it is, and may have no weights yet.
 
@@ -319,10 +319,12 @@ def opened(
     check_weights_of_their_own(model, found)
     if settings.reads_output and not _leaves_out_head(settings):
         check_one_text_at_a_time(model)
+    left_alone = kinds_left_alone(settings, targets) if targets else []
     if all(block.fixed or block.kind in left_alone for block in found):
-        left_alone = ()  # no block that the target names can be pruned: its own error says why
+        left_alone = []  # no block that the target names can be pruned: its own error says why
     blocks, untouched = without_ignored(found, [*settings.ignored, *left_alone])
-    if settings.uniform:
+    # Neurons make up for numbers of heads that are far apart, but not where these are asked for.
+    if settings.uniform and not any("heads" in target.fractions() for target in targets):
         blocks = of_sizes_that_configs_say(model, blocks)
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):

@@ -19,6 +19,7 @@ from stat_prune.budget.objectives import objective_named
 from stat_prune.budget.search_report import Search
 from stat_prune.checkpoint import as_pruned_class
 from stat_prune.collectors import collect_moments
+from stat_prune.config_checks import warn_if_not_plain
 from stat_prune.correction import FoldedConsumer
 from stat_prune.dispatched import to_cut
 from stat_prune.distributed import agreed, is_mine, merged, summed, together
@@ -204,6 +205,8 @@ def finish(
             dense = find_blocks(pruned)
             apply(pruned, [plan.folded for plan in plans])
             as_pruned_class(pruned)
+    if run.settings.uniform:
+        warn_if_not_plain(pruned)
     kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
     renumber_alignment_heads(pruned, dense, kept)
     after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)

@@ -19,6 +19,7 @@ from stat_prune.arguments import check_path, flag
 from stat_prune.beside import note_source
 from stat_prune.budget.choice import check_reachable
 from stat_prune.checkpoint import as_pruned_class, check_output_directory, save_checkpoint
+from stat_prune.config_checks import warn_if_not_plain
 from stat_prune.errors import LoadError, SaveError
 from stat_prune.pretrained import given_tokenizer, load_tokenizer
 from stat_prune.probes import weights_by_block
@@ -29,7 +30,7 @@ from stat_prune.replacing import check_apart, check_working_folder, differences,
 from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
 from stat_prune.result import Reported, read_account
 from stat_prune.run import Run, opened
-from stat_prune.settings import Settings, kinds_left_alone
+from stat_prune.settings import Settings
 from stat_prune.stages import choose_sizes
 from stat_prune.streaming.comparing import Comparison
 from stat_prune.streaming.cutting import Cut
@@ -145,10 +146,9 @@ def prune_checkpoint(
     check_working_folder(output, working)
     checkpoint = Checkpoint(folder, torch.device(chosen_settings.device or "cpu"), auto_class)
     check_model(checkpoint)
-    left_alone = kinds_left_alone(chosen_settings, [target])
     tokenizer = load_tokenizer(str(folder)) if given is None else given
     check_can_be_saved(checkpoint.model, tokenizer, recorded=not chosen_settings.uniform)
-    with opened(checkpoint.model, dataset, tokenizer, chosen_settings, left_alone) as run:
+    with opened(checkpoint.model, dataset, tokenizer, chosen_settings, [target]) as run:
         check_reachable(
             run.blocks,
             run.untouched,
@@ -183,6 +183,8 @@ def prune_checkpoint(
             cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
             rows = cut.write_layers()
             as_pruned_class(run.model)
+            if chosen_settings.uniform:
+                warn_if_not_plain(run.model)
             after = measure(run.model, run.lengths(target))
             outer = checkpoint.outer_names(base=True, head=True)
             checkpoint.load(outer)
