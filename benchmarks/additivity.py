@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 import stat_prune
 from harness import options
-from stat_prune.methods import Allocation
-from stat_prune.plotting import predicted_against_measured
+from stat_prune.reporting.plotting import predicted_against_measured
+from stat_prune.settings.methods import Allocation
 from tasks import TASKS
 
 Record = dict[str, Any]

@@ -32,9 +32,9 @@ from harness.cells import Grid, run
 from harness.records import Record
 from harness.task import Task
 from stat_prune import MACs
-from stat_prune.glue_tasks import GLUE_TASKS
-from stat_prune.methods import ATTENTION_CRITERIA
-from stat_prune.probing import compare_removed, head_statistics
+from stat_prune.attention import compare_removed, head_statistics
+from stat_prune.data.glue_tasks import GLUE_TASKS
+from stat_prune.settings.methods import ATTENTION_CRITERIA
 from tasks import TASKS
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)

@@ -22,7 +22,7 @@ import typer
 from transformers import PreTrainedModel
 
 import stat_prune
-from stat_prune.evaluation.latency import Clock, forward_turns, undisturbed_clock
+from stat_prune.measuring.latency import Clock, forward_turns, undisturbed_clock
 from tasks import TASKS
 
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import stat_prune
-from stat_prune.plotting.style import Figure, figure
+from stat_prune.reporting.plotting.style import Figure, figure
 
 Record = dict[str, Any]
 

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import stat_prune
-from stat_prune.demo.data import find_sentence_encoder
-from stat_prune.evaluation.latency import take_turns
+from stat_prune.cli.demo.demo_data import find_sentence_encoder
+from stat_prune.measuring.latency import take_turns
 
 
 def onnx_session(model: PreTrainedModel, batch: dict[str, Tensor]) -> onnxruntime.InferenceSession:

@@ -18,17 +18,17 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from stat_prune.data.model_calibration import calibration_set_for
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 import stat_prune
 from harness import options
-from stat_prune.architectures import find_blocks
-from stat_prune.collectors import collect_moments
-from stat_prune.projections import projection
-from stat_prune.result import PruningResult
-from stat_prune.run import calibration_set_for
-from stat_prune.statistics import BlockStatistics, statistics_of
+from stat_prune.families import find_blocks
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.measuring.statistics import BlockStatistics, statistics_of
+from stat_prune.model.projections import projection
+from stat_prune.reporting.result import PruningResult
 from tasks import TASKS
 
 Record = dict[str, Any]

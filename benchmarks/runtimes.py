@@ -24,7 +24,7 @@ from transformers.exporters import ExportedModel
 
 import stat_prune
 from onnx_speed import random_batch, ratio, timed, write
-from stat_prune.demo.data import find_sentence_encoder
+from stat_prune.cli.demo.demo_data import find_sentence_encoder
 from stat_prune.evaluation import read_glue
 from stat_prune.exporting import export
 from stat_prune.exporting.sentence_pooling import with_pooling

@@ -19,7 +19,7 @@ fi
 
 data=$STAT_PRUNE_DATA/data
 common=(--method stat --method magnitude --budget 0.8 --budget 0.6 --samples 128)
-encoder=$("$python" -c "from stat_prune.demo.data import find_sentence_encoder as f; print(f())")
+encoder=$("$python" -c "from stat_prune.cli.demo.demo_data import find_sentence_encoder as f; print(f())")
 train=$(ls "$data"/squad/train* | head -n 1)
 
 "$python" benchmarks/glue.py --task sst2 --limit 200 "${common[@]}" --output "$results/glue"

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from stat_prune.model.running import evaluating
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
 import stat_prune
@@ -30,10 +31,9 @@ from harness.publishing import publishing
 from harness.records import Record
 from harness.runners import RUNNERS
 from harness.sources import find_model
-from stat_prune.budget.timing import device_name
-from stat_prune.collectors import evaluating
-from stat_prune.evaluation.latency import take_turns
-from stat_prune.result import PruningResult
+from stat_prune.measuring.latency import take_turns
+from stat_prune.measuring.timing import device_name
+from stat_prune.reporting.result import PruningResult
 
 CALIBRATION_LENGTH = 64
 PRUNING = "prune beside a forward"

@@ -22,7 +22,7 @@ from glue import glue_task
 from harness.sources import data_folder, load
 from harness.task import Task
 from stat_prune import MACs, Parameters
-from stat_prune.demo.data import find_sentence_encoder
+from stat_prune.cli.demo.demo_data import find_sentence_encoder
 from stat_prune.evaluation import masked_accuracy
 from stat_prune.evaluation.glue import read_glue
 from stat_prune.evaluation.perplexity import perplexity

@@ -28,8 +28,8 @@ from typing import Annotated, Any
 import typer
 from tqdm.auto import tqdm
 
-from stat_prune.accounting import measure as measure_size
 from stat_prune.evaluation.glue import GLUE_TASKS
+from stat_prune.pipeline.accounting import measure as measure_size
 from tasks import STORIES
 from vib_methods import METHODS, Cell
 

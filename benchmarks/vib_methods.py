@@ -20,9 +20,9 @@ import stat_prune
 from glue import glue_task
 from harness.sources import find_model
 from harness.task import Task
+from stat_prune.checkpoints.replacing import REPORT_FILE
 from stat_prune.evaluation.glue import GLUE_TASKS, GlueData, evaluate_glue
 from stat_prune.evaluation.perplexity import perplexity
-from stat_prune.report import REPORT_FILE
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
 from tasks import STORIES, TASKS, read_stories
 

@@ -25,43 +25,38 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from stat_prune.architectures import (
-        Architecture,
-        Attention,
-        FeedForward,
-        register_architecture,
-    )
+    from stat_prune.checkpoints.loading import load
     from stat_prune.errors import StatPruneError
+    from stat_prune.families import Architecture, Attention, FeedForward, register_architecture
     from stat_prune.inferring import infer_architecture
-    from stat_prune.loading import load
-    from stat_prune.methods import Method
+    from stat_prune.pipeline.foreseeing.estimate import estimate
+    from stat_prune.pipeline.on_disk import prune_checkpoint
     from stat_prune.pruning import prune, prune_family
-    from stat_prune.result import PruningResult
-    from stat_prune.streaming import prune_checkpoint
-    from stat_prune.streaming.estimate import estimate
-    from stat_prune.targets import Latency, MACs, Parameters, Speedup, Tolerance
+    from stat_prune.reporting.result import PruningResult
+    from stat_prune.settings.methods import Method
+    from stat_prune.settings.targets import Latency, MACs, Parameters, Speedup, Tolerance
 else:
     # Imported at first use: torch and transformers take seconds, and the command line's help
     # needs neither. Type checkers see the imports above.
     _MODULES = {
-        "Architecture": "architectures",
-        "Attention": "architectures",
-        "FeedForward": "architectures",
-        "Latency": "targets",
-        "MACs": "targets",
-        "Method": "methods",
-        "Parameters": "targets",
-        "PruningResult": "result",
-        "Speedup": "targets",
+        "Architecture": "families",
+        "Attention": "families",
+        "FeedForward": "families",
+        "Latency": "settings.targets",
+        "MACs": "settings.targets",
+        "Method": "settings.methods",
+        "Parameters": "settings.targets",
+        "PruningResult": "reporting.result",
+        "Speedup": "settings.targets",
         "StatPruneError": "errors",
-        "Tolerance": "targets",
-        "estimate": "streaming.estimate",
+        "Tolerance": "settings.targets",
+        "estimate": "pipeline.foreseeing.estimate",
         "infer_architecture": "inferring",
-        "load": "loading",
+        "load": "checkpoints.loading",
         "prune": "pruning",
-        "prune_checkpoint": "streaming",
+        "prune_checkpoint": "pipeline.on_disk",
         "prune_family": "pruning",
-        "register_architecture": "architectures",
+        "register_architecture": "families",
     }
 
     def __getattr__(name):

@@ -12,25 +12,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.arguments import check_path, flag
-from stat_prune.budget.choice import check_reachable
-from stat_prune.budget.objectives import Objective
+from stat_prune.baselines import PLANNERS
+from stat_prune.checkpoints.pretrained import given_tokenizer
+from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
-from stat_prune.masking import MASK_FRACTION
-from stat_prune.methods import Allocation, Method
-from stat_prune.peers import PLANNERS
-from stat_prune.peers.requirements import check_no_experts
-from stat_prune.pretrained import given_tokenizer
-from stat_prune.probes import check_objective, sensitivities
-from stat_prune.restreaming import HELD_OUT, can_move
-from stat_prune.result import PruningResult
-from stat_prune.resuming import FinishedWork
-from stat_prune.run import Run, starting
-from stat_prune.saving import Output
-from stat_prune.searching import BudgetSearch
-from stat_prune.settings import Settings
-from stat_prune.stages import choose_sizes, collect, decompose, finish, plan
-from stat_prune.targets import Target, checked_target
+from stat_prune.model.running import Objective
+from stat_prune.pipeline.method_requirements import check_no_experts
+from stat_prune.pipeline.probes import check_objective, sensitivities
+from stat_prune.pipeline.resuming import FinishedWork
+from stat_prune.pipeline.run import Run, starting
+from stat_prune.pipeline.saving import Output
+from stat_prune.pipeline.searching import BudgetSearch
+from stat_prune.pipeline.second_pass import HELD_OUT, can_move
+from stat_prune.pipeline.stages import choose_sizes, collect, decompose, finish, plan
+from stat_prune.reporting.result import PruningResult
+from stat_prune.settings.arguments import check_path, flag
+from stat_prune.settings.methods import Allocation, Method
+from stat_prune.settings.settings import MASK_FRACTION, Settings
+from stat_prune.settings.targets import Target, checked_target
 
 
 def prune(
@@ -75,7 +74,7 @@ def prune(
         pruned where its hooks compute, and the result is dispatched in the same way.
     dataset : object
         Unlabelled examples in any common form: strings, a ``datasets.Dataset`` or its name, a
-        ``DataLoader``, a file; see `stat_prune.calibration.build_calibration_set`.
+        ``DataLoader``, a file; see `stat_prune.data.calibration.build_calibration_set`.
     target : MACs, Parameters, Latency or Tolerance
         The fraction that is *kept*, and of what; ``Speedup(s)`` is ``Latency(1 / s)``.
     tokenizer : PreTrainedTokenizerBase or path, optional
@@ -85,7 +84,7 @@ def prune(
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
         (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a criterion for heads alone
         (``"attention-entropy"``, ..., with ``target=MACs({"heads": 0.5})``), a published method
-        (``"fisher"``, ``"kprune"``, ``"kcm"``, ...; `stat_prune.peers`), or a `Method`.
+        (``"fisher"``, ``"kprune"``, ``"kcm"``, ...; `stat_prune.baselines`), or a `Method`.
     num_calibration_samples : int
         Examples drawn from `dataset`. Where the budget is searched for, an eighth as many are drawn
         besides and held out; where there are no more, a ninth of these is.
@@ -120,7 +119,7 @@ def prune(
         the final hidden state of every token, whatever the head; ``"pooled"``: their mean over a
         sequence, its embedding. Or ``(dense_output, pruned_output, batch)`` to a tensor of
         distances. Default: the logits where there are any, else the hidden states
-        (`stat_prune.budget.objectives.output_distance`).
+        (`stat_prune.measuring.objectives.output_distance`).
     effort : {"fast", "normal", "thorough"}
         What is spent on the budget. ``"fast"`` measures the whole pruned model at half a dozen
         ways to spread it and takes the nearest to the dense one; ``"normal"`` searches on from

@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from stat_prune.budget import latency_cache, latency_table
+from stat_prune.measuring import latency_cache, latency_table
 
 # Tests run side by side (pytest -n); oversubscribed cores would only slow them down.
 torch.set_num_threads(1)

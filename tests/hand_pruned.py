@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 import transformers
+from stat_prune.model.folded_consumer import FoldedConsumer
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from stat_prune.architectures import find_blocks
-from stat_prune.checkpoint import as_pruned_class
-from stat_prune.correction import FoldedConsumer
-from stat_prune.projections import projection
-from stat_prune.surgery import apply
+from stat_prune.checkpoints.checkpoint import as_pruned_class
+from stat_prune.families import find_blocks
+from stat_prune.model.projections import projection
+from stat_prune.surgery.cut import apply
 
 IDS = torch.tensor([[5, 9, 3, 17, 8, 2, 30, 11], [4, 4, 21, 39, 6, 12, 7, 1]])
 

@@ -16,10 +16,10 @@ from tiny_models import tiny_bert
 
 import stat_prune
 from stat_prune import MACs, Parameters, Speedup, StatPruneError, Tolerance
+from stat_prune.attention import head_statistics
+from stat_prune.checkpoints.pretrained import load_tokenizer
 from stat_prune.errors import LoadError, ModelError, SettingsError, TargetError
-from stat_prune.pretrained import load_tokenizer
-from stat_prune.probing import head_statistics
-from stat_prune.settings import Settings
+from stat_prune.settings.settings import Settings
 from stat_prune.vib import VIBConfig, vib_finetune
 
 TEXTS = ["the cat sat on the mat", "a dog ran under the house", "the bird flew over a tree"] * 12

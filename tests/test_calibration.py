@@ -10,8 +10,8 @@ from tiny_models import tiny_bert
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from stat_prune.batching import token_mask
-from stat_prune.calibration import CalibrationSet, build_calibration_set
+from stat_prune.data.batching import token_mask
+from stat_prune.data.calibration import CalibrationSet, build_calibration_set
 from stat_prune.errors import DataError
 
 TEXTS = [

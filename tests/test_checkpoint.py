@@ -13,10 +13,10 @@ from hand_pruned import IDS, assert_same_model, build, cut, output, pruned
 from isolation import outputs_without_stat_prune
 
 import stat_prune
-from stat_prune import modeling_stat_prune
-from stat_prune.checkpoint import save_checkpoint
+from stat_prune.checkpoints.checkpoint import save_checkpoint
+from stat_prune.checkpoints.pretrained import load_pretrained
 from stat_prune.errors import LoadError, SaveError
-from stat_prune.pretrained import load_pretrained
+from stat_prune.model import modeling_stat_prune
 
 CLASSES = [
     ("BertModel", "AutoModel", "float32"),
@@ -125,7 +125,7 @@ def test_a_folder_with_remote_code_can_be_pruned_further(tmp_path):
     save_checkpoint(tmp_path / "out", model=cut(build("BertModel"), layer=0))
     loaded = transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
     again = cut(loaded, layer=1, kinds=("neurons",))
-    assert type(again).__module__ == "stat_prune.modeling_stat_prune"
+    assert type(again).__module__ == "stat_prune.model.modeling_stat_prune"
     save_checkpoint(tmp_path / "again", model=again)
     assert_same_model(stat_prune.load(tmp_path / "again"), again)
 

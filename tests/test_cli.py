@@ -19,9 +19,9 @@ from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 import stat_prune
 from stat_prune.cli import main
-from stat_prune.cli.finetune import MODES as finetune_modes
+from stat_prune.cli.finetune_command import MODES as finetune_modes
 from stat_prune.evaluation import evaluate_squad
-from stat_prune.methods import ALLOCATIONS, EFFORTS
+from stat_prune.settings.methods import ALLOCATIONS, EFFORTS
 from stat_prune.vib import MODES
 
 TEXTS = [
@@ -522,7 +522,7 @@ def test_an_error_of_the_system_is_one_line(monkeypatch, run, pruned):
     def full(*_arguments: object, **_settings: object) -> None:
         raise OSError(28, "No space left on device", "out/model.safetensors")
 
-    monkeypatch.setattr(sys.modules["stat_prune.cli.inspect"], "print_json", full)
+    monkeypatch.setattr(sys.modules["stat_prune.cli.inspect_command"], "print_json", full)
     done = run("inspect", pruned[0], "--json")
 
     assert done.returncode == 1
@@ -533,7 +533,7 @@ def test_too_little_memory_says_what_takes_less(monkeypatch, run, pruned):
     def large(*_arguments: object, **_settings: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(sys.modules["stat_prune.cli.inspect"], "print_json", large)
+    monkeypatch.setattr(sys.modules["stat_prune.cli.inspect_command"], "print_json", large)
     done = run("inspect", pruned[0], "--json")
 
     assert done.returncode == 1

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_models import tiny_bert
 
-from stat_prune.architectures import find_blocks
-from stat_prune.collectors import MomentsCollector, collect_moments
 from stat_prune.errors import NonFiniteActivationsError
+from stat_prune.families import find_blocks
 from stat_prune.linalg import Moments
+from stat_prune.measuring.collectors import MomentsCollector, collect_moments
 
 BATCH = {"input_ids": torch.randint(3, 40, (4, 9), generator=torch.Generator().manual_seed(3))}
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama
 
 import stat_prune
-from stat_prune.checkpoint import save_checkpoint
+from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.errors import LoadError, StatPruneError
 
 MODELS = pytest.mark.parametrize("class_name", ["BertForMaskedLM", "LlamaForCausalLM"])

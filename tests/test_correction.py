@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import head_block, neuron_block, random_statistics
 
-from stat_prune.correction import activation_error, fold
+from stat_prune.choosing.correction import activation_error, fold
 
 
 @pytest.mark.parametrize("bias", [False, True])

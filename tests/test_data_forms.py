@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from stat_prune.calibration import build_calibration_set
+from stat_prune.data.calibration import build_calibration_set
+from stat_prune.data.examples import iterate_examples, iterate_labelled_examples
+from stat_prune.data.files.records import Chat, Words
 from stat_prune.errors import CalibrationWarning, DataError
 from stat_prune.evaluation import read_glue, read_squad
-from stat_prune.examples import iterate_examples, iterate_labelled_examples
-from stat_prune.records import Chat, Words
 
 TEXTS = ["the cat sat", "a dog ran", "the bird flew über the house"]
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from stat_prune.calibration import CalibrationSet, build_calibration_set
+from stat_prune.data.calibration import CalibrationSet, build_calibration_set
+from stat_prune.data.files.records import FORMS
 from stat_prune.errors import DataError
 from stat_prune.evaluation import read_glue, read_squad
-from stat_prune.records import FORMS
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 

@@ -9,7 +9,8 @@ import torch
 from tiny_models import tiny_bert
 
 import stat_prune
-from stat_prune.demo import data, run_demo
+from stat_prune.cli.demo import demo_data as data
+from stat_prune.cli.demo import run_demo
 from stat_prune.errors import LoadError
 
 WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then it was very".split()

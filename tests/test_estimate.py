@@ -13,10 +13,10 @@ from transformers import AlbertConfig, BertForSequenceClassification, LlamaConfi
 
 import stat_prune
 from stat_prune.errors import LoadError, TargetError
-from stat_prune.streaming import estimate as estimating
-from stat_prune.streaming.estimate import estimate
-from stat_prune.streaming.rates import Rates
-from stat_prune.streaming.search_cost import SearchCost
+from stat_prune.pipeline.foreseeing import estimate as estimating
+from stat_prune.pipeline.foreseeing.estimate import estimate
+from stat_prune.pipeline.foreseeing.rates import Rates
+from stat_prune.pipeline.foreseeing.search_cost import SearchCost
 
 
 def test_a_search_is_foreseen_by_its_effort(monkeypatch):
@@ -111,7 +111,7 @@ def test_the_pruned_size_is_foreseen(build, tmp_path):
 
 PEAK = """
 import torch, stat_prune
-from stat_prune.streaming.estimate import estimate
+from stat_prune.pipeline.foreseeing.estimate import estimate
 from transformers import BertConfig, BertForMaskedLM
 
 config, target = BertConfig(num_hidden_layers=4), stat_prune.MACs(0.5)

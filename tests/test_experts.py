@@ -7,17 +7,17 @@ import math
 
 import pytest
 import torch
+from stat_prune.model.folded_consumer import FoldedConsumer
 from tiny_models import SIZES
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen2MoeConfig, Qwen2MoeModel
 
 from stat_prune import MACs, prune
-from stat_prune.architectures import find_blocks
-from stat_prune.blocks import Block
-from stat_prune.correction import FoldedConsumer
 from stat_prune.errors import TargetError
-from stat_prune.experts import routed_rows
-from stat_prune.projections import projection
-from stat_prune.surgery import apply
+from stat_prune.families import find_blocks
+from stat_prune.model.blocks import Block
+from stat_prune.model.experts import routed_rows
+from stat_prune.model.projections import projection
+from stat_prune.surgery.cut import apply
 
 EXPERTS = SIZES | {"num_key_value_heads": 2, "num_experts_per_tok": 2}
 IDS = torch.randint(3, 60, (4, 11), generator=torch.Generator().manual_seed(2))

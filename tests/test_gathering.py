@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 
-from stat_prune.gathering import gathered_numerical_warnings
 from stat_prune.linalg import NumericalWarning
+from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 
 
 def test_one_warning_counts_the_blocks_and_shows_the_first():

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, BertForMaskedLM
 from typer.testing import CliRunner
 
 import stat_prune
+from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
 from stat_prune.cli import app
 from stat_prune.errors import DataError, LoadError, SettingsError
-from stat_prune.pretrained import load_pretrained, load_tokenizer
 
 TEXTS = ["the cat sat on the mat", "a dog ran under the house", "the bird flew over a tree"] * 12
 

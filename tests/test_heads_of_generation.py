@@ -10,9 +10,9 @@ import torch
 import transformers
 
 import stat_prune
-from stat_prune.alignment import renumber_alignment_heads
-from stat_prune.architectures import find_blocks
 from stat_prune.errors import GenerationWarning, SettingsError
+from stat_prune.families import find_blocks
+from stat_prune.surgery.alignment import renumber_alignment_heads
 
 PAIRS = [[0, 3], [1, 2], [1, 3]]
 

@@ -11,7 +11,7 @@ from transformers import BertForSequenceClassification
 
 import stat_prune
 from stat_prune import MACs
-from stat_prune.calibration import CalibrationSet, build_calibration_set
+from stat_prune.data.calibration import CalibrationSet, build_calibration_set
 
 TEXTS = ["the cat sat on the mat", "a dog ran", "the bird flew over the house", "it was a tree"]
 LABELS = [3, 1, 4, 2]

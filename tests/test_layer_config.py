@@ -11,7 +11,7 @@ from hand_pruned import IDS, cut, output
 from tiny_models import SIZES
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from stat_prune.modeling_stat_prune import LayerConfig
+from stat_prune.model.modeling_stat_prune import LayerConfig
 
 
 @pytest.fixture

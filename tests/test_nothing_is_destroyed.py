@@ -19,10 +19,10 @@ from torch import nn
 
 import stat_prune
 from stat_prune import MACs, cli
-from stat_prune.checkpoint import check_output_directory, save_checkpoint
+from stat_prune.checkpoints.checkpoint import check_output_directory, save_checkpoint
+from stat_prune.checkpoints.replacing import MANIFEST_FILE, check_apart
 from stat_prune.errors import SaveError
-from stat_prune.replacing import MANIFEST_FILE, check_apart
-from stat_prune.result import PruningResult
+from stat_prune.reporting.result import PruningResult
 
 ROWS = [{"input_ids": torch.randint(4, 40, (12,))} for _ in range(40)]
 
@@ -345,7 +345,7 @@ def test_where_nothing_can_be_written_the_error_has_the_result(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
-    monkeypatch.setattr("stat_prune.saving.save_file", full)
+    monkeypatch.setattr("stat_prune.pipeline.saving.save_file", full)
     with pytest.raises(SaveError, match="No other place .* `result` of this error") as caught:
         prune(tiny_bert(), output_dir=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

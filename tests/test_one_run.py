@@ -16,10 +16,10 @@ from transformers import BertForSequenceClassification
 
 import stat_prune
 from stat_prune import MACs
-from stat_prune.dispatched import same_weights
 from stat_prune.errors import ModelError
-from stat_prune.run import starting
-from stat_prune.settings import Settings
+from stat_prune.model.dispatched import same_weights
+from stat_prune.pipeline.run import starting
+from stat_prune.settings.settings import Settings
 
 ROWS = [{"input_ids": torch.randint(4, 40, (12,))} for _ in range(40)]
 

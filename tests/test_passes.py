@@ -10,7 +10,7 @@ from tiny_models import tiny_bert
 
 import stat_prune
 from stat_prune.errors import CalibrationWarning, SettingsError
-from stat_prune.report import PruningReport
+from stat_prune.reporting.report import PruningReport
 
 
 def rows(count):

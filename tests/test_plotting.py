@@ -14,9 +14,9 @@ from tiny_models import tiny_bert, tiny_llama
 
 import stat_prune
 from stat_prune import MACs, Parameters, PruningResult
-from stat_prune.budget.search_report import Search, SearchRound
+from stat_prune.attention import attention_maps, head_statistics
 from stat_prune.errors import DataError
-from stat_prune.plotting import (
+from stat_prune.reporting.plotting import (
     attention_figure,
     error_curves,
     head_heat_map,
@@ -26,8 +26,8 @@ from stat_prune.plotting import (
     search_stages,
     what_was_kept,
 )
-from stat_prune.plotting.style import KEPT
-from stat_prune.probing import attention_maps, head_statistics
+from stat_prune.reporting.plotting.style import KEPT
+from stat_prune.reporting.search_report import Search, SearchRound
 
 TEXTS = [
     "the cat sat on the mat and the dog ran under the tree",
@@ -279,7 +279,7 @@ def test_without_matplotlib_one_error_says_what_to_install():
     script = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "from stat_prune.errors import StatPruneError\n"
-        "try:\n    import stat_prune.plotting\n"
+        "try:\n    import stat_prune.reporting.plotting\n"
         "except StatPruneError as error:\n    print(error)\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

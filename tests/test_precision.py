@@ -7,9 +7,9 @@ import torch
 from tiny_models import tiny_bert
 
 import stat_prune
-from stat_prune import stages
-from stat_prune.collectors import collect_moments
 from stat_prune.errors import SettingsError
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.pipeline import stages
 
 IDS = torch.arange(3, 12)[None]
 

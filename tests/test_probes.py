@@ -7,11 +7,11 @@ import torch
 from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
-from stat_prune.budget.objectives import output_distance
-from stat_prune.budget.sensitivity import positions_per_sequence
-from stat_prune.run import MIN_PROBE_LENGTH, MIN_PROBE_SEQUENCES, starting
-from stat_prune.settings import Settings
-from stat_prune.streaming.memory import Reading
+from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.sensitivity import positions_per_sequence
+from stat_prune.pipeline.foreseeing.peak_memory import Reading
+from stat_prune.pipeline.run import MIN_PROBE_LENGTH, MIN_PROBE_SEQUENCES, starting
+from stat_prune.settings.settings import Settings
 
 
 def rows(count: int, length: int) -> list[dict[str, torch.Tensor]]:

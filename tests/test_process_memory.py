@@ -13,7 +13,7 @@ SCRIPT = """
 import sys
 from contextlib import nullcontext
 import torch
-from stat_prune.process_memory import returning_large_blocks, taken_memory
+from stat_prune.machine.process_memory import returning_large_blocks, taken_memory
 
 torch.ones(31 * 2**18)
 cpu = torch.device("cpu")

@@ -10,12 +10,12 @@ import torch
 from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForSequenceClassification
 
+import slicegpt
 import stat_prune
-from stat_prune import spreading
 from stat_prune.errors import TargetError
-from stat_prune.peers import slicegpt
+from stat_prune.pipeline import spreading
 from stat_prune.vib import VIBConfig, steps, vib_finetune
-from stat_prune.vib.selection import select
+from stat_prune.vib.mask_selection import select
 
 IDS = torch.randint(3, 40, (40, 9), generator=torch.Generator().manual_seed(3))
 ROWS = [{"input_ids": row} for row in IDS]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from stat_prune.demo.data import HUB_NAME, find_sentence_encoder, read_passages
+from stat_prune.cli.demo.demo_data import HUB_NAME, find_sentence_encoder, read_passages
 from stat_prune.errors import LoadError
 
 README = Path(__file__).parents[1] / "README.md"

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import stat_prune
 from stat_prune import MACs, Parameters
-from stat_prune.demo.data import find_sentence_encoder
+from stat_prune.cli.demo.demo_data import find_sentence_encoder
 from stat_prune.evaluation import perplexity, read_glue, sts_spearman
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]

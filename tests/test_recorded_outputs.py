@@ -7,7 +7,7 @@ import torch
 from hand_pruned import IDS, build, cut
 
 import stat_prune
-from stat_prune.architectures import transformer_layers
+from stat_prune.families import transformer_layers
 
 
 @torch.no_grad()

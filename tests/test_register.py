@@ -14,8 +14,8 @@ from pebble import PebbleConfig, PebbleForCausalLM
 
 import stat_prune
 from stat_prune import MACs
-from stat_prune.architectures import registry as families
 from stat_prune.errors import InferredArchitectureWarning, SaveError, UnsupportedArchitectureError
+from stat_prune.families import registry as families
 
 ROOT = Path(__file__).parents[1]
 DOCS = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")

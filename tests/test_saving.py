@@ -15,14 +15,18 @@ import pytest
 from hand_pruned import assert_same_model, build, cut, pruned
 
 import stat_prune
-from stat_prune import atomic
-from stat_prune.checkpoint import check_output_directory, save_checkpoint
+from stat_prune.checkpoints.checkpoint import check_output_directory, save_checkpoint
 from stat_prune.errors import SaveError
+from stat_prune.machine import atomic
 
 # Children are forked from a process that has imported what is slow to import, and done no more.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["stat_prune.checkpoint", "transformers.trainer", "transformers.models.bert.modeling_bert"]
+    [
+        "stat_prune.checkpoints.checkpoint",
+        "transformers.trainer",
+        "transformers.models.bert.modeling_bert",
+    ]
 )
 
 

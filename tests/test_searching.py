@@ -20,14 +20,15 @@ from transformers import (
 )
 
 import stat_prune
-from stat_prune import MACs, Parameters, Speedup, Tolerance, pruning, stages
-from stat_prune.architectures import find_blocks
-from stat_prune.budget.objectives import output_distance
-from stat_prune.budget.sensitivity import distance
-from stat_prune.calibration import MIN_HELD_OUT
+from stat_prune import MACs, Parameters, Speedup, Tolerance, pruning
 from stat_prune.errors import SettingsError
-from stat_prune.report import PruningReport
-from stat_prune.starts import EXPONENTS
+from stat_prune.families import find_blocks
+from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.sensitivity import distance
+from stat_prune.pipeline import stages
+from stat_prune.pipeline.starts import EXPONENTS
+from stat_prune.reporting.report import PruningReport
+from stat_prune.settings.settings import MIN_HELD_OUT
 
 LENGTH = 9
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}

@@ -11,8 +11,8 @@ from toys import head_block, neuron_block
 import stat_prune
 from stat_prune import Latency, MACs, Parameters, Speedup, Tolerance
 from stat_prune.errors import TargetError
-from stat_prune.ignoring import without_ignored
-from stat_prune.settings import Settings, kinds_left_alone
+from stat_prune.model.ignoring import without_ignored
+from stat_prune.settings.settings import Settings, kinds_left_alone
 
 
 @pytest.mark.parametrize("kind", [MACs, Parameters, Latency, Tolerance])

@@ -9,16 +9,16 @@ import pytest
 import torch
 import transformers
 from hand_pruned import assert_same_model
+from stat_prune.model.folded_consumer import FoldedConsumer
 from tiny_models import SIZES, tiny_bert, tiny_llama
 
 import stat_prune
 from stat_prune import MACs
-from stat_prune.architectures import find_blocks
-from stat_prune.checkpoint import as_pruned_class, save_checkpoint
-from stat_prune.correction import FoldedConsumer
+from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
 from stat_prune.errors import UniformSizesWarning
-from stat_prune.projections import projection
-from stat_prune.surgery import apply
+from stat_prune.families import find_blocks
+from stat_prune.model.projections import projection
+from stat_prune.surgery.cut import apply
 
 ROWS = [{"input_ids": torch.randint(4, 40, (20,))} for _ in range(40)]
 FAMILIES = ("Llama", "Gemma2", "Gemma3", "Mistral", "Qwen2", "Qwen3", "Phi3", "Mixtral")

@@ -20,11 +20,11 @@ from tiny_models import tiny_bert, tiny_llama
 import stat_prune
 from stat_prune import MACs, pruning
 from stat_prune.errors import SaveError, SettingsError
-from stat_prune.streaming import walk
-from stat_prune.streaming.workspace import Workspace
+from stat_prune.pipeline.on_disk import walk
+from stat_prune.pipeline.workspace import Workspace
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["stat_prune.streaming"])
+PROCESSES.set_forkserver_preload(["stat_prune.pipeline.on_disk"])
 GENERATOR = torch.Generator().manual_seed(3)
 ROWS = [{"input_ids": torch.randint(4, 40, (12,), generator=GENERATOR)} for _ in range(40)]
 

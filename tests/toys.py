@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stat_prune.blocks import Block, Producer
 from stat_prune.linalg import Moments
-from stat_prune.projections import Projection
-from stat_prune.statistics import BlockStatistics
+from stat_prune.measuring.statistics import BlockStatistics
+from stat_prune.model.blocks import Block, Producer
+from stat_prune.model.projections import Projection
 
 
 def neuron_block(num_neurons: int, output_size: int, *, bias: bool) -> Block:

@@ -14,9 +14,9 @@ from harness import records
 from harness.publishing import publishing
 from harness.records import Record
 from harness.task import Loaded, Task
+from slicegpt import slicegpt
 from stat_prune.errors import ModelError, SettingsError, TargetError
-from stat_prune.peers.slicegpt import slicegpt
-from stat_prune.result import PruningResult
+from stat_prune.reporting.result import PruningResult
 
 DENSE = "dense"
 # What a method answers to a model or a target that it is not defined for.

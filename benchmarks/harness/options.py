@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stat_prune.cli.options import one_of
-from stat_prune.methods import ALLOCATIONS, EFFORTS, METHODS, PEERS
+from stat_prune.cli.common_options import one_of
+from stat_prune.settings.methods import ALLOCATIONS, EFFORTS, METHODS, PEERS
 
 METHOD_NAMES = (*METHODS, *PEERS, "slicegpt")
 DEFAULT_METHODS = ("stat", "id-unweighted", "stat-paper", "magnitude", "random")

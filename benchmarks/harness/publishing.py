@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from harness.records import Record
 from harness.tables import markdown
 from stat_prune.errors import StatPruneError
-from stat_prune.plotting import score_curves
+from stat_prune.reporting.plotting import score_curves
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.targets import Target
+from stat_prune.settings.targets import Target
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 

@@ -13,14 +13,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from stat_prune.cli.demo import demo
-from stat_prune.cli.evaluate import evaluate
-from stat_prune.cli.export import export
-from stat_prune.cli.finetune import finetune
-from stat_prune.cli.inspect import inspect
+from stat_prune.cli.demo_command import demo
+from stat_prune.cli.evaluate_command import evaluate
+from stat_prune.cli.export_command import export
+from stat_prune.cli.finetune_command import finetune
+from stat_prune.cli.inspect_command import inspect
 from stat_prune.cli.interrupts import Interrupted, interruptible
-from stat_prune.cli.plan import plan
-from stat_prune.cli.prune import prune
+from stat_prune.cli.plan_command import plan
+from stat_prune.cli.prune_command import prune
 from stat_prune.errors import StatPruneError
 
 #: Of an error's line; a path is shorter.

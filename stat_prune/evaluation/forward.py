@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.calibration import DEFAULT_MAX_TEXT_LENGTH
-from stat_prune.collectors import evaluating, model_inputs
-from stat_prune.dispatched import input_device
+from stat_prune.data.calibration import DEFAULT_MAX_TEXT_LENGTH
 from stat_prune.errors import DataError, ModelError
+from stat_prune.model.dispatched import input_device
+from stat_prune.model.running import evaluating, model_inputs
 
 Text = str | tuple[str, str]
 

@@ -8,10 +8,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.collectors import evaluating, model_inputs
-from stat_prune.dispatched import input_device
+from stat_prune.data.masking import Masking
 from stat_prune.errors import DataError
-from stat_prune.masking import MASK_FRACTION, Masking
+from stat_prune.model.dispatched import input_device
+from stat_prune.model.running import evaluating, model_inputs
+from stat_prune.settings.settings import MASK_FRACTION
 
 #: Tokens of a text that are read at most, where the tokenizer names no limit.
 _MAX_LENGTH = 512

@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.collectors import evaluating, model_inputs
-from stat_prune.dispatched import input_device
 from stat_prune.errors import DataError, ModelError, SettingsError
 from stat_prune.evaluation.forward import entry_of
+from stat_prune.model.dispatched import input_device
+from stat_prune.model.running import evaluating, model_inputs
 
 IGNORED = -100
 Mode = Literal["documents", "blocks", "sliding"]

@@ -10,16 +10,16 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.collectors import evaluating, model_inputs
-from stat_prune.dispatched import input_device
+from stat_prune.data.sampling import evenly_spaced
 from stat_prune.errors import DataError
-from stat_prune.evaluation.sampling import evenly_spaced
 from stat_prune.evaluation.squad_data import Question, read_squad
 from stat_prune.evaluation.squad_decoding import best_spans, null_score
 from stat_prune.evaluation.squad_metrics import squad_scores
 from stat_prune.evaluation.squad_windows import MAX_SEQ_LENGTH, STRIDE, Window, windows
+from stat_prune.model.dispatched import input_device
+from stat_prune.model.running import evaluating, model_inputs
 
-#: Tokens a sequence at which MACs are counted (Kwon et al. 2022, see `stat_prune.glue_tasks`).
+#: Tokens a sequence at which MACs are counted (Kwon et al. 2022, see `stat_prune.data.glue_tasks`).
 AVERAGE_LENGTH = 170
 
 

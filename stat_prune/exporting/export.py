@@ -15,10 +15,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.atomic import replace_directory
-from stat_prune.checkpoint import check_output_directory
+from stat_prune.checkpoints.checkpoint import check_output_directory
+from stat_prune.checkpoints.replacing import write_manifest
 from stat_prune.errors import SaveError, SettingsError, StatPruneError
-from stat_prune.replacing import write_manifest
+from stat_prune.machine.atomic import replace_directory
 
 #: What a model can be written as, and the module and function that write it.
 FORMATS = {

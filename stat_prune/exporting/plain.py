@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.checkpoint import as_pruned_class, stock_class
+from stat_prune.checkpoints.checkpoint import as_pruned_class, stock_class
 from stat_prune.errors import UnsupportedArchitectureError
 
 

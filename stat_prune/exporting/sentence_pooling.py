@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.beside import encoder_of, source_of
+from stat_prune.checkpoints.beside import encoder_of, source_of
 
 #: How one vector is made of those of the tokens.
 WAYS = ("mean", "cls", "max")

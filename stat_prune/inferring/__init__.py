@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures.architecture import Architecture, Attention, FeedForward
-from stat_prune.architectures.registry import describing
-from stat_prune.collectors import evaluating
-from stat_prune.dispatched import is_dispatched, shared_copy
 from stat_prune.errors import UnsupportedArchitectureError
+from stat_prune.families.architecture import Architecture, Attention, FeedForward
+from stat_prune.families.registry import describing
 from stat_prune.inferring.config_fields import with_config_fields
 from stat_prune.inferring.proof import failure_of
 from stat_prune.inferring.rules import StackGuess, guess_stacks
+from stat_prune.model.dispatched import is_dispatched, shared_copy
+from stat_prune.model.running import evaluating
 
 #: Of the sequences that a proof computes with.
 BATCH, LENGTH = 2, 12

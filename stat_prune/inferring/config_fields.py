@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures.architecture import Architecture, Attention, FeedForward
-from stat_prune.projections import projection
+from stat_prune.families.architecture import Architecture, Attention, FeedForward
+from stat_prune.model.projections import projection
 
 _NEURONS = re.compile(r"(?:\w*_)?(?:intermediate_size|ffn_dim|ffn_hidden_size|d_ff)|n_inner")
 _HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from stat_prune.architectures.architecture import Count
+from stat_prune.families.architecture import Count
 
 Role = Literal["query", "key", "value", "fused"]
 

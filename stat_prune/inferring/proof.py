@@ -5,7 +5,7 @@ code that computes with them, whatever they are. Then
 
 1. units change places, in producers and consumer alike: nothing may change (they are where the
    description says, and none is unlike the others);
-2. units become duplicates of others, and leave through `stat_prune.surgery`, while the consumer
+2. units become duplicates of others, and leave through `stat_prune.surgery.cut`, while the consumer
    reads the one that stays in their stead: nothing may change (all counts follow).
 
 What is compared is the output of every consumer and of the base model, with a cache of keys and
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import find_blocks, stacks_of, transformer_layers
-from stat_prune.blocks import Block
-from stat_prune.correction import FoldedConsumer
-from stat_prune.dispatched import shared_copy
-from stat_prune.projections import projection
-from stat_prune.surgery import apply
+from stat_prune.families import find_blocks, stacks_of, transformer_layers
+from stat_prune.model.blocks import Block
+from stat_prune.model.dispatched import shared_copy
+from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.projections import projection
+from stat_prune.surgery.cut import apply
 
 #: Relative to the norm of what is compared.
 TOLERANCE = 1e-4

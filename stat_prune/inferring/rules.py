@@ -9,10 +9,10 @@ from itertools import product
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from stat_prune.architectures.architecture import Attention, Count, FeedForward
 from stat_prune.errors import UnsupportedArchitectureError
+from stat_prune.families.architecture import Attention, Count, FeedForward
 from stat_prune.inferring import naming
-from stat_prune.projections import Projection, projection
+from stat_prune.model.projections import Projection, projection
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ Depends on torch, NumPy, SciPy, scikit-learn and jaxtyping only.
 """
 
 from .backward import backward_elimination
-from .blocks import BlockPivoting, block_pivoting
+from .block_pivoting import BlockPivoting, block_pivoting
 from .cholesky import pivoted_cholesky, randomly_pivoted_cholesky
 from .cross_moments import CrossMoments
 from .decomposition import InterpolativeDecomposition
-from .errors import NonFiniteError, NumericalWarning
+from .exceptions import NonFiniteError, NumericalWarning
 from .factor import PivotedCholesky
 from .interpolative import interpolative_decomposition
 from .jittered import jittered_cholesky

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .blocks import positive_definite
+from .block_pivoting import positive_definite
 from .checks import check_gram, check_weight
 from .least_squares import unit_scale
 

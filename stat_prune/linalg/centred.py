@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from .errors import NonFiniteError
+from .exceptions import NonFiniteError
 from .streams import RowStream
 
 # Rows that are converted and multiplied at once: enough for the matrix product to run at full

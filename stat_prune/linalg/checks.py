@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import NonFiniteError
+from .exceptions import NonFiniteError
 
 
 def check_matrix(value: object, name: str) -> Tensor:

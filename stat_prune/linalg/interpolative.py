@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .blocks import block_pivoting
+from .block_pivoting import block_pivoting
 from .checks import (
     check_choice,
     check_column_weights,
@@ -24,7 +24,7 @@ from .checks import (
 from .cholesky import pivoted_cholesky, randomly_pivoted_cholesky
 from .cpqr import column_pivoted_qr
 from .decomposition import InterpolativeDecomposition, build
-from .errors import NumericalWarning
+from .exceptions import NumericalWarning
 from .factor import PivotedCholesky
 from .least_squares import interpolation_from_gram
 from .moments import Moments

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from .checks import check_gram
-from .errors import NumericalWarning
+from .exceptions import NumericalWarning
 from .in_place import cholesky, undo_cholesky
 
 #: Jitters relative to the mean of the diagonal: the first that is tried, and the largest that is

@@ -16,7 +16,7 @@ from .checks import (
     check_number,
     check_same_device,
 )
-from .errors import NumericalWarning
+from .exceptions import NumericalWarning
 from .in_place import cholesky, cholesky_solve, eigh, undo_cholesky
 
 _EPS = torch.finfo(torch.float64).eps

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .errors import NumericalWarning
+from .exceptions import NumericalWarning
 from .factor import PivotedCholesky
 from .norms import spectral_norm
 

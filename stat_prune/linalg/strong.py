@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .checks import check_number
 from .cpqr import column_pivoted_qr, factor_of
-from .errors import NumericalWarning
+from .exceptions import NumericalWarning
 from .factor import PivotedCholesky
 
 _PASSES = 10

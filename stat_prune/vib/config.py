@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from stat_prune.arguments import check_number, flag, integer
 from stat_prune.errors import SettingsError
+from stat_prune.settings.arguments import check_number, flag, integer
 
 Mode = Literal["full", "fast", "masks"]
 #: What the columns of the consumers that stay become; see `VIBConfig.folding`.

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import transformer_layers
-from stat_prune.batching import token_mask
-from stat_prune.budget.objectives import output_distance
-from stat_prune.budget.sensitivity import recorded
-from stat_prune.collectors import Batch, model_inputs
+from stat_prune.data.batching import token_mask
 from stat_prune.errors import SettingsError
+from stat_prune.families import transformer_layers
+from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.sensitivity import recorded
+from stat_prune.model.running import Batch, model_inputs
 
 _LOGITS = ("logits", "start_logits", "end_logits")
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stat_prune.errors import SaveError, SettingsError
-from stat_prune.result import PruningResult, saved_result
-from stat_prune.run import Run
+from stat_prune.pipeline.run import Run
+from stat_prune.reporting.result import PruningResult, saved_result
 from stat_prune.vib.config import VIBConfig
 
 CONFIG_FILE = "vib_config.json"

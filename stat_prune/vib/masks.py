@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from stat_prune.blocks import Block
-from stat_prune.projections import projection
+from stat_prune.model.blocks import Block
+from stat_prune.model.projections import projection
 from stat_prune.vib.config import VIBConfig
 
 #: Where the masks are in a model under training, so that they are in its checkpoints.

@@ -14,33 +14,33 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.accounting import account, measure
-from stat_prune.architectures import find_blocks
-from stat_prune.beside import leave_source
-from stat_prune.blocks import Block
-from stat_prune.budget.costs import cost_function
-from stat_prune.checkpoint import as_pruned_class
+from stat_prune.checkpoints.beside import leave_source
+from stat_prune.checkpoints.checkpoint import as_pruned_class
+from stat_prune.choosing.budget.costs import cost_function
 from stat_prune.errors import ModelError
-from stat_prune.ignoring import without_ignored
-from stat_prune.peers.requirements import check_no_experts
-from stat_prune.reached import check_fraction
-from stat_prune.result import PruningResult
-from stat_prune.run import Run
-from stat_prune.saving import Output
-from stat_prune.surgery import apply
-from stat_prune.targets import Parameters, Target
+from stat_prune.families import find_blocks
+from stat_prune.model.blocks import Block
+from stat_prune.model.ignoring import without_ignored
+from stat_prune.pipeline.accounting import account, measure
+from stat_prune.pipeline.method_requirements import check_no_experts
+from stat_prune.pipeline.reached import check_fraction
+from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.saving import Output
+from stat_prune.reporting.result import PruningResult
+from stat_prune.settings.targets import Parameters, Target
+from stat_prune.surgery.cut import apply
 from stat_prune.vib.config import VIBConfig
-from stat_prune.vib.cost import Lagrangian, MaskCosts
-from stat_prune.vib.data import TrainingSet, training_set, uses_labels
 from stat_prune.vib.distillation import layer_map_of
 from stat_prune.vib.folder import RunFolder
-from stat_prune.vib.folding import fold_masks
 from stat_prune.vib.hidden import HiddenMask, hiding
+from stat_prune.vib.mask_cost import Lagrangian, MaskCosts
+from stat_prune.vib.mask_folding import fold_masks
+from stat_prune.vib.mask_selection import kept_units, select
 from stat_prune.vib.masks import VIBMask, make_masks, masking
 from stat_prune.vib.objective import HiddenConstraint, MaskedObjective, Objective, check_terms
-from stat_prune.vib.selection import kept_units, select
 from stat_prune.vib.stream import cut_hidden, hidden_count, narrowed, other_parameters
 from stat_prune.vib.trainer import Stage, num_steps, train
+from stat_prune.vib.training_data import TrainingSet, training_set, uses_labels
 
 
 @dataclass

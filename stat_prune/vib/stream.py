@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.architectures import find_blocks
-from stat_prune.blocks import Block
-from stat_prune.checkpoint import stock_class
+from stat_prune.checkpoints.checkpoint import stock_class
 from stat_prune.errors import TargetError, UnsupportedArchitectureError
-from stat_prune.modeling_stat_prune import FORMATS
+from stat_prune.families import find_blocks
+from stat_prune.model.blocks import Block
+from stat_prune.model.modeling_stat_prune import FORMATS
 
 #: Families in which whatever reads the residual stream reads it through a norm.
 FAMILIES = (

@@ -9,11 +9,11 @@ from tiny_models import tiny_bert
 import stat_prune
 from attention_heads import standings
 from projections import projected
-from stat_prune.architectures import find_blocks
-from stat_prune.collectors import collect_moments
-from stat_prune.methods import ATTENTION_CRITERIA
-from stat_prune.projections import projection
-from stat_prune.statistics import statistics_of
+from stat_prune.families import find_blocks
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.measuring.statistics import statistics_of
+from stat_prune.model.projections import projection
+from stat_prune.settings.methods import ATTENTION_CRITERIA
 
 IDS = torch.randint(3, 40, (40, 12), generator=torch.Generator().manual_seed(0))
 

@@ -9,7 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stat_prune.budget.allocation import Menu, allocate, allocate_evenly, allocate_same_sizes
+from stat_prune.choosing.budget.allocation import (
+    Menu,
+    allocate,
+    allocate_evenly,
+    allocate_same_sizes,
+)
 from stat_prune.errors import TargetError
 
 

@@ -10,8 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stat_prune.budget.exploring import MAX_STALE, Point, _moves, explore, in_vain, is_better
-from stat_prune.budget.whole_model import Measurement
+from stat_prune.choosing.budget.exploring import (
+    MAX_STALE,
+    Point,
+    _moves,
+    explore,
+    in_vain,
+    is_better,
+)
+from stat_prune.choosing.budget.whole_model import Measurement
 
 #: Layers of two parts each, and what the blocks may keep together.
 LAYERS, PARTS = [0, 0, 1, 1, 2, 2, 3, 3], ["heads", "neurons"] * 4

@@ -11,15 +11,10 @@ from clocks import PER_CALL, PER_MAC
 from toys import head_block, neuron_block
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from stat_prune.architectures import find_blocks
-from stat_prune.budget import latency_cache
-from stat_prune.budget.latency_cache import cache_folder, cached_table
-from stat_prune.budget.latency_table import (
-    LatencyTable,
-    head_sizes,
-    measure_layer,
-    neuron_sizes,
-)
+from stat_prune.families import find_blocks
+from stat_prune.measuring import latency_cache
+from stat_prune.measuring.latency_cache import cache_folder, cached_table
+from stat_prune.measuring.latency_table import LatencyTable, head_sizes, measure_layer, neuron_sizes
 
 TABLE = LatencyTable(
     heads=((1, 1, 0.5), (2, 1, 0.75), (2, 2, 1.0), (4, 2, 2.0)),

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 import stat_prune
-from stat_prune.budget import objectives
-from stat_prune.budget.objectives import OBJECTIVES, distances, logits_distance, output_distance
 from stat_prune.errors import NonFiniteOutputsError
+from stat_prune.measuring import objectives
+from stat_prune.measuring.objectives import OBJECTIVES, distances, logits_distance, output_distance
 
 IDS = torch.randint(3, 60, (40, 9), generator=torch.Generator().manual_seed(3))
 ROWS = [{"input_ids": row} for row in IDS]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stat_prune.budget.search import MAX_TIMED, TOLERANCE, search
+from stat_prune.choosing.budget.bisection import MAX_TIMED, TOLERANCE, search
 
 
 class Model:

@@ -15,20 +15,20 @@ from transformers import (
     BertForTokenClassification,
 )
 
-from stat_prune.architectures import find_blocks
-from stat_prune.budget import objectives
-from stat_prune.budget.objectives import (
+from stat_prune.choosing.correction import fold
+from stat_prune.families import find_blocks
+from stat_prune.measuring import objectives
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.measuring.objectives import (
     OBJECTIVES,
     output_distance,
     pooled_distance,
     states_distance,
 )
-from stat_prune.budget.sensitivity import probe
-from stat_prune.collectors import collect_moments
-from stat_prune.correction import fold
-from stat_prune.methods import OBJECTIVES as NAMES
-from stat_prune.statistics import statistics_of
-from stat_prune.surgery import apply
+from stat_prune.measuring.sensitivity import probe
+from stat_prune.measuring.statistics import statistics_of
+from stat_prune.settings.methods import OBJECTIVES as NAMES
+from stat_prune.surgery.cut import apply
 
 MODELS = {
     "base": lambda: tiny_bert(num_hidden_layers=3),

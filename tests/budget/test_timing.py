@@ -7,9 +7,9 @@ import torch
 from clocks import PER_CALL, PER_MAC
 from transformers import BertConfig, BertModel
 
-from stat_prune.architectures import find_blocks
-from stat_prune.budget.timing import MAX_ROUNDS, MIN_ROUNDS, MULTIPLE, compare, time_model
-from stat_prune.surgery import cut_copy
+from stat_prune.families import find_blocks
+from stat_prune.measuring.timing import MAX_ROUNDS, MIN_ROUNDS, MULTIPLE, compare, time_model
+from stat_prune.surgery.cut import cut_copy
 
 BATCH_SIZE, SEQ_LENGTH = 2, 12
 TOKENS = BATCH_SIZE * SEQ_LENGTH

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import stat_prune
-from stat_prune.methods import PEERS
-from stat_prune.result import PruningResult
+from stat_prune.reporting.result import PruningResult
+from stat_prune.settings.methods import PEERS
 
 Prune = Callable[..., PruningResult]
 

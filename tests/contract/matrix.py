@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stat_prune.architectures import stacks_of
 from stat_prune.errors import UnsupportedArchitectureError
+from stat_prune.families import stacks_of
 
 if TYPE_CHECKING:
     from families import Family

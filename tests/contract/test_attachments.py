@@ -10,8 +10,8 @@ from families import FAMILIES, output
 
 import stat_prune
 from stat_prune import MACs
-from stat_prune.architectures import transformer_layers
 from stat_prune.errors import ModelError
+from stat_prune.families import transformer_layers
 
 BY_LABEL = {family.label: family for family in FAMILIES}
 LAYOUTS = pytest.mark.parametrize("label", ["Bert", "Llama", "GPT2", "Phi3", "Mixtral"])

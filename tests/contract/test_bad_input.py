@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from stat_prune import MACs, Parameters, StatPruneError, Tolerance
-from stat_prune.architectures import find_blocks
 from stat_prune.errors import (
     CalibrationWarning,
     DataError,
@@ -28,7 +27,8 @@ from stat_prune.errors import (
     TargetError,
     UnsupportedArchitectureError,
 )
-from stat_prune.projections import projection
+from stat_prune.families import find_blocks
+from stat_prune.model.projections import projection
 
 BERT, LLAMA = FAMILIES[0], FAMILIES[4]
 PADDING = {"input_ids": torch.zeros(2, 5, dtype=torch.int64)}
@@ -90,7 +90,7 @@ def test_the_least_that_the_error_states_can_be_reached(family: Family, prune):
 def collected(monkeypatch) -> list[str]:
     """What was collected: empty where an error came before the work."""
     calls: list[str] = []
-    from stat_prune import stages
+    from stat_prune.pipeline import stages
 
     collect = stages.collect_moments
     monkeypatch.setattr(

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import stat_prune
+from slicegpt import slicegpt
 from stat_prune import Latency, MACs, pruning
-from stat_prune.architectures import stacks_of
-from stat_prune.dispatched import in_memory, is_offloaded, stored_tensors
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.evaluation import perplexity
-from stat_prune.peers.slicegpt import slicegpt
+from stat_prune.families import stacks_of
+from stat_prune.model.dispatched import in_memory, is_offloaded, stored_tensors
 
 accelerate = pytest.importorskip("accelerate")
 

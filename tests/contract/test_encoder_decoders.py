@@ -9,14 +9,14 @@ import pytest
 import torch
 import transformers
 from families import FAMILIES, output, signals
+from stat_prune.model.folded_consumer import FoldedConsumer
 
 from stat_prune import MACs, Speedup
-from stat_prune.architectures import find_blocks
-from stat_prune.completion import Completion
-from stat_prune.correction import FoldedConsumer
+from stat_prune.data.completion import Completion
 from stat_prune.errors import CalibrationWarning, DataError, ModelError, TargetError
-from stat_prune.projections import projection
-from stat_prune.surgery import apply
+from stat_prune.families import find_blocks
+from stat_prune.model.projections import projection
+from stat_prune.surgery.cut import apply
 
 BY_LABEL = {family.label: family for family in FAMILIES}
 

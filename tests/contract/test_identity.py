@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune import MACs, Parameters, Tolerance
-from stat_prune.architectures import find_blocks
-from stat_prune.projections import Projection, projection
+from stat_prune.families import find_blocks
+from stat_prune.model.projections import Projection, projection
 
 
 @pytest.mark.parametrize("method", ["stat", "stat-paper", "magnitude"])

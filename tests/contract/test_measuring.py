@@ -7,19 +7,20 @@ from dataclasses import dataclass
 import pytest
 import torch
 from families import Family, examples
+from stat_prune.model.folded_consumer import FoldedConsumer
 
-from stat_prune.architectures import find_blocks, transformer_layers
-from stat_prune.budget import whole_model
-from stat_prune.budget.objectives import output_distance
-from stat_prune.budget.sensitivity import distance
-from stat_prune.budget.whole_model import WholeModel
-from stat_prune.calibration import CalibrationSet, build_calibration_set
-from stat_prune.collectors import collect_moments
-from stat_prune.completion import Completion
-from stat_prune.correction import FoldedConsumer, fold
-from stat_prune.dispatched import to_cut
-from stat_prune.statistics import statistics_of
-from stat_prune.surgery import apply
+from stat_prune.choosing.budget import whole_model
+from stat_prune.choosing.budget.whole_model import WholeModel
+from stat_prune.choosing.correction import fold
+from stat_prune.data.calibration import CalibrationSet, build_calibration_set
+from stat_prune.data.completion import Completion
+from stat_prune.families import find_blocks, transformer_layers
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.sensitivity import distance
+from stat_prune.measuring.statistics import statistics_of
+from stat_prune.model.dispatched import to_cut
+from stat_prune.surgery.cut import apply
 
 #: Of each block three candidates: its first half, its second half, or all of it.
 FIRST, SECOND, ALL = range(3)

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 import stat_prune
 from stat_prune import MACs
-from stat_prune.architectures import architecture_of, find_blocks
-from stat_prune.calibration import build_calibration_set
-from stat_prune.collectors import collect_moments
-from stat_prune.completion import Completion
-from stat_prune.projections import projection
+from stat_prune.data.calibration import build_calibration_set
+from stat_prune.data.completion import Completion
+from stat_prune.families import architecture_of, find_blocks
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.model.projections import projection
 
 
 def assert_untouched(model: PreTrainedModel, before: PreTrainedModel) -> None:

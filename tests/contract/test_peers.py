@@ -9,7 +9,7 @@ from families import FAMILIES, Family, output
 import stat_prune
 from stat_prune import MACs, Parameters
 from stat_prune.errors import ModelError
-from stat_prune.methods import PEERS
+from stat_prune.settings.methods import PEERS
 
 # Of encoders: tests/peers/test_published.py.
 ENCODERS_ONLY = ("fisher", "fisher-untuned", "kprune", "kcm", "kcm-untuned")

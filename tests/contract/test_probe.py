@@ -7,16 +7,17 @@ import copy
 import pytest
 import torch
 from families import Family
+from stat_prune.model.running import model_inputs
 
-from stat_prune.architectures import find_blocks
-from stat_prune.budget.objectives import output_distance
-from stat_prune.budget.sensitivity import probe
-from stat_prune.calibration import build_calibration_set
-from stat_prune.collectors import collect_moments, model_inputs
-from stat_prune.completion import Completion
-from stat_prune.correction import fold
-from stat_prune.statistics import statistics_of
-from stat_prune.surgery import apply
+from stat_prune.choosing.correction import fold
+from stat_prune.data.calibration import build_calibration_set
+from stat_prune.data.completion import Completion
+from stat_prune.families import find_blocks
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.sensitivity import probe
+from stat_prune.measuring.statistics import statistics_of
+from stat_prune.surgery.cut import apply
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 import stat_prune
 from stat_prune import MACs, Parameters
-from stat_prune.architectures import find_blocks
-from stat_prune.modeling_stat_prune import auto_class_of, auto_classes
+from stat_prune.families import find_blocks
+from stat_prune.model.modeling_stat_prune import auto_class_of, auto_classes
 
 
 def assert_same_weights(loaded: PreTrainedModel, model: PreTrainedModel) -> None:

@@ -12,22 +12,22 @@ from test_models import assert_untouched
 
 import stat_prune
 from stat_prune import MACs, Parameters, Tolerance
-from stat_prune.architectures import find_blocks
-from stat_prune.budget.objectives import output_distance
-from stat_prune.budget.sensitivity import distance
-from stat_prune.calibration import build_calibration_set
-from stat_prune.collectors import collect_moments
-from stat_prune.completion import Completion
-from stat_prune.correction import fold
+from stat_prune.choosing.correction import fold
+from stat_prune.data.calibration import build_calibration_set
+from stat_prune.data.completion import Completion
 from stat_prune.errors import TargetError
-from stat_prune.methods import method_named
-from stat_prune.probes import sensitivities
-from stat_prune.projections import projection
-from stat_prune.restreaming import can_move, pruned_copy, restream
-from stat_prune.run import starting
-from stat_prune.settings import Settings
-from stat_prune.stages import collect, decompose
-from stat_prune.statistics import statistics_of
+from stat_prune.families import find_blocks
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.sensitivity import distance
+from stat_prune.measuring.statistics import statistics_of
+from stat_prune.model.projections import projection
+from stat_prune.pipeline.probes import sensitivities
+from stat_prune.pipeline.run import starting
+from stat_prune.pipeline.second_pass import can_move, pruned_copy, restream
+from stat_prune.pipeline.stages import collect, decompose
+from stat_prune.settings.methods import method_named
+from stat_prune.settings.settings import Settings
 
 BY_LABEL = {family.label: family for family in FAMILIES}
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from families import FAMILIES, Family, completed, output
 from isolation import outputs_without_stat_prune
+from stat_prune.model.folded_consumer import FoldedConsumer
 from test_reload import assert_same_weights, auto_class
 from test_report import SEQ_LENGTH, counted_macs
 from transformers import PreTrainedModel
 
 import stat_prune
-from stat_prune.architectures import find_blocks
-from stat_prune.blocks import Block
-from stat_prune.checkpoint import as_pruned_class, save_checkpoint
-from stat_prune.correction import FoldedConsumer
-from stat_prune.projections import projection
-from stat_prune.surgery import apply
+from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
+from stat_prune.families import find_blocks
+from stat_prune.model.blocks import Block
+from stat_prune.model.projections import projection
+from stat_prune.surgery.cut import apply
 
 BY_LABEL = {family.label: family for family in FAMILIES}
 

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from stat_prune import MACs, Parameters
-from stat_prune.architectures import find_blocks
 from stat_prune.errors import TargetError
-from stat_prune.report import PruningReport
+from stat_prune.families import find_blocks
+from stat_prune.reporting.report import PruningReport
 
 SEQ_LENGTH = 16
 #: Nothing but matrix products of heads, neurons and experts is in their layers.

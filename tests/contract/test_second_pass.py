@@ -5,19 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES, Family
+from stat_prune.model.running import model_inputs
 
 from stat_prune import MACs
-from stat_prune.architectures import find_blocks, transformer_layers
-from stat_prune.batching import token_mask
-from stat_prune.budget.objectives import output_distance
-from stat_prune.budget.sensitivity import distance
-from stat_prune.calibration import build_calibration_set
-from stat_prune.collectors import collect_moments, model_inputs
-from stat_prune.completion import Completion
-from stat_prune.correction import fold
+from stat_prune.choosing.correction import fold
+from stat_prune.data.batching import token_mask
+from stat_prune.data.calibration import build_calibration_set
+from stat_prune.data.completion import Completion
 from stat_prune.errors import SettingsError
-from stat_prune.restreaming import best_pass, can_move, pruned_copy, restream
-from stat_prune.statistics import statistics_of
+from stat_prune.families import find_blocks, transformer_layers
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.sensitivity import distance
+from stat_prune.measuring.statistics import statistics_of
+from stat_prune.pipeline.second_pass import best_pass, can_move, pruned_copy, restream
 
 
 @pytest.fixture

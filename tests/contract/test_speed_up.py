@@ -16,10 +16,10 @@ from test_models import assert_untouched
 from transformers import PreTrainedModel
 
 from stat_prune import Latency, MACs, Speedup, prune_family
-from stat_prune.architectures import find_blocks
 from stat_prune.errors import LatencyWarning, TargetError
-from stat_prune.evaluation.latency import forward_turns
-from stat_prune.report import PruningReport
+from stat_prune.families import find_blocks
+from stat_prune.measuring.latency import forward_turns
+from stat_prune.reporting.report import PruningReport
 
 BERT, LLAMA = FAMILIES[0], FAMILIES[4]
 BATCH: dict[str, Any] = {"batch_size": 2, "seq_length": 12}

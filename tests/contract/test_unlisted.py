@@ -31,12 +31,8 @@ from unlisted import FURTHER, NEURONS, REFUSED, WHOLE
 
 import stat_prune
 from stat_prune import MACs, Parameters
-from stat_prune.architectures import architecture_of, find_blocks, registry
-from stat_prune.errors import (
-    InferredArchitectureWarning,
-    TargetError,
-    UnsupportedArchitectureError,
-)
+from stat_prune.errors import InferredArchitectureWarning, TargetError, UnsupportedArchitectureError
+from stat_prune.families import architecture_of, find_blocks, registry
 
 ROWS = [*WHOLE, *NEURONS]
 

@@ -6,7 +6,7 @@ import torch
 from tiny_models import tiny_bert
 from transformers import BertModel
 
-from stat_prune.evaluation.latency import median_latencies
+from stat_prune.measuring.latency import median_latencies
 
 
 def test_models_take_turns_and_the_median_of_the_counted_rounds_is_reported(monkeypatch):

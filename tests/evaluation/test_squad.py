@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from stat_prune.data.sampling import evenly_spaced
 from stat_prune.errors import DataError
 from stat_prune.evaluation import Question, answer_questions, evaluate_squad, read_squad
-from stat_prune.evaluation.sampling import evenly_spaced
 from stat_prune.evaluation.squad_decoding import best_spans, null_score
 from stat_prune.evaluation.squad_metrics import exact_match, squad_scores, token_f1
 from stat_prune.evaluation.squad_windows import Window, answer_positions, windows

@@ -14,7 +14,7 @@ from tiny_models import SIZES
 
 import stat_prune
 from stat_prune import MACs
-from stat_prune.checkpoint import save_checkpoint
+from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.errors import LeftBehindWarning
 
 IMAGES = [{"pixel_values": torch.randn(3, 16, 16)} for _ in range(40)]

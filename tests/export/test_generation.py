@@ -10,7 +10,7 @@ from inputs import random_batch
 from tiny_models import tiny_llama
 from transformers.integrations import executorch
 
-from stat_prune.checkpoint import save_checkpoint
+from stat_prune.checkpoints.checkpoint import save_checkpoint
 
 DECODERS = ("LlamaForCausalLM", "Qwen3ForCausalLM")
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 import transformers
 from hand_pruned import DECODER, IDS, cut, output
+from stat_prune.model.folded_consumer import FoldedConsumer
 from tokenizers_at_hand import TEXTS, byte_level, with_spaces
 
-from stat_prune.architectures import find_blocks
-from stat_prune.checkpoint import as_pruned_class
-from stat_prune.correction import FoldedConsumer
+from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.errors import ModelError, SaveError, SettingsError, UnsupportedArchitectureError
 from stat_prune.exporting import export
-from stat_prune.projections import projection
-from stat_prune.surgery import apply
+from stat_prune.families import find_blocks
+from stat_prune.model.projections import projection
+from stat_prune.surgery.cut import apply
 
 gguf = pytest.importorskip("gguf", reason="needs gguf (the extra `gguf`)")
 from stat_prune.exporting.gguf_tokenizer import PRE_TOKENIZERS  # noqa: E402

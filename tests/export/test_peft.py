@@ -11,7 +11,7 @@ from tiny_models import tiny_llama
 
 import stat_prune
 from stat_prune import MACs
-from stat_prune.checkpoint import save_checkpoint
+from stat_prune.checkpoints.checkpoint import save_checkpoint
 
 peft = pytest.importorskip("peft", reason="needs peft (the extra `export`)")
 

@@ -8,7 +8,7 @@ import transformers
 from hand_pruned import build, cut, pruned
 
 import stat_prune
-from stat_prune.checkpoint import save_checkpoint
+from stat_prune.checkpoints.checkpoint import save_checkpoint
 
 TEXT = "the cat sat on the mat"
 

@@ -14,10 +14,11 @@ from huggingface_hub.utils import filter_repo_objects
 from typer.testing import CliRunner
 
 import stat_prune
-from stat_prune import MACs, Parameters, beside
-from stat_prune.checkpoint import save_checkpoint
+from stat_prune import MACs, Parameters
+from stat_prune.checkpoints import beside
+from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.cli import app
-from stat_prune.demo.data import find_sentence_encoder
+from stat_prune.cli.demo.demo_data import find_sentence_encoder
 
 sentence_transformers = pytest.importorskip(
     "sentence_transformers", reason="needs sentence-transformers (the extra `export`)"

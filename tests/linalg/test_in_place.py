@@ -3,13 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stat_prune.linalg.in_place import (
-    cholesky,
-    cholesky_solve,
-    eigh,
-    principal_part,
-    undo_cholesky,
-)
+from stat_prune.linalg.in_place import cholesky, cholesky_solve, eigh, principal_part, undo_cholesky
 from stat_prune.linalg.least_squares import solve_normal
 
 

@@ -12,11 +12,7 @@ import pytest
 import scipy.linalg.interpolative as sli
 import torch
 
-from stat_prune.linalg import (
-    InterpolativeDecomposition,
-    interpolative_decomposition,
-    spectral_norm,
-)
+from stat_prune.linalg import InterpolativeDecomposition, interpolative_decomposition, spectral_norm
 from tests.linalg.matrices import decaying_matrix
 
 ROOT = Path(__file__).parents[2]

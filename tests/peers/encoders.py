@@ -12,8 +12,8 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.run import Run, starting
-from stat_prune.settings import Settings
+from stat_prune.pipeline.run import Run, starting
+from stat_prune.settings.settings import Settings
 
 BERT = {
     "vocab_size": 64,

@@ -11,11 +11,11 @@ from toys import head_block, neuron_block, random_statistics
 
 import stat_prune
 from stat_prune import MACs, Parameters, Tolerance
-from stat_prune.architectures import find_blocks
-from stat_prune.blocks import Block
+from stat_prune.baselines.flap import _Fluctuation, _search
 from stat_prune.errors import TargetError
+from stat_prune.families import find_blocks
 from stat_prune.linalg import Moments
-from stat_prune.peers.flap import _Fluctuation, _search
+from stat_prune.model.blocks import Block
 
 BLOCKS = [head_block(6, 6, 3, 7), head_block(6, 2, 3, 7), neuron_block(9, 5, bias=False)]
 ROWS = [

@@ -13,10 +13,10 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 import stat_prune
 from stat_prune import MACs, Parameters
-from stat_prune.batching import token_mask
+from stat_prune.baselines import PLANNERS, kcm
+from stat_prune.data.batching import token_mask
 from stat_prune.errors import TargetError
-from stat_prune.peers import PLANNERS, kcm
-from stat_prune.surgery import apply
+from stat_prune.surgery.cut import apply
 
 
 def coefficients(points: np.ndarray) -> np.ndarray:

@@ -10,10 +10,10 @@ import torch
 from encoders import build, ready, rows
 
 from stat_prune import MACs
-from stat_prune.batching import token_mask
-from stat_prune.peers import kprune
-from stat_prune.peers.layerwise import LayerwiseModel, dense_sums, put
-from stat_prune.peers.task_loss import decisions
+from stat_prune.baselines import kprune
+from stat_prune.baselines.layer_inputs import LayerwiseModel, dense_sums, put
+from stat_prune.baselines.task_loss import decisions
+from stat_prune.data.batching import token_mask
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["regression", "classes"])

@@ -10,14 +10,14 @@ import torch
 from encoders import CONFIGS, build, logits, ready
 from torch import nn
 
-from stat_prune.architectures import transformer_layers
-from stat_prune.batching import token_mask
-from stat_prune.peers.layerwise import (
+from stat_prune.baselines.layer_inputs import (
     LayerwiseModel,
     dense_sums,
     put,
     reconstruction_moments,
 )
+from stat_prune.data.batching import token_mask
+from stat_prune.families import transformer_layers
 
 
 @pytest.fixture(params=CONFIGS)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from toys import head_block, neuron_block
 
-from stat_prune.blocks import Block
-from stat_prune.budget.costs import cost_function
-from stat_prune.peers.mask_search import rearrange, search
-from stat_prune.peers.ranking import Ranking, budget_of
-from stat_prune.targets import MACs
+from stat_prune.baselines.mask_search import rearrange, search
+from stat_prune.baselines.ranking import Ranking, budget_of
+from stat_prune.choosing.budget.costs import cost_function
+from stat_prune.model.blocks import Block
+from stat_prune.settings.targets import MACs
 
 
 def blocks() -> list[Block]:

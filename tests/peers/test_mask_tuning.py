@@ -8,8 +8,8 @@ import torch
 from scipy.sparse.linalg import lsmr
 from toys import head_block, neuron_block
 
+from stat_prune.baselines.mask_tuning import tuned_masks
 from stat_prune.linalg import CrossMoments
-from stat_prune.peers.mask_tuning import tuned_masks
 
 BLOCKS = {"neurons": neuron_block(9, 5, bias=False), "heads": head_block(4, 4, 3, 5)}
 

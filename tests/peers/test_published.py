@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from encoders import CONFIGS, build, logits, ready, rows
+from stat_prune.model.folded_consumer import FoldedConsumer
 from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -19,11 +20,10 @@ from transformers import BertForTokenClassification as TokenClassification
 
 import stat_prune
 from stat_prune import MACs, Parameters, Tolerance
-from stat_prune.architectures import find_blocks
-from stat_prune.correction import FoldedConsumer
+from stat_prune.baselines import PLANNERS, fisher
 from stat_prune.errors import DataError, ModelError, TargetError
-from stat_prune.peers import PLANNERS, fisher
-from stat_prune.surgery import apply
+from stat_prune.families import find_blocks
+from stat_prune.surgery.cut import apply
 
 METHODS = ["fisher", "fisher-untuned", "kprune"]
 #: With a target that each can reach: KCM leaves the heads.

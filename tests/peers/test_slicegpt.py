@@ -10,6 +10,8 @@ from hand_pruned import IDS, build, output
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from slicegpt import slicegpt
+from slicing import sliced_copy
 from stat_prune import MACs, Parameters, Tolerance
 from stat_prune.errors import (
     NonFiniteActivationsError,
@@ -17,8 +19,6 @@ from stat_prune.errors import (
     TargetError,
     UnsupportedArchitectureError,
 )
-from stat_prune.peers.slicegpt import slicegpt
-from stat_prune.peers.slicing import sliced_copy
 
 LENGTHS = (12, 7, 12, 9) * 10
 ROWS = [

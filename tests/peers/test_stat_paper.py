@@ -7,7 +7,7 @@ import torch
 from scipy.linalg import qr
 from toys import head_block, neuron_block, random_statistics
 
-from stat_prune.peers.stat_paper import _counts, _pivots
+from stat_prune.baselines.stat_paper import _counts, _pivots
 
 
 def test_heads_are_the_pivots_of_tall_columns():

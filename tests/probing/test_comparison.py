@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.stats import mannwhitneyu
 
+from stat_prune.attention import HeadStatistics, compare_removed
 from stat_prune.errors import DataError
-from stat_prune.probing import HeadStatistics, compare_removed
 
 
 def statistics_of(entropies: list[list[float]]) -> HeadStatistics:

@@ -20,8 +20,8 @@ from transformers import (
 
 import stat_prune
 from stat_prune import Parameters
+from stat_prune.attention import TokenClasses, attention_maps, head_statistics
 from stat_prune.errors import DataError, ModelError, SettingsError
-from stat_prune.probing import TokenClasses, attention_maps, head_statistics
 
 THRESHOLD = 0.05
 WINDOW = 4

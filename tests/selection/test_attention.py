@@ -9,11 +9,11 @@ from toys import head_block, random_statistics
 
 import stat_prune
 from stat_prune import MACs, Parameters
+from stat_prune.attention import head_statistics
+from stat_prune.choosing.criteria import CRITERIA
 from stat_prune.errors import DataError, SettingsError
-from stat_prune.methods import ATTENTION_CRITERIA, METHODS
-from stat_prune.probing import head_statistics
-from stat_prune.selection import CRITERIA
-from stat_prune.statistics import BlockStatistics
+from stat_prune.measuring.statistics import BlockStatistics
+from stat_prune.settings.methods import ATTENTION_CRITERIA, METHODS
 
 TEXTS = [
     "the cat sat on the mat and the dog ran under the tree",

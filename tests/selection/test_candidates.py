@@ -10,9 +10,9 @@ import pytest
 import torch
 from toys import head_block, neuron_block, random_statistics
 
-from stat_prune.correction import fold
-from stat_prune.methods import CriterionName
-from stat_prune.selection import CRITERIA, candidates_for
+from stat_prune.choosing.correction import fold
+from stat_prune.choosing.criteria import CRITERIA, candidates_for
+from stat_prune.settings.methods import CriterionName
 
 
 def candidates_of(statistics, criterion: str, *, corrected: bool = True, remove: bool = False):

@@ -11,10 +11,11 @@ from tiny_models import tiny_bert
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 import stat_prune
-from stat_prune.budget.exploring import in_vain
-from stat_prune.report import REPORT_FILE, PruningReport
-from stat_prune.streaming import comparing
-from stat_prune.streaming.comparing import Compared
+from stat_prune.checkpoints.replacing import REPORT_FILE
+from stat_prune.choosing.budget.exploring import in_vain
+from stat_prune.pipeline.on_disk import comparing
+from stat_prune.pipeline.on_disk.comparing import Compared
+from stat_prune.reporting.report import PruningReport
 
 OPTIONS: dict[str, Any] = {"effort": "fast", "batch_size": 7, "progress": False}
 

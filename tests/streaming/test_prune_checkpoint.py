@@ -17,10 +17,11 @@ from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForSequenceClassification, PreTrainedModel
 
 import stat_prune
-from stat_prune.architectures import transformer_layers
-from stat_prune.report import PLAN_FILE, REPORT_FILE, PruningReport
-from stat_prune.streaming import comparing, walk
-from stat_prune.streaming.weights import Checkpoint
+from stat_prune.checkpoints.layer_weights import Checkpoint
+from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE
+from stat_prune.families import transformer_layers
+from stat_prune.pipeline.on_disk import comparing, walk
+from stat_prune.reporting.report import PruningReport
 
 WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then it was very".split()
 _random = random.Random(0)

@@ -16,13 +16,19 @@ import torch
 from tiny_models import tiny_llama
 
 import stat_prune
-from stat_prune import atomic
 from stat_prune.errors import SaveError, SettingsError
-from stat_prune.streaming import comparing, requirements, walk, workspace
+from stat_prune.machine import atomic
+from stat_prune.pipeline import workspace
+from stat_prune.pipeline.foreseeing import streaming_requirements as requirements
+from stat_prune.pipeline.on_disk import comparing, walk
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["stat_prune.streaming", "transformers.trainer", "transformers.models.llama.modeling_llama"]
+    [
+        "stat_prune.pipeline.on_disk",
+        "transformers.trainer",
+        "transformers.models.llama.modeling_llama",
+    ]
 )
 
 TARGET = stat_prune.MACs(0.6)

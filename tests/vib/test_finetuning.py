@@ -20,11 +20,11 @@ from vib_runs import classifier, finetune, masked_and_cut, output, sequences, sh
 
 import stat_prune
 from stat_prune import MACs, Parameters, Speedup, StatPruneError
-from stat_prune.architectures import find_blocks
-from stat_prune.budget.objectives import output_distance
-from stat_prune.budget.sensitivity import distance
 from stat_prune.errors import DataError, NonFiniteLossError, SettingsError, TargetError
-from stat_prune.streaming.lock import Lock
+from stat_prune.families import find_blocks
+from stat_prune.machine.lock import Lock
+from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.sensitivity import distance
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
 from stat_prune.vib.masks import make_masks
 
@@ -385,7 +385,9 @@ def test_a_loss_without_a_term_is_refused_before_any_work(build, fields, monkeyp
 
 
 def test_the_progress_bar_shows_the_loss_the_expected_cost_and_the_target(capsys, monkeypatch):
-    monkeypatch.setattr("stat_prune.run.tqdm", partial(tqdm, mininterval=0))  # shows every step
+    monkeypatch.setattr(
+        "stat_prune.pipeline.run.tqdm", partial(tqdm, mininterval=0)
+    )  # shows every step
     finetune(classifier(), MACs(0.6), mode=short(mask_steps=8), progress=True)
     shown = capsys.readouterr().err
     assert "train masks" in shown and "train pruned model" in shown

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from stat_prune.model.folded_consumer import FoldedConsumer
 from tiny_models import SIZES, tiny_bert, tiny_llama
 from transformers import (
     AutoModel,
@@ -23,11 +24,10 @@ from vib_runs import finetune, output, sequences, short
 
 import stat_prune
 from stat_prune import MACs, Parameters, StatPruneError
-from stat_prune.architectures import find_blocks
-from stat_prune.checkpoint import as_pruned_class
-from stat_prune.correction import FoldedConsumer
-from stat_prune.projections import projection
-from stat_prune.surgery import apply
+from stat_prune.checkpoints.checkpoint import as_pruned_class
+from stat_prune.families import find_blocks
+from stat_prune.model.projections import projection
+from stat_prune.surgery.cut import apply
 from stat_prune.vib import VIBConfig
 from stat_prune.vib.hidden import HiddenMask, hiding
 from stat_prune.vib.stream import cut_hidden, hidden_count, norms, other_parameters

@@ -11,13 +11,13 @@ from tiny_models import tiny_bert, tiny_llama
 from torch.distributions import Normal, kl_divergence
 
 from stat_prune import MACs, Parameters
-from stat_prune.architectures import find_blocks
-from stat_prune.budget.costs import cost_function, full_cost
+from stat_prune.choosing.budget.costs import cost_function, full_cost
 from stat_prune.errors import TargetError
+from stat_prune.families import find_blocks
 from stat_prune.vib import VIBConfig
-from stat_prune.vib.cost import Lagrangian, MaskCosts, warmed_up
+from stat_prune.vib.mask_cost import Lagrangian, MaskCosts, warmed_up
+from stat_prune.vib.mask_selection import kept_units, select
 from stat_prune.vib.masks import MASKS, VIBMask, make_masks, masking
-from stat_prune.vib.selection import kept_units, select
 
 IDENTITY = VIBConfig(initial_spread=0.0, initial_log_variance=-80.0, sublayers=True)
 

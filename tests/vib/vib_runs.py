@@ -11,15 +11,15 @@ import torch
 from tiny_models import tiny_bert
 from transformers import BertForSequenceClassification, PreTrainedModel
 
-from stat_prune.architectures import find_blocks
-from stat_prune.run import starting
-from stat_prune.settings import Settings
-from stat_prune.surgery import apply
+from stat_prune.families import find_blocks
+from stat_prune.pipeline.run import starting
+from stat_prune.settings.settings import Settings
+from stat_prune.surgery.cut import apply
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
-from stat_prune.vib.cost import Lagrangian
-from stat_prune.vib.folding import fold_masks
+from stat_prune.vib.mask_cost import Lagrangian
+from stat_prune.vib.mask_folding import fold_masks
+from stat_prune.vib.mask_selection import kept_units
 from stat_prune.vib.masks import make_masks, masking
-from stat_prune.vib.selection import kept_units
 
 #: Short, with noise that leaves traces at once.
 SHORT: dict[str, Any] = {"mask_steps": 6, "batch_size": 8, "initial_log_variance": -3.0}

@@ -1,0 +1,15 @@
+"""Looking inside: what attention heads attend to, before and after pruning."""
+
+from stat_prune.attention.attention_maps import attention_maps
+from stat_prune.attention.head_comparison import Comparison, compare_removed
+from stat_prune.attention.heads import HeadStatistics, head_statistics
+from stat_prune.attention.tokens import TokenClasses
+
+__all__ = [
+    "Comparison",
+    "HeadStatistics",
+    "TokenClasses",
+    "attention_maps",
+    "compare_removed",
+    "head_statistics",
+]

@@ -1,0 +1,150 @@
+"""FLAP ("Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024).
+
+An et al., arXiv:2312.11983, with the metric WIFV and the structure AL-AM, the paper's choice: one
+threshold on standardised scores over all layers, heads and neurons. What is removed is replaced by
+its mean, in a bias that the consumer is given if it has none.
+
+Departures. The paper has no shared keys: here a key/value head leaves with its query heads. Units
+are taken in the order of their scores as long as they fit, which is the paper's threshold up to
+the last few units, and one unit of each block stays. The authors' code squares the scores of
+attention channels before it standardises them, of which the paper says nothing: it is not done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stat_prune.baselines.ranking import budget_of
+from stat_prune.choosing.budget.costs import CostFunction, cost_function
+from stat_prune.choosing.plan import BlockPlan
+from stat_prune.errors import TargetError
+from stat_prune.linalg import Moments
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.measuring.statistics import complement, quadratic
+from stat_prune.model.blocks import Block
+from stat_prune.model.dispatched import loaded
+from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.pipeline.run import Run
+from stat_prune.settings.targets import Target, Tolerance
+
+
+@dataclass(frozen=True)
+class _Fluctuation:
+    """What FLAP knows of a block.
+
+    Attributes
+    ----------
+    block : Block
+    moments : Moments
+        Of the consumer's input.
+    weight : Tensor of shape (d, m), float64
+        The consumer's.
+    scores : Tensor of shape (g,), float64
+        Standardised score of each key/value head (with its query heads) or neuron.
+    """
+
+    block: Block
+    moments: Moments
+    weight: Tensor
+    scores: Tensor
+
+    @classmethod
+    def of(cls, block: Block, moments: Moments, weight: Tensor) -> _Fluctuation:
+        """Variance of each channel times the squared norm of the weights that read it."""
+        variance = moments.scatter.diagonal() / max(moments.count - 1, 1)
+        channels = variance * weight.square().sum(0)
+        deviation = channels.std()
+        standardised = (channels - channels.mean()) / torch.where(deviation > 0, deviation, 1.0)
+        return cls(block, moments, weight, standardised.reshape(block.num_groups, -1).mean(1).cpu())
+
+    def cost(self, count: int, cost: CostFunction) -> float:
+        """Cost of so many key/value heads or neurons; of a bias too, where one has to be added."""
+        block = self.block
+        if count < block.num_groups:
+            block = replace(block, consumer_bias=True)
+        return cost(block, count * block.units_per_group, count)
+
+    def plan(self, groups: Tensor) -> BlockPlan:
+        """Keep these key/value heads or neurons, and the mean of the others."""
+        block, moments = self.block, self.moments
+        members = torch.arange(block.units_per_group)
+        units = (groups[:, None] * block.units_per_group + members).reshape(-1)
+        kept = block.channels(units.to(self.weight.device))
+        dropped = complement(kept, block.num_channels)
+        scatter = moments.scatter[dropped][:, dropped]
+        gram = moments.gram
+        return BlockPlan(
+            folded=FoldedConsumer(
+                block=block,
+                units=units,
+                weight=self.weight[:, kept],
+                bias=self.weight[:, dropped] @ moments.mean[dropped] if len(dropped) else None,
+                output_error=_relative(
+                    quadratic(scatter, self.weight[:, dropped]), quadratic(gram, self.weight)
+                ),
+            ),
+            activation_error=_relative(float(scatter.trace()), float(gram.trace())),
+        )
+
+
+def plan(run: Run, target: Target) -> list[BlockPlan]:
+    """Choose by fluctuation, and compensate with biases.
+
+    Parameters
+    ----------
+    run : Run
+    target : MACs or Parameters
+
+    Raises
+    ------
+    TargetError
+        For a `Tolerance`, which FLAP does not have.
+    """
+    if isinstance(target, Tolerance):
+        raise TargetError(
+            f"method='flap' takes a fraction to keep, got {target!r}. Use method='stat' for "
+            "tolerances."
+        )
+    cost = cost_function(target, run.lengths(target))
+    with run.stage("collect"):
+        moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
+    with run.stage("score and compensate"):
+        measured = []
+        for block in run.blocks:
+            with loaded(run.model.base_model, block.consumer) as consumer:
+                weight = consumer.weight.detach().double()
+            measured.append(_Fluctuation.of(block, moments[block.name], weight))
+        kept = {one.block.name: torch.arange(one.block.num_groups) for one in measured}
+        for members, fraction in target.budgets([*run.blocks, *run.untouched]):
+            part = [one for one in measured if one.block in members]
+            whole = [block for block in run.untouched if block in members]
+            budget = budget_of([one.block for one in part], whole, fraction, cost)
+            for one, groups in zip(part, _search(part, cost, budget), strict=True):
+                kept[one.block.name] = groups
+        return [one.plan(kept[one.block.name]) for one in measured]
+
+
+def _search(part: Sequence[_Fluctuation], cost: CostFunction, budget: float) -> list[Tensor]:
+    """The highest scores over all blocks that fit into the budget; groups by block, ascending."""
+    kept = [[int(one.scores.argmax())] for one in part]
+    budget = budget * (1 + 1e-12) - sum(one.cost(1, cost) for one in part)
+    owners = torch.cat([torch.full((len(one.scores),), i) for i, one in enumerate(part)])
+    groups = torch.cat([torch.arange(len(one.scores)) for one in part])
+    order = torch.cat([one.scores for one in part]).argsort(descending=True, stable=True)
+    for owner, group in zip(owners[order].tolist(), groups[order].tolist(), strict=True):
+        if group == kept[owner][0]:
+            continue
+        count = len(kept[owner])
+        extra = part[owner].cost(count + 1, cost) - part[owner].cost(count, cost)
+        if extra <= budget:
+            kept[owner].append(group)
+            budget -= extra
+    return [torch.tensor(groups).sort().values for groups in kept]
+
+
+def _relative(lost: float, energy: float) -> float:
+    return (max(lost, 0.0) / max(energy, 1e-300)) ** 0.5

@@ -1,0 +1,205 @@
+"""The recipe of STAT's authors ("STAT: Shrinking Transformers After Training", 2024).
+
+Kept apart from the default method so that the paper can be reproduced. It differs in that nothing
+is centred, heads are chosen on tall columns without regard to the consumer, one threshold over all
+layers takes the place of probes, and the heads' activations are collected again once the
+feed-forward networks are pruned. On decoders all statistics come from Gaussian sketches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stat_prune.baselines.ranking import budget_of
+from stat_prune.choosing.budget.costs import CostFunction, cost_function, full_cost
+from stat_prune.choosing.correction import activation_error, fold
+from stat_prune.choosing.plan import BlockPlan
+from stat_prune.errors import TargetError
+from stat_prune.families import architecture_of
+from stat_prune.linalg import pivoted_cholesky
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.measuring.statistics import BlockStatistics, statistics_of
+from stat_prune.model.blocks import Block
+from stat_prune.model.dispatched import to_cut
+from stat_prune.pipeline.method_requirements import check_single_fraction
+from stat_prune.pipeline.run import Run
+from stat_prune.settings.targets import Target
+from stat_prune.surgery.cut import apply
+
+#: Rows of the Gaussian sketch of each decoder sequence (the paper's Llama-2 setting).
+SKETCH_ROWS = 100
+
+
+@dataclass(frozen=True)
+class _Pivots:
+    """Units (key/value groups with their heads) of a block in pivot order, with ``|diag R|``."""
+
+    block: Block
+    order: Tensor
+    diagonal: Tensor
+
+    def units(self, count: int) -> Tensor:
+        first = self.order[:count]
+        members = torch.arange(self.block.units_per_group)
+        return (first[:, None] * self.block.units_per_group + members).reshape(-1).sort().values
+
+    def cost(self, count: int, cost: CostFunction) -> float:
+        return cost(self.block, count * self.block.units_per_group, count)
+
+
+def plan(run: Run, target: Target) -> list[BlockPlan]:
+    """Choose and fold by the authors' recipe.
+
+    Parameters
+    ----------
+    run : Run
+    target : MACs or Parameters
+        One fraction for heads and neurons together.
+
+    Raises
+    ------
+    TargetError
+        For a `Tolerance` or a fraction by kind, which the recipe does not have.
+    """
+    check_single_fraction(target, "stat-paper")
+    cost = cost_function(target, run.lengths(target))
+    with run.stage("collect"):
+        dense = _statistics(run, run.model, run.blocks)
+    with run.stage("decompose"):
+        pivots = [_pivots(one, run.blocks) for one in run.tracked(dense)]
+    counts = _counts(pivots, run.untouched, cost, target.fractions()["all"])
+    plans = {
+        one.block.name: _block_plan(one, chosen.units(counts[one.block.name]))
+        for one, chosen in zip(dense, pivots, strict=True)
+        if one.block.kind == "neurons"
+    }
+    with to_cut(run.model) as halfway:
+        apply(halfway, [neurons.folded for neurons in plans.values()])
+    heads = [block for block in run.blocks if block.kind == "heads"]
+    with run.stage("collect heads again"):
+        recollected = _statistics(run, halfway, heads)
+    for one in recollected:
+        chosen = _pivots(one, run.blocks)
+        plans[one.block.name] = _block_plan(one, chosen.units(counts[one.block.name]))
+    return [plans[block.name] for block in run.blocks]
+
+
+def _statistics(run: Run, model: PreTrainedModel, blocks: Sequence[Block]) -> list[BlockStatistics]:
+    causal = architecture_of(model).causal
+    transform = _gaussian_sketch(run.settings.seed) if causal else None
+    moments = collect_moments(
+        model, blocks, run.tracked(run.calibration.batches), transform=transform
+    )
+    return statistics_of(model.base_model, blocks, moments, absorb_mean=False)
+
+
+def _pivots(statistics: BlockStatistics, blocks: Sequence[Block]) -> _Pivots:
+    """Column-pivoted QR by the Gram matrix, with the layer's scale on ``|diag R|``.
+
+    Neurons are columns scaled by the norm of what reads them; heads are tall columns of
+    tokens times head size, whose Gram matrix sums over the positions within a head.
+    """
+    block, gram = statistics.block, statistics.gram
+    num_layers = 1 + max(one.layer for one in blocks)
+    scale = (num_layers - block.layer) ** 0.5 + 1  # sqrt(L - l + 1) + 1 with l from 1
+    if block.kind == "neurons":
+        norms = statistics.weight.norm(dim=0)
+        factored = pivoted_cholesky(norms[:, None] * gram * norms)
+    else:
+        size = block.num_channels // block.num_groups
+        tall = gram.reshape(block.num_groups, size, block.num_groups, size)
+        factored = pivoted_cholesky(tall.diagonal(dim1=1, dim2=3).sum(-1))
+    diagonal = torch.zeros(block.num_groups, dtype=torch.float64)
+    pivots = factored.order[: factored.rank]
+    diagonal[: factored.rank] = factored.factor[pivots].diagonal().abs().cpu()
+    return _Pivots(block, factored.order.cpu(), scale * diagonal)
+
+
+def _gaussian_sketch(seed: int) -> Callable[[Tensor], Tensor]:
+    """A fresh Gaussian projection to `SKETCH_ROWS` rows for each sequence and block."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def sketch(rows: Tensor) -> Tensor:
+        gaussian = torch.randn(SKETCH_ROWS, len(rows), generator=generator, dtype=torch.float64)
+        return (gaussian.to(rows.device) @ rows.double()) / SKETCH_ROWS**0.5
+
+    return sketch
+
+
+def _block_plan(statistics: BlockStatistics, units: Tensor) -> BlockPlan:
+    folded = fold(statistics, units)
+    return BlockPlan(folded=folded, activation_error=activation_error(statistics, units))
+
+
+class _Ladder:
+    """The removable units of some blocks under one threshold: the largest ``|diag R|`` first.
+
+    One unit of each block always stays.
+    """
+
+    def __init__(self, pivots: Sequence[_Pivots], cost: CostFunction) -> None:
+        self.pivots = pivots
+        values = [one.diagonal[1:] for one in pivots]
+        owners = [torch.full((len(v),), i) for i, v in enumerate(values)]
+        # All blocks of a kind may be ignored.
+        values, owners = [torch.zeros(0), *values], [torch.zeros(0, dtype=torch.int64), *owners]
+        steps = [one.cost(2, cost) - one.cost(1, cost) for one in pivots]
+        self.values, by_value = torch.cat(values).sort(descending=True, stable=True)
+        self.owners = torch.cat(owners)[by_value]
+        least = sum(one.cost(1, cost) for one in pivots)
+        added = torch.tensor(steps, dtype=torch.float64)[self.owners].cumsum(0)
+        self.costs = least + torch.cat([added.new_zeros(1), added])
+
+    def cutoff(self, kept: int) -> float:
+        """The value of the first unit that is cut."""
+        return float(self.values[kept]) if kept < len(self.values) else 0.0
+
+    def counts(self, kept: int) -> dict[str, int]:
+        counts = 1 + torch.bincount(self.owners[:kept], minlength=len(self.pivots))
+        names = [one.block.name for one in self.pivots]
+        return dict(zip(names, counts.tolist(), strict=True))
+
+
+def _counts(
+    pivots: Sequence[_Pivots], untouched: Sequence[Block], cost: CostFunction, fraction: float
+) -> dict[str, int]:
+    """Units to keep in each block, under one threshold for heads and one for neurons.
+
+    The number of heads is the one at which the first head cut has about twice the scaled residual
+    of the first neuron cut, given that neurons fill the rest of the budget.
+
+    Raises
+    ------
+    TargetError
+        Where one key/value head with all that share it, and one neuron, cost more in every layer.
+    """
+    budget = budget_of([one.block for one in pivots], untouched, fraction, cost)
+    heads, neurons = (
+        _Ladder([one for one in pivots if one.block.kind == kind], cost)
+        for kind in ("heads", "neurons")
+    )
+    least = float(heads.costs[0] + neurons.costs[0])
+    if least > budget * (1 + 1e-12):
+        total = sum(
+            full_cost(block, cost) for block in [*(one.block for one in pivots), *untouched]
+        )
+        raise TargetError(
+            f"A kept fraction of {fraction:g} is below the least that 'stat-paper' can reach, "
+            f"{(total * fraction - budget + least) / total:.4g} of the whole: it removes key/value "
+            "heads with all queries that share them. Ask for more, or use method='stat'."
+        )
+    best, least_imbalance = (0, 0), float("inf")
+    for kept_heads, spent in enumerate(heads.costs.tolist()):
+        left = (budget - spent) * (1 + 1e-12)
+        kept_neurons = int(torch.searchsorted(neurons.costs, left, right=True)) - 1
+        if kept_neurons < 0:
+            break
+        imbalance = abs(heads.cutoff(kept_heads) - 2 * neurons.cutoff(kept_neurons))
+        if imbalance <= least_imbalance:
+            best, least_imbalance = (kept_heads, kept_neurons), imbalance
+    return {**heads.counts(best[0]), **neurons.counts(best[1])}

@@ -1,0 +1,47 @@
+"""The README of a saved folder."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from stat_prune.checkpoints.beside import Encoder
+from stat_prune.model import modeling_stat_prune
+
+
+def model_card(model: PreTrainedModel, name: str, encoder: Encoder | None) -> str:
+    """How the model is loaded, and what with.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    name : str
+        Of the folder.
+    encoder : Encoder or None
+        What the folder is to sentence-transformers.
+    """
+    pruned = bool(getattr(model.config, "stat_prune", None))
+    loader = modeling_stat_prune.auto_class_of(type(model).__name__, type(model.config))
+    flag = ", trust_remote_code=True" if pruned else ""
+    why = (
+        "\nThe layers differ in size, which transformers cannot read from a config: the flag lets\n"
+        "it run `modeling_stat_prune.py` in this folder, which gives them their recorded sizes.\n"
+    )
+    whole = "" if encoder is None else f'\n`{encoder.kind}("{name}"{flag})` is the whole of it.\n'
+    return f"""---
+library_name: {"transformers" if encoder is None else "sentence-transformers"}
+tags: [stat-prune, pruned]
+---
+
+# {name}
+
+A {type(model).__name__} with {model.num_parameters():,} parameters, pruned with stat-prune.
+
+```python
+from transformers import {loader}
+
+model = {loader}.from_pretrained("{name}"{flag})
+```
+{why if pruned else ""}{whole}
+With stat-prune installed, `stat_prune.load("{name}")` gives the same model and runs no code from
+this folder.
+"""

@@ -1,0 +1,44 @@
+"""What a candidate costs: multiply-accumulates or parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stat_prune.choosing.criteria import Candidates
+from stat_prune.model.blocks import Block, SeqLength
+from stat_prune.settings.targets import MACs, Parameters, Target
+
+#: Cost of a block with so many units and key/value heads.
+CostFunction = Callable[[Block, int, int], float]
+
+
+def cost_function(target: Target, seq_length: SeqLength) -> CostFunction:
+    """The cost that a target limits.
+
+    Parameters
+    ----------
+    target : MACs or Parameters
+    seq_length : float or mapping of str to float
+        Tokens a sequence, for MACs; by mask where a model reads several.
+    """
+    if isinstance(target, MACs):
+        return lambda block, units, groups: block.macs(units, groups, seq_length)
+    if isinstance(target, Parameters):
+        return lambda block, units, groups: block.parameters(units, groups)
+    raise TypeError(f"{type(target).__name__} does not limit a cost.")
+
+
+def candidate_costs(candidates: Candidates, cost: CostFunction) -> Tensor:
+    """Cost of each candidate; float64 of shape (c,)."""
+    pairs = zip(candidates.num_units.tolist(), candidates.num_groups.tolist(), strict=True)
+    return torch.tensor(
+        [cost(candidates.block, units, groups) for units, groups in pairs], dtype=torch.float64
+    )
+
+
+def full_cost(block: Block, cost: CostFunction) -> float:
+    """Cost of a block as it is."""
+    return cost(block, block.num_units, block.num_groups)

@@ -1,0 +1,40 @@
+"""From the units that a published method keeps, and its weight, to a plan with its errors."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stat_prune.choosing.correction import activation_error
+from stat_prune.choosing.plan import BlockPlan
+from stat_prune.measuring.statistics import BlockStatistics, quadratic
+from stat_prune.model.folded_consumer import FoldedConsumer
+
+
+def planned(statistics: BlockStatistics, units: Tensor, weight: Tensor | None = None) -> BlockPlan:
+    """A plan whose errors are those on the dense model's activations.
+
+    Parameters
+    ----------
+    statistics : BlockStatistics
+        Of the dense model, not centred.
+    units : Tensor of shape (u,), int64
+        Ascending.
+    weight : Tensor of shape (d, k), float64, optional
+        Of the consumer; default: the columns that are kept, as they are.
+    """
+    block, dense = statistics.block, statistics.weight
+    kept = block.channels(units.to(dense.device))
+    weight = dense[:, kept] if weight is None else weight
+    lost = dense.clone()
+    lost[:, kept] -= weight
+    error = quadratic(statistics.gram, lost) / max(statistics.output_energy, 1e-300)
+    return BlockPlan(
+        folded=FoldedConsumer(
+            block=block,
+            units=units,
+            weight=weight,
+            bias=None,
+            output_error=max(error, 0.0) ** 0.5,
+        ),
+        activation_error=activation_error(statistics, units),
+    )

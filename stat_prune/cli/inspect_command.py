@@ -1,0 +1,56 @@
+"""``stat-prune inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE
+from stat_prune.cli.common_options import Json, print_json
+from stat_prune.errors import LoadError
+from stat_prune.reporting.report import PruningReport
+
+
+def inspect(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder that `stat-prune prune` wrote.")
+    ],
+    json_output: Json = False,
+) -> None:
+    """Show what was removed where, what it cost, and how the run can be repeated.
+
+    \b
+      stat-prune inspect out
+      stat-prune inspect out --json | jq .report.after
+    """
+    report, plan = _read_record(folder)
+    if json_output:
+        print_json({"report": report.to_dict(), "plan": plan})
+        return
+    Console().print(report.table())
+    for row in report.blocks:
+        if row.kind == "heads" and row.kept < row.total and row.name in plan:
+            removed = sorted(set(range(row.total)) - set(plan[row.name]))
+            typer.echo(f"{row.name} without {', '.join(map(str, removed))}")
+    for name, value in (report.settings | report.versions).items():
+        typer.echo(f"{name}: {value}")
+
+
+def _read_record(folder: Path) -> tuple[PruningReport, dict[str, list[int]]]:
+    try:
+        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        plan = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        found = PruningReport.from_dict(report)
+        kept = {name: [int(unit) for unit in units] for name, units in plan.items()}
+        return found, kept
+    except OSError as error:
+        raise LoadError(
+            f"{folder} holds no record of pruning ({error.strerror}: {error.filename}). "
+            "Pass a folder that stat-prune wrote."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"The record of pruning in {folder} is damaged: {error!r}.") from error

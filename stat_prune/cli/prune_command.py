@@ -1,0 +1,300 @@
+"""``stat-prune prune``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from stat_prune.cli.common_options import (
+    AutoClass,
+    BatchSize,
+    Budget,
+    Device,
+    Effort,
+    Ignore,
+    Json,
+    KeptMACs,
+    KeptParameters,
+    MaxSeqLength,
+    Objective,
+    Seed,
+    Tokenizer,
+    block_patterns,
+    file_of,
+    one_of,
+    print_json,
+)
+from stat_prune.cli.interrupts import resumable
+from stat_prune.settings.methods import METHODS, PEERS
+
+if TYPE_CHECKING:
+    from stat_prune.reporting.result import Reported
+    from stat_prune.settings.targets import Target
+
+
+def prune(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, or a name on the Hugging Face Hub.")
+    ],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            "-d",
+            help="Unlabelled examples: a .txt file (one a line), .jsonl, .csv, .tsv, .parquet or "
+            ".arrow; a dataset folder; or a name on the Hub, with its configuration after a slash "
+            "(glue/sst2).",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned model.")],
+    tokenizer: Tokenizer = None,
+    auto_class: AutoClass = None,
+    macs: KeptMACs = None,
+    parameters: KeptParameters = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Keep what this relative error of each block's activations needs."),
+    ] = None,
+    speedup: Annotated[
+        float | None,
+        typer.Option(help="Make the forward pass this many times as fast here, e.g. 2."),
+    ] = None,
+    seq_length: Annotated[
+        float | None,
+        typer.Option(
+            help="Tokens a sequence for --macs and --speedup. Default: the calibration mean."
+        ),
+    ] = None,
+    latency_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences at once that --speedup is timed on. Default: 1."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            callback=one_of(*METHODS, *PEERS),
+            help=f"One of {', '.join([*METHODS, *PEERS])}.",
+        ),
+    ] = "stat",
+    num_calibration_samples: Annotated[
+        int, typer.Option(min=1, help="Examples drawn from the dataset.")
+    ] = 512,
+    max_seq_length: MaxSeqLength = None,
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+    mask_fraction: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Tokens masked in the examples of a masked language model; 0 leaves them.",
+        ),
+    ] = 0.15,
+    device: Device = None,
+    ignore: Ignore = None,
+    round_to: Annotated[
+        int, typer.Option(min=1, help="Numbers of neurons are multiples of this.")
+    ] = 1,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="The same sizes in every layer.")
+    ] = False,
+    remove_blocks: Annotated[
+        bool,
+        typer.Option(
+            "--remove-blocks",
+            help="All heads of a layer, or all neurons, may leave: for extreme targets.",
+        ),
+    ] = False,
+    effort: Effort = None,
+    budget: Budget = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2,
+            help="2: solve the correction again on the pruned network. Default: 1.",
+        ),
+    ] = None,
+    objective: Objective = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            callback=one_of("auto", "float64", "float32"),
+            help="Of products in the statistics; float32 is quicker and a little coarser, auto is "
+            "float32 where that is no loss.",
+        ),
+    ] = "auto",
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace the saved model in --output; a folder with anything else is refused.",
+        ),
+    ] = False,
+    layer_at_a_time: Annotated[
+        bool,
+        typer.Option(
+            "--layer-at-a-time",
+            help="For models larger than memory: weights are read layer by layer, and pruned "
+            "layers written.",
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with a run that was broken off, with Ctrl-C too: of --layer-at-a-time, or "
+            "one that was begun with --resume itself and so kept what it had finished.",
+        ),
+    ] = False,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(help="For finished work. Default: --output with .working."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            callback=file_of(".png", ".svg", ".pdf"),
+            help="Draw what was kept into this file, e.g. plan.png.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            callback=file_of(".html"),
+            help="Write a web page with tables and figures, e.g. report.html.",
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Prune MODEL and save the result.
+
+    Give one of --macs, --parameters, --tolerance, which say what is kept, or --speedup.
+
+    \b
+    A classifier from the Hub, calibrated on its task:
+      stat-prune prune textattack/bert-base-uncased-SST-2 --dataset glue/sst2 --macs 0.6 -o out
+    \b
+    A language model in a folder, on your own texts, feed-forward layers only:
+      stat-prune prune ./llama --dataset texts.jsonl --parameters 0.8 --ignore heads -o out
+    \b
+    Sizes that hardware and other runtimes like:
+      stat-prune prune ./bert --dataset texts.txt --macs 0.5 --uniform --round-to 64 -o out
+    \b
+    Twice as fast on this machine, on batches of 16 x 128 tokens:
+      stat-prune prune ./bert -d texts.txt --speedup 2 --latency-batch 16 --seq-length 128 -o out
+    \b
+    Larger than memory, one layer at a time; after an interruption, the same with --resume:
+      stat-prune prune ./llama-70b -d texts.jsonl --parameters 0.8 --layer-at-a-time -o out
+    \b
+    On four GPUs, or four processes, that share out the examples:
+      torchrun --nproc-per-node 4 -m stat_prune prune ./llama -d texts.jsonl --parameters 0.8 -o out
+    """
+    target = _target(macs, parameters, tolerance, speedup, seq_length, latency_batch)
+
+    from stat_prune import pruning
+    from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
+    from stat_prune.machine import distributed
+    from stat_prune.pipeline import on_disk as streaming
+    from stat_prune.settings.arguments import usable_device
+
+    usable_device(device)  # before the model is read
+    if plot is not None or report is not None:
+        import_module("stat_prune.reporting.plotting")  # says so now where matplotlib is missing
+
+    settings: dict[str, Any] = {
+        "target": target,
+        "method": method,
+        "num_calibration_samples": num_calibration_samples,
+        "max_seq_length": max_seq_length,
+        "batch_size": batch_size,
+        "seed": seed,
+        "mask_fraction": mask_fraction,
+        "ignore": block_patterns(ignore),
+        "round_to": round_to,
+        "uniform": uniform,
+        "remove_blocks": remove_blocks,
+        "budget": budget,
+        "passes": passes,
+        "objective": objective,
+        "precision": precision,
+        # Layer by layer there is another default.
+        **({} if effort is None else {"effort": effort}),
+    }
+    working = work_dir or Path(f"{output}.working")
+    result: Reported
+    with resumable(working, "Nothing was saved; begun with --resume, it keeps what is finished."):
+        if layer_at_a_time:
+            result = streaming.prune_checkpoint(
+                model,
+                dataset,
+                output_dir=output,
+                tokenizer=tokenizer,
+                auto_class=auto_class,
+                resume=resume,
+                work_dir=working,
+                overwrite=overwrite,
+                device=device,
+                **settings,
+            )
+        else:
+            with distributed.launched() as shared_device:
+                result = pruning.prune(
+                    load_pretrained(model, auto_class),
+                    dataset,
+                    tokenizer=tokenizer or load_tokenizer(model),
+                    device=device or shared_device,
+                    output_dir=output,
+                    overwrite=overwrite,
+                    work_dir=working if resume else work_dir,
+                    inplace=True,
+                    **settings,
+                )
+                if distributed.rank() > 0:
+                    return
+    if plot is not None:
+        result.plot().savefig(plot, dpi=150)
+    if report is not None:
+        result.save_report(report)
+    if json_output:
+        print_json({**result.report.to_dict(), "output": str(output)})
+    else:
+        Console().print(result.report.table())
+        typer.echo(f"Saved to {output}. In Python: stat_prune.load({str(output)!r})")
+
+
+def _target(
+    macs: float | None,
+    parameters: float | None,
+    tolerance: float | None,
+    speedup: float | None,
+    seq_length: float | None,
+    latency_batch: int | None,
+) -> Target:
+    if sum(value is not None for value in (macs, parameters, tolerance, speedup)) != 1:
+        raise typer.BadParameter(
+            "give exactly one of --macs, --parameters, --tolerance, --speedup, e.g. --macs 0.6"
+        )
+    if seq_length is not None and macs is None and speedup is None:
+        raise typer.BadParameter(
+            "only --macs and --speedup depend on a length", param_hint="--seq-length"
+        )
+    if latency_batch is not None and speedup is None:
+        raise typer.BadParameter("only --speedup is timed", param_hint="--latency-batch")
+
+    from stat_prune.settings.targets import MACs, Parameters, Speedup, Tolerance
+
+    if macs is not None:
+        return MACs(macs, seq_length=seq_length)
+    if speedup is not None:
+        whole = int(seq_length) if seq_length is not None and seq_length.is_integer() else None
+        if seq_length is not None and whole is None:
+            raise typer.BadParameter("--speedup needs a whole number", param_hint="--seq-length")
+        return Speedup(speedup, batch_size=latency_batch or 1, seq_length=whole)
+    return Parameters(parameters) if parameters is not None else Tolerance(tolerance or 0.0)

@@ -1,0 +1,14 @@
+"""Gemma 2 and the text model of Gemma 3: Llama's layer, with norms behind the sublayers too.
+
+The residual stream gets the output of such a norm, not the consumer's own.
+"""
+
+from dataclasses import replace
+
+from stat_prune.families.decoders.llama import LLAMA
+
+GEMMA = (
+    replace(LLAMA, model_types=("gemma2", "gemma3_text"))
+    .with_attention(stream_after=None, adds_to_stream=False)
+    .with_feed_forward(adds_to_stream=False)
+)

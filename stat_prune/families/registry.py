@@ -1,0 +1,169 @@
+"""The registry of model families, and what it says of a model."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from stat_prune.errors import InferredArchitectureWarning, ModelError, UnsupportedArchitectureError
+from stat_prune.families.architecture import Architecture
+
+_REGISTRY: dict[str, Architecture] = {}
+
+#: What was inferred of models of other families, by what of a model it depends on (`_code_of`).
+_INFERRED: dict[Any, Architecture] = {}
+
+#: Entries of a config that say nothing of the code, or differ between a model and pruned copies.
+_NOT_OF_ITS_CODE = (
+    "stat_prune",
+    "per_layer_config",
+    "allow_global_per_layer_attribute_access",
+    "auto_map",
+    "architectures",
+    "dtype",
+    "transformers_version",
+)
+
+#: What is being tried, likewise; it goes before all else.
+_TRIED: dict[Any, Architecture] = {}
+
+
+def register_architecture(architecture: Architecture) -> None:
+    """Make a family known to `prune`, under each of its model types.
+
+    A family that was known under one of them is replaced.
+
+    Parameters
+    ----------
+    architecture : Architecture
+    """
+    for model_type in architecture.model_types:
+        _REGISTRY[model_type] = architecture
+
+
+def supported_model_types() -> list[str]:
+    """Values of ``config.model_type`` that can be pruned, sorted."""
+    return sorted(_REGISTRY)
+
+
+def architecture_of(model: PreTrainedModel) -> Architecture:
+    """The description of a model's family, as it is for this model.
+
+    That of a family which is not registered is inferred, with one `InferredArchitectureWarning`.
+
+    Raises
+    ------
+    UnsupportedArchitectureError
+        If ``model.config.model_type`` is not registered and the blocks could not be inferred.
+    """
+    if _TRIED and (tried := _TRIED.get(_code_of(model))) is not None:
+        return tried
+    config = getattr(model, "config", None)
+    architecture = _REGISTRY.get(getattr(config, "model_type", ""))
+    if architecture is None:
+        return _inferred(model)
+    return architecture.variant(architecture, config) if architecture.variant else architecture
+
+
+def _inferred(model: PreTrainedModel) -> Architecture:
+    key = _code_of(model)
+    if key not in _INFERRED:
+        # Inferring prunes copies of the model, which needs all that is above this module.
+        from stat_prune.inferring import infer_architecture
+
+        try:
+            architecture = infer_architecture(model)
+        except UnsupportedArchitectureError as error:
+            raise UnsupportedArchitectureError(
+                f"{error} Registered model types: {', '.join(supported_model_types())}."
+            ) from error
+        _warn_of_inferred(model, architecture)
+        _INFERRED[key] = architecture
+    return _INFERRED[key]
+
+
+def _warn_of_inferred(model: PreTrainedModel, architecture: Architecture) -> None:
+    """Say what was found, and what stays."""
+    stacks = (architecture, *architecture.other_stacks)
+    found, reasons = [], []
+    for stack in stacks:
+        for attention in stack.attentions:
+            if attention.fixed:
+                reasons.append(attention.fixed)
+            else:
+                found.append(f"the heads read by {stack.layers}.*.{attention.output}")
+        found += [f"the neurons read by {stack.layers}.*.{f.output}" for f in stack.feed_forwards]
+    warnings.warn(
+        f"The blocks of {type(model).__name__} (model_type {model.config.model_type!r}, which is "
+        f"not registered) were inferred and proven on a copy: {', '.join(found)}. "
+        f"{' '.join(reasons)}{' ' if reasons else ''}"
+        "stat_prune.register_architecture(...) describes the family for good.",
+        InferredArchitectureWarning,
+        stacklevel=2,
+    )
+
+
+@contextmanager
+def describing(model: PreTrainedModel, architecture: Architecture) -> Iterator[None]:
+    """Inside, this description is in force for a model and its copies, registered or not."""
+    key = _code_of(model)
+    _TRIED[key] = architecture
+    try:
+        yield
+    finally:
+        del _TRIED[key]
+
+
+def _code_of(model: PreTrainedModel) -> tuple[type[nn.Module], str]:
+    """What decides which code a model runs, and on which sizes: its class and its config.
+
+    Copies and pruned copies have it in common, as sizes that differ from the config's are in a
+    record apart.
+    """
+    config = model.config.to_dict()
+    for name in _NOT_OF_ITS_CODE:
+        config.pop(name, None)
+    base: Any = type(model.base_model)
+    if base.__module__.rpartition(".")[2] == "modeling_stat_prune":
+        base = base.__mro__[1]
+    return base, json.dumps(config, sort_keys=True, default=str)
+
+
+def stacks_of(model: PreTrainedModel) -> list[tuple[Architecture, nn.ModuleList]]:
+    """The stacks of layers that a model has, with their descriptions, in the order they run.
+
+    Raises
+    ------
+    UnsupportedArchitectureError
+        If the family is unknown.
+    ModelError
+        If the model has none of the stacks that its family is described with.
+    """
+    architecture, base = architecture_of(model), model.base_model
+    stacks = []
+    for stack in (architecture, *architecture.other_stacks):
+        try:
+            layers = base.get_submodule(stack.layers)
+        except AttributeError:
+            continue
+        assert isinstance(layers, nn.ModuleList)
+        stacks.append((stack, layers))
+    if not stacks:
+        raise ModelError(
+            f"{type(model).__name__} has no layers at {architecture.layers!r} below its base model "
+            f"{type(base).__name__}, where its family has them. Pass the whole model, or upgrade "
+            f"transformers if this family has changed ({transformers.__version__} is installed)."
+        )
+    return stacks
+
+
+def transformer_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """A model's layers, in the order in which they run."""
+    return [layer for _, layers in stacks_of(model) for layer in layers]

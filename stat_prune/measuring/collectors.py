@@ -1,0 +1,241 @@
+"""Forward pre-hooks on the consumers: activations stream into statistics and are forgotten."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.data.batching import token_mask
+from stat_prune.errors import ModelError, NonFiniteActivationsError
+from stat_prune.linalg import Moments, NonFiniteError
+from stat_prune.machine.half_products import fast_half_products
+from stat_prune.model.blocks import Block
+from stat_prune.model.dispatched import device_of, in_memory, input_device
+from stat_prune.model.experts import routed_rows
+from stat_prune.model.projections import projection
+
+Batch = Mapping[str, Tensor]
+
+
+def model_inputs(module: nn.Module, batch: Batch, device: torch.device) -> dict[str, Any]:
+    """The entries of `batch` that the module's ``forward`` names, on `device`, without a cache.
+
+    Labels stay behind: with them a head would compute a loss, for which the data may not be fit.
+    """
+    names = inspect.signature(module.forward).parameters
+    dtype = next(module.parameters()).dtype
+    inputs: dict[str, Any] = {
+        name: value.to(device, dtype if value.is_floating_point() else None)
+        for name, value in batch.items()
+        if name in names and name != "labels"
+    }
+    if "use_cache" in names:
+        inputs["use_cache"] = False
+    return inputs
+
+
+@contextmanager
+def evaluating(model: nn.Module, *, timed: bool = False) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; every module's own mode again outside.
+
+    Products of half precision are as fast as they can be here, but where the model is `timed`.
+    """
+    modes = {name: module.training for name, module in model.named_modules()}
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    model.eval()
+    try:
+        with torch.no_grad(), nullcontext() if timed else fast_half_products(dtypes):
+            yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes.get(name, module.training)
+
+
+@contextmanager
+def answering(answers: Mapping[nn.Module, Callable[[], Any]]) -> Iterator[None]:
+    """These modules answer with what is known instead of computing."""
+    own = {module: module.__dict__.get("forward") for module in answers}
+    for module, answer in answers.items():
+        module.forward = lambda *_args, _answer=answer, **_kwargs: _answer()
+    try:
+        yield
+    finally:
+        for module, forward in own.items():
+            del module.forward
+            if forward is not None:  # an attribute that hides the method: hooks of accelerate
+                module.forward = forward
+
+
+def collect_moments(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    batches: Iterable[Batch],
+    *,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    precision: str = "float64",
+) -> dict[str, Moments]:
+    """Stream the consumers' inputs into moments, in one pass; padding is left out.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    blocks : sequence of Block
+    batches : iterable of mappings of str to Tensor
+        Model inputs, with masks where there is padding.
+    transform : callable, optional
+        Applied to the rows of each sequence, of shape (n, m), before they are counted (a sketch).
+    precision : {"float64", "float32"}
+        Of the products, as for `Moments`.
+
+    Returns
+    -------
+    dict of str to Moments
+        By block name. Memory: one float64 m x m matrix a block, whatever the number of tokens.
+
+    Raises
+    ------
+    NonFiniteActivationsError
+        At the first NaN or Inf; the message names the block and the batch.
+    ModelError
+        If the forward pass calls some consumer never.
+    """
+    base = model.base_model
+    device = input_device(base)
+    collector = MomentsCollector(
+        base, blocks, transform=transform, precision=precision, device=device
+    )
+    with evaluating(model), collector:
+        for batch in batches:
+            collector.expect(batch)
+            base(**model_inputs(base, batch, device))
+    return collector.moments
+
+
+class MomentsCollector:
+    """While entered, hooks count what the consumers of some blocks read.
+
+    Parameters
+    ----------
+    base_model : nn.Module
+    blocks : sequence of Block
+    transform, precision
+        As for `collect_moments`.
+    device : torch.device
+        Of the activations, but of modules with hooks that say theirs.
+
+    Attributes
+    ----------
+    moments : dict of str to Moments
+        By block name.
+    """
+
+    def __init__(
+        self,
+        base_model: nn.Module,
+        blocks: Sequence[Block],
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        precision: str = "float64",
+        device: torch.device,
+    ) -> None:
+        self._base, self._blocks, self._device = base_model, blocks, device
+        self._transform = transform
+        self._readers: dict[nn.Module, list[Block]] = {}
+        self.moments: dict[str, Moments] = {}
+        for block in blocks:
+            module = projection(base_model, block.consumer).module
+            self._readers.setdefault(module, []).append(block)
+            self.moments[block.name] = Moments(
+                block.num_channels, precision=precision, device=device_of(module) or device
+            )
+        self._masks: dict[str, Tensor | None] = {}
+        self._batch: Batch = {}
+        self._position = -1
+        self._read: set[str] = set()
+
+    def expect(self, batch: Batch) -> None:
+        """Name the batch that the model runs on next."""
+        self._position += 1
+        self._batch = batch
+        names = {block.mask for block in self._blocks}
+        self._masks = {name: _mask_if_padded(batch, name, self._device) for name in names}
+
+    def __enter__(self) -> MomentsCollector:
+        self._handles = [
+            module.register_forward_pre_hook(partial(self._hook, blocks))
+            for module, blocks in self._readers.items()
+        ]
+        return self
+
+    def __exit__(self, error: object, *_details: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        unread = [one.consumer for one in self._blocks if one.name not in self._read]
+        if error is None and self._position >= 0 and unread:
+            raise ModelError(
+                f"The forward pass never calls {unread[0]} ({len(unread)} such layers), so that "
+                "what it reads is not known: attention or a feed-forward network of your own may "
+                "use its weight directly. Let it call the layer, or leave it alone with "
+                "ignore=[...]."
+            )
+        if error is None:
+            for block in self._blocks:
+                with self._naming(block):
+                    _ = self.moments[block.name].mean  # the rows that are still pending overflow
+
+    def _hook(self, blocks: Sequence[Block], module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        # Only what experts read is not known without their weights.
+        with in_memory(module) if blocks[0].expert_of else nullcontext():
+            for block in blocks:
+                self._see(block, args)
+
+    def _see(self, block: Block, args: tuple[Tensor, ...]) -> None:
+        self._read.add(block.name)
+        mask = self._masks[block.mask]
+        if mask is not None:
+            mask = mask.to(args[0].device)
+        if block.expert_of:
+            self._count(block, routed_rows(self._base, block, args, mask))
+        elif self._transform is None:
+            self._count(block, _token_rows(args[0], mask))
+        else:
+            kept = token_mask(self._batch, block.mask).to(args[0].device)
+            for sequence, tokens in zip(by_token(args[0], kept), kept, strict=True):
+                self._count(block, self._transform(sequence[tokens]))
+
+    def _count(self, block: Block, rows: Tensor) -> None:
+        with self._naming(block):
+            self.moments[block.name].update(rows)
+
+    @contextmanager
+    def _naming(self, block: Block) -> Iterator[None]:
+        """What is not finite is of this block, and comes from this batch or one before."""
+        try:
+            yield
+        except NonFiniteError as error:
+            raise NonFiniteActivationsError(
+                f"{block.name}: the input of {block.consumer} in batch {self._position}: {error} "
+                "Run the model in float32 or bfloat16, or remove the example."
+            ) from error
+
+
+def _mask_if_padded(batch: Batch, name: str, device: torch.device) -> Tensor | None:
+    mask = token_mask(batch, name).to(device)
+    return None if bool(mask.all()) else mask
+
+
+def by_token(activations: Tensor, mask: Tensor) -> Tensor:
+    """By sequence and token, of shape (batch, sequence, m); some layers join the two."""
+    return activations.reshape(*mask.shape, activations.shape[-1])
+
+
+def _token_rows(activations: Tensor, mask: Tensor | None) -> Tensor:
+    rows = activations.reshape(-1, activations.shape[-1])
+    return rows if mask is None else rows[mask.reshape(-1)]

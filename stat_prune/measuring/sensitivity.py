@@ -1,0 +1,157 @@
+"""What each block's pruning does to the model's output, measured without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.data.batching import num_sequences
+from stat_prune.families import transformer_layers
+from stat_prune.measuring.objectives import distances, judged, output_distance
+from stat_prune.model.dispatched import input_device, loaded
+from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.projections import projection
+from stat_prune.model.running import Batch, Objective, answering, evaluating, model_inputs
+
+
+def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Objective) -> float:
+    """How many values an objective has for a sequence: one, or one a token."""
+    device = input_device(model)
+    reader = judged(model, objective)
+    with evaluating(model):
+        return positions_of(reader(**model_inputs(reader, batch, device)), batch, objective)
+
+
+def positions_of(output: Any, batch: Batch, objective: Objective) -> float:
+    """How many values an objective has for a sequence of a batch, by the model's output on it."""
+    return objective(output, output, batch).numel() / num_sequences(batch)
+
+
+def distance(
+    model: PreTrainedModel,
+    pruned: PreTrainedModel,
+    batches: Iterable[Batch],
+    objective: Objective,
+) -> float:
+    """Mean distance of a pruned model's output from the dense one's."""
+    device = input_device(model)
+    readers = judged(model, objective), judged(pruned, objective)
+    total, count = 0.0, 0
+    with evaluating(model), evaluating(pruned):
+        for batch in batches:
+            dense, found = (one(**model_inputs(one, batch, device)) for one in readers)
+            values = distances(objective, dense, found, batch)
+            total += float(values.double().sum())
+            count += values.numel()
+    return total / max(count, 1)
+
+
+def probe(
+    model: PreTrainedModel,
+    probes: Sequence[FoldedConsumer],
+    batches: Sequence[Batch],
+    *,
+    objective: Objective | None = None,
+    advance: Callable[[str], None] = lambda _name: None,
+) -> list[float]:
+    """Effect on the output of each block's pruning alone, the rest of the model dense.
+
+    A set of experts counts as one block: those of them that have a probe are pruned together.
+
+    A probe changes only a consumer: dropped channels get weight zero and the kept ones the
+    corrected weight, which gives exactly the output of the pruned block. Layers before the block
+    are not computed again.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Unchanged when this returns.
+    probes : sequence of FoldedConsumer
+        One a block.
+    batches : sequence of mappings of str to Tensor
+        Model inputs to measure on.
+    objective : callable, optional
+        Default: `output_distance`.
+    advance : callable
+        Called with the block's name after each probe of each batch.
+
+    Returns
+    -------
+    list of float
+        Mean distance of the output, by probe; the same for all experts of a set.
+    """
+    if not probes:
+        return []
+    objective = objective or output_distance
+    reader = judged(model, objective)
+    layers = transformer_layers(model)
+    device = input_device(model)
+    together: dict[str, list[FoldedConsumer]] = {}
+    for folded in probes:
+        together.setdefault(folded.block.set_name, []).append(folded)
+    sums, count = dict.fromkeys(together, 0.0), 0
+    with evaluating(model):
+        for batch in batches:
+            inputs = model_inputs(reader, batch, device)
+            with recorded(layers) as layer_outputs:
+                dense = reader(**inputs)
+            for name, members in together.items():
+                known = {
+                    layer: partial(layer_outputs.get, layer)
+                    for layer in list(layers)[: members[0].block.layer]
+                }
+                with answering(known), ExitStack() as stack:
+                    for folded in members:
+                        stack.enter_context(loaded(model.base_model, folded.block.consumer))
+                    stack.enter_context(replaced(model.base_model, members))
+                    values = distances(objective, dense, reader(**inputs), batch)
+                sums[name] += float(values.double().sum())
+                for folded in members:
+                    advance(folded.block.name)
+            count += values.numel()
+    return [sums[one.block.set_name] / max(count, 1) for one in probes]
+
+
+@contextmanager
+def recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
+    """Every layer's output during one forward, by layer."""
+    outputs: dict[nn.Module, Any] = {}
+
+    def hook(module: nn.Module, _args: Any, output: Any) -> None:
+        outputs[module] = output
+
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replaced(base_model: nn.Module, probes: Iterable[FoldedConsumer]) -> Iterator[None]:
+    """The consumers compute with the weights and biases of their probes.
+
+    These are in memory of their own: that of the dense weights may be shared with a model which is
+    used meanwhile (`stat_prune.machine.one_run`).
+    """
+    dense: dict[Tensor, Tensor] = {}
+    try:
+        for folded in probes:
+            for held in projection(base_model, folded.block.consumer).held_in:
+                if held not in dense:  # experts have one in common
+                    dense[held] = held.data
+                    held.data = held.data.clone()
+            consumer = projection(base_model, folded.block.consumer)
+            consumer.weight.copy_(folded.scattered_weight())
+            if consumer.bias is not None and folded.bias is not None:
+                consumer.bias.copy_(consumer.bias.double() + folded.bias)
+        yield
+    finally:
+        for held, values in dense.items():
+            held.data = values

@@ -1,0 +1,1 @@
+"""A transformer as this package sees it: blocks, projections, and how it is run."""

@@ -1,0 +1,167 @@
+"""From a finished run to its report."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from stat_prune.choosing.plan import BlockPlan
+from stat_prune.errors import LatencyWarning
+from stat_prune.families import find_blocks
+from stat_prune.machine.distributed import num_processes
+from stat_prune.machine.process_memory import peak_memory
+from stat_prune.measuring.timing import device_name
+from stat_prune.model.blocks import Block, SeqLength
+from stat_prune.model.dispatched import own_parameters
+from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.second_pass import SecondPass
+from stat_prune.reporting.report import BlockRow, PruningReport, Size, Speed
+from stat_prune.reporting.search_report import Search
+from stat_prune.settings.targets import Target
+
+#: Relative distance of the measured speed-up from the one asked for that is worth a warning.
+TOLERANCE = 0.05
+
+
+def measure(model: PreTrainedModel, seq_length: SeqLength) -> Size:
+    """What a model costs, pruned or not."""
+    blocks = find_blocks(model)
+    parameters = list(own_parameters(model))
+    return Size(
+        block_macs=sum(b.macs(b.num_units, b.num_groups, seq_length) for b in blocks),
+        block_parameters=sum(b.parameters(b.num_units, b.num_groups) for b in blocks),
+        parameters=sum(p.numel() for p in parameters),
+        bytes=sum(p.numel() * p.element_size() for p in parameters),
+    )
+
+
+def measure_speed(run: Run, target: Target, pruned: PreTrainedModel) -> Speed | None:
+    """Time the result beside the dense model, where the target speaks of time."""
+    timed = run.timed(target)
+    if timed is None:
+        return None
+    with run.stage("time pruned model"):
+        found = timed.compare(pruned)
+    asked = 1 / target.fractions()["all"]
+    if abs(found.speed_up / asked - 1) > TOLERANCE:
+        warnings.warn(
+            f"The speed-up asked for is {asked:.4g}, but {found.speed_up:.4g} was measured (half "
+            f"of {found.rounds} rounds lie between {found.low:.4g} and {found.high:.4g}). Where "
+            "that is noise, let the machine rest or time larger batches; where the model is so "
+            "small that one head more or less matters, take the nearest.",
+            LatencyWarning,
+            stacklevel=2,
+        )
+    batch_size, seq_length = timed.batch["input_ids"].shape
+    return Speed(
+        asked=asked,
+        **asdict(found),
+        batch_size=batch_size,
+        seq_length=seq_length,
+        threads=torch.get_num_threads(),
+        device=device_name(run.device),
+    )
+
+
+def account(
+    run: Run,
+    target: Target,
+    plans: Sequence[BlockPlan],
+    before: Size,
+    after: Size,
+    speed: Speed | None = None,
+    second_pass: SecondPass | None = None,
+    search: Search | None = None,
+) -> PruningReport:
+    """The report of one pruned model."""
+    rows = [row_of(plan) for plan in plans]
+    return report_of(run, target, rows, before, after, speed, second_pass, search)
+
+
+def report_of(
+    run: Run,
+    target: Target,
+    pruned: Sequence[BlockRow],
+    before: Size,
+    after: Size,
+    speed: Speed | None = None,
+    second_pass: SecondPass | None = None,
+    search: Search | None = None,
+    predicted_peak_memory: int | None = None,
+) -> PruningReport:
+    """The report of one pruned model, from the rows of the blocks that were pruned."""
+    rows = [*pruned, *(_whole_row(block) for block in run.untouched)]
+    order = {block.name: place for place, block in enumerate(find_blocks(run.model))}
+    predicted = [
+        row.sensitivity * row.output_error**2 for row in pruned if row.sensitivity is not None
+    ]
+    return PruningReport(
+        blocks=sorted(rows, key=lambda row: order[row.name]),
+        before=before,
+        after=after,
+        seq_length=run.seq_length(target),
+        lengths=run.lengths(target) if len(run.masks) > 1 else None,
+        predicted_distance=sum(predicted) if predicted else None,
+        seconds=dict(run.stopwatch.seconds),
+        peak_memory=peak_memory(run.device),
+        settings=_settings(run, target),
+        second_pass=None if second_pass is None else asdict(second_pass),
+        speed=speed,
+        search=search,
+        predicted_peak_memory=predicted_peak_memory,
+    )
+
+
+def row_of(plan: BlockPlan) -> BlockRow:
+    """What a report says of a block that was pruned."""
+    block, units = plan.folded.block, plan.folded.units
+    return BlockRow(
+        name=block.name,
+        kind=block.kind,
+        layer=block.layer,
+        kept=len(units),
+        total=block.num_units,
+        kept_groups=len(block.groups(units)),
+        total_groups=block.num_groups,
+        activation_error=plan.activation_error,
+        output_error=plan.folded.output_error,
+        sensitivity=plan.sensitivity,
+        error_curve=plan.error_curve,
+    )
+
+
+def _whole_row(block: Block) -> BlockRow:
+    return BlockRow(
+        name=block.name,
+        kind=block.kind,
+        layer=block.layer,
+        kept=block.num_units,
+        total=block.num_units,
+        kept_groups=block.num_groups,
+        total_groups=block.num_groups,
+        activation_error=0.0,
+        output_error=0.0,
+        sensitivity=None,
+    )
+
+
+def _settings(run: Run, target: Target) -> dict[str, Any]:
+    """Everything needed to repeat the run."""
+    calibration = run.calibration
+    return {
+        "model": run.model.config._name_or_path or type(run.model).__name__,
+        "target": repr(target),
+        **run.settings.to_dict(),
+        "calibration_samples": calibration.num_samples,
+        "calibration_tokens": calibration.num_tokens,
+        "calibration_masked_tokens": calibration.num_masked,
+        "calibration_fingerprint": calibration.fingerprint,
+        "dtype": str(run.model.dtype),
+        "device": str(run.device),
+        "processes": num_processes(),
+    }

@@ -1,0 +1,277 @@
+"""What pruning will cost, from a model's config alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from rich.table import Table
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from stat_prune.checkpoints.layer_weights import empty_model
+from stat_prune.checkpoints.loading import class_of
+from stat_prune.choosing.budget.choice import check_reachable
+from stat_prune.errors import LoadError
+from stat_prune.families import find_blocks
+from stat_prune.machine.process_memory import taken_memory
+from stat_prune.model.blocks import Block, SeqLength
+from stat_prune.model.ignoring import without_ignored
+from stat_prune.pipeline.accounting import measure
+from stat_prune.pipeline.foreseeing.peak_memory import (
+    Reading,
+    kept_of,
+    needs_in_memory,
+    needs_of,
+    search_cost_of,
+)
+from stat_prune.pipeline.foreseeing.rates import block_seconds, measure_rates
+from stat_prune.pipeline.foreseeing.search_cost import searches
+from stat_prune.pipeline.foreseeing.streaming_requirements import obstacle, supported_method
+from stat_prune.reporting.report import Size
+from stat_prune.settings.arguments import check_path, integer
+from stat_prune.settings.methods import Method
+from stat_prune.settings.settings import Settings, kinds_left_alone
+from stat_prune.settings.targets import Target, Tolerance, checked_target
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What pruning will take; ``print(estimate)`` shows a table.
+
+    Attributes
+    ----------
+    model : str
+        Its class.
+    dtype : str
+    before : Size
+        Of the dense model; MACs at `seq_length` tokens.
+    after : Size
+        Of the pruned one, where MACs and parameters of the blocks shrink alike.
+    seq_length : float
+        Tokens a sequence.
+    num_samples : int
+        Calibration sequences.
+    seconds : dict of str to float
+        Wall-clock time by stage, on this machine as it is now; the search for the budget is that
+        of `stat_prune.prune`.
+    memory : int
+        Peak bytes of `stat_prune.prune`.
+    memory_by_layer : int or None
+        Peak bytes of `stat_prune.prune_checkpoint`; None where it refuses the model.
+    disk : int
+        Bytes of `prune_checkpoint`'s working folder.
+    """
+
+    model: str
+    dtype: str
+    before: Size
+    after: Size
+    seq_length: float
+    num_samples: int
+    seconds: dict[str, float]
+    memory: int
+    memory_by_layer: int | None
+    disk: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table(title=f"{self.model}, {self.dtype}", show_header=False)
+        gib = 2**30
+        rows = {
+            "parameters": f"{self.before.parameters:,} -> about {self.after.parameters:,}",
+            "weights": f"{self.before.bytes / gib:.2f} -> about {self.after.bytes / gib:.2f} GiB",
+            f"MACs at {self.seq_length:g} tokens": f"{self.before.block_macs / 1e9:,.1f} -> "
+            f"{self.after.block_macs / 1e9:,.1f} thousand million",
+            "peak memory, whole model": f"{self.memory / gib:.2f} GiB",
+            "peak memory, layer by layer": "cannot be pruned so"
+            if self.memory_by_layer is None
+            else f"{self.memory_by_layer / gib:.2f} GiB, and {self.disk / gib:.2f} GiB of disk",
+            "time": f"about {duration(sum(self.seconds.values()))}",
+        }
+        for name, value in rows.items():
+            table.add_row(name, value)
+        for stage, seconds in self.seconds.items():
+            table.add_row(f"  {stage}", duration(seconds))
+        return table
+
+
+def estimate(
+    model: str | os.PathLike[str] | PreTrainedConfig,
+    *,
+    target: Target,
+    seq_length: int = 512,
+    **settings: Any,
+) -> Estimate:
+    """Foresee memory, disk and time of pruning a model, without its weights.
+
+    Memory is computed from shapes. Time is computed from shapes and what a few seconds of measuring
+    tell of this machine; reading the weights is not in it.
+
+    Parameters
+    ----------
+    model : path, str or PreTrainedConfig
+        A folder with ``config.json``, a name on the Hub, or the config itself.
+    target : MACs, Parameters or Tolerance
+    seq_length : int
+        Tokens of a calibration sequence.
+    **settings
+        As for `stat_prune.prune_checkpoint`, where they matter; ``effort`` as for
+        `stat_prune.prune`, which alone searches.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    LoadError
+        If there is no such config, or its class is unknown.
+    StatPruneError
+        As for `stat_prune.prune_checkpoint`, but for models that can only be pruned in memory.
+    """
+    chosen = Settings(**settings)
+    # Layer by layer starts are compared, whatever the effort in memory.
+    recipe = supported_method(replace(chosen, effort="fast"), checked_target(target))
+    seq_length = integer("seq_length", seq_length)
+    if not isinstance(model, PreTrainedConfig):
+        check_path("model", model)
+    empty = _model_of(model)
+    blocks, untouched = without_ignored(
+        find_blocks(empty), [*chosen.ignored, *kinds_left_alone(chosen, [target])]
+    )
+    length = getattr(target, "seq_length", None) or seq_length
+    lengths = {block.mask: float(length) for block in [*blocks, *untouched]}
+    check_reachable(blocks, untouched, target, seq_length=lengths, round_to=chosen.round_to)
+    count = chosen.num_calibration_samples
+    reading = Reading.of(
+        empty,
+        len(blocks),
+        num_samples=count,
+        num_tokens=count * seq_length,
+        length=seq_length,
+        batch_tokens=min(count, chosen.batch_size) * seq_length,
+    )
+    device = torch.device(chosen.device or "cpu")
+    taken = taken_memory(device)
+    whole = needs_in_memory(empty, blocks, reading, recipe, target, chosen.effort)
+    needs = needs_of(empty, blocks, reading, recipe, target)
+    before = measure(empty, lengths)
+    return Estimate(
+        model=type(empty).__name__,
+        dtype=str(empty.dtype).removeprefix("torch."),
+        before=before,
+        after=_shrunk(before, [*blocks, *untouched], lengths, target),
+        seq_length=length,
+        num_samples=count,
+        seconds=_seconds(empty, blocks, recipe, reading, chosen, target),
+        memory=taken + whole,
+        memory_by_layer=None if obstacle(empty) else taken + needs.memory,
+        disk=needs.disk,
+    )
+
+
+def _model_of(model: str | os.PathLike[str] | PreTrainedConfig) -> PreTrainedModel:
+    """A model without weights, by its config."""
+    if isinstance(model, PreTrainedConfig):
+        config = model
+    else:
+        try:
+            config = AutoConfig.from_pretrained(model)
+        except Exception as error:  # of every kind, as what is read is anyone's
+            raise LoadError(
+                f"{str(model)!r} is neither a folder with config.json nor the name of a model that "
+                f"can be fetched from the Hub: {error}"
+            ) from error
+    return empty_model(config, class_of(config), config.dtype or torch.float32).eval()
+
+
+def _shrunk(before: Size, blocks: Sequence[Block], lengths: SeqLength, target: Target) -> Size:
+    """What is left if MACs and parameters shrink alike; all of it for a `Tolerance`."""
+    macs, parameters = 0.0, 0
+    for members, fraction in [] if isinstance(target, Tolerance) else target.budgets([*blocks]):
+        for block in members:
+            macs += (1 - fraction) * block.macs(block.num_units, block.num_groups, lengths)
+            parameters += round(
+                (1 - fraction) * block.parameters(block.num_units, block.num_groups)
+            )
+    return Size(
+        block_macs=before.block_macs - macs,
+        block_parameters=before.block_parameters - parameters,
+        parameters=before.parameters - parameters,
+        bytes=before.bytes - parameters * before.bytes // before.parameters,
+    )
+
+
+def _seconds(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    recipe: Method,
+    reading: Reading,
+    settings: Settings,
+    target: Target,
+) -> dict[str, float]:
+    """By stage: operations are counted, and multiplied by what one of them takes here."""
+    device = torch.device(settings.device or "cpu")
+    rates = measure_rates(model.dtype, device, settings.first_precision)
+    length, depth = reading.length, 1 + max(block.layer for block in blocks)
+
+    def sequence(tokens: int) -> float:
+        return sum(
+            block.macs(block.num_units, block.num_groups, tokens) for block in find_blocks(model)
+        )
+
+    grams = sum(block.usage * block.num_channels**2 for block in blocks)
+    probing = 0.0
+    if recipe.probes:
+        probed = {block.set_name: block.layer for block in blocks}
+        passes = 1 + sum(1 - layer / depth for layer in probed.values())
+        head = (1 + len(probed)) * reading.probe_length * _head_weights(model)
+        macs = passes * sequence(reading.probe_length) + head
+        probing = reading.num_probe_samples * macs * rates.forward
+    decomposing = folding = 0.0
+    for alike in _by_shape(blocks):
+        decompose, (half, final) = block_seconds(alike[0], recipe, (0.5, kept_of(target)), device)
+        decomposing += len(alike) * decompose
+        probing += len(alike) * half if probing else 0.0
+        folding += len(alike) * final
+    collecting = sequence(length) * rates.forward + grams * length * rates.moments
+    seconds = {
+        "collect": reading.num_samples * collecting,
+        "decompose": decomposing,
+        "probe": probing,
+    }
+    if searches(recipe, target):
+        head = length * _head_weights(model)
+        forward = reading.num_samples * (sequence(length) + head) * rates.forward
+        most = search_cost_of(model, reading, settings.effort)
+        seconds["search the budget"] = most.passes * forward + most.folds * folding
+    return seconds | {"fold": folding}
+
+
+def _head_weights(model: PreTrainedModel) -> int:
+    """Multiply-accumulates of a language model's head for a token; smaller heads cost nothing."""
+    head = model.get_output_embeddings()
+    return 0 if head is None else head.weight.numel()
+
+
+def _by_shape(blocks: Sequence[Block]) -> list[list[Block]]:
+    alike: dict[tuple[int, ...], list[Block]] = {}
+    for block in blocks:
+        shape = (block.num_units, block.unit_size, block.num_groups, block.output_size)
+        alike.setdefault(shape, []).append(block)
+    return list(alike.values())
+
+
+def duration(seconds: float) -> str:
+    """In the unit that fits."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

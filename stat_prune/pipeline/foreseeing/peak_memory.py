@@ -1,0 +1,299 @@
+"""What pruning will take of memory and disk, known before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.families import token_embeddings, transformer_layers
+from stat_prune.machine.half_products import copied_bytes
+from stat_prune.measuring.objectives import PIECE
+from stat_prune.model.blocks import Block
+from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
+from stat_prune.pipeline.run import num_probe_samples, probe_length
+from stat_prune.pipeline.starts import MAX_STARTS
+from stat_prune.settings.methods import Method
+from stat_prune.settings.targets import Target, Tolerance
+
+#: Bytes of a float32 and of a float64.
+_SINGLE, _DOUBLE = 4, 8
+
+#: Float64 copies that the divergence of two outputs takes.
+_OBJECTIVE = 3 * _DOUBLE * PIECE
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes.
+
+    Attributes
+    ----------
+    memory : int
+        Peak of the process beyond what it has taken before.
+    disk : int
+        Of the working folder, with the pruned layers.
+    """
+
+    memory: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read for calibration.
+
+    Attributes
+    ----------
+    num_samples : int
+        Sequences.
+    length : int
+        Tokens of the longest.
+    batch_tokens : int
+        Tokens of the largest batch, padding included.
+    num_probe_samples : int
+        Sequences that each probe is measured on.
+    probe_length : int
+        Tokens of the longest of these.
+    """
+
+    num_samples: int
+    length: int
+    batch_tokens: int
+    num_probe_samples: int
+    probe_length: int
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        num_blocks: int,
+        *,
+        num_samples: int,
+        num_tokens: int,
+        length: int,
+        batch_tokens: int,
+    ) -> Reading:
+        """What is read of a calibration set by a model with so many blocks to prune."""
+        values = values_per_sequence(model, length)
+        probes = num_probe_samples(num_samples, num_blocks, values)
+        cut = probe_length(num_tokens, num_blocks, probes) if values > 1 else length
+        return cls(num_samples, length, batch_tokens, probes, min(length, cut))
+
+
+def needs_of(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    reading: Reading,
+    recipe: Method,
+    target: Target,
+) -> Needs:
+    """Predict what pruning layer by layer will take; the model may be without weights.
+
+    The peak is the most that is done at a time: the first layer runs behind the embeddings;
+    outputs are compared, which takes the head; statistics of a layer are collected, which takes its
+    weights; a block is decomposed, or its correction solved, which takes the weights of the layer's
+    consumers, the Gram matrix, and float64 copies of such a weight or parts of it; a layer is
+    computed beside a cut copy, or cut; or all that is in no layer is written.
+    """
+    layers, outer = weight_bytes(model)
+    element = next(model.parameters()).element_size()
+    copies = _copying(model)
+    width = blocks[0].output_size
+    probed = recipe.probes
+    kept = kept_of(target)
+    stages = [outer]
+    embeddings, head = _apart(model)
+    if probed:
+        stages += [
+            outer - head + layers[0] + copies,
+            outer - embeddings + copies + _comparing(model, _probe_tokens(reading)),
+        ]
+    compared = search_cost_of(model, reading, "fast")
+    tokens = compared.batch_tokens(reading.length, reading.batch_tokens)
+    searched = searches(recipe, target)
+    if searched:
+        stages.append(outer - embeddings + copies + _comparing(model, tokens))
+    for members in _by_layer(blocks):
+        layer = members[0].layer
+        consumers = element * sum(b.num_channels * b.output_size for b in members)
+        folded = [round(_DOUBLE * kept * b.num_channels * b.output_size) for b in members]
+        stages += [
+            layers[layer] + copies + _collecting(members, reading.batch_tokens, width),
+            *(consumers + _gram(b) + _decomposing(b, recipe, expendable=True) for b in members),
+            *(
+                consumers + sum(folded[:i]) + _gram(b) + _folding(b, kept, expendable=True)
+                for i, b in enumerate(members)
+            ),
+            round((1 + kept) * layers[layer]) + sum(folded),
+        ]
+        if searched:
+            cut = round((1 + kept) * layers[layer]) + sum(folded) * _SINGLE // _DOUBLE
+            stages.append(cut + copies + _activations(members, tokens, width))
+    streams = 1 + len({block.set_name for block in blocks}) if probed else 0
+    probes = streams * reading.num_probe_samples * reading.probe_length
+    passing = 2 * width * element * (reading.num_samples * reading.length + probes)
+    if searched:
+        sizes = [[b.num_channels * b.output_size for b in one] for one in _by_layer(blocks)]
+        largest = max(map(sum, sizes))
+        comparing = _SINGLE * MAX_STARTS * kept * largest  # folded, for one layer
+        comparing += width * element * compared.passing_tokens(reading.length)
+        passing = max(passing, round(comparing))
+    return Needs(
+        memory=max(stages),
+        # A layer's states are there until the next's are.
+        disk=passing + statistics_bytes(blocks) + sum(layers) + outer,
+    )
+
+
+def needs_in_memory(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    reading: Reading,
+    recipe: Method,
+    target: Target,
+    effort: str,
+) -> int:
+    """Bytes that `stat_prune.prune` will take: the model, its copy, the statistics of all blocks.
+
+    Plus the most that is done with one of them at a time.
+    """
+    layers, outer = weight_bytes(model)
+    weights = sum(layers) + outer
+    activations = _activations(blocks, reading.batch_tokens, blocks[0].output_size)
+    comparing = _comparing(model, _probe_tokens(reading)) if recipe.probes else 0
+    copies = _copying(model)
+    solving = max(
+        max(_decomposing(block, recipe), _folding(block, kept_of(target))) for block in blocks
+    )
+    consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
+    # The pruned model is a whole copy before it is cut.
+    cutting = kept_of(target) * consumers + weights
+    most = max(activations + copies + comparing, solving, cutting)
+    if searches(recipe, target):
+        # Folded consumers are remembered, and a pruned copy is measured.
+        searching = _searching(model, reading, effort) + kept_of(target) * sum(layers)
+        most = max(most, activations + copies + consumers + searching)
+    return round(weights + statistics_bytes(blocks) + consumers + most)
+
+
+def search_cost_of(model: PreTrainedModel, reading: Reading, effort: str) -> SearchCost:
+    """What a search takes at most on what is read."""
+    by_token = values_per_sequence(model, reading.length) > 1
+    return SearchCost.of(reading.num_samples, by_token=by_token, effort=effort)
+
+
+def _searching(model: PreTrainedModel, reading: Reading, effort: str) -> int:
+    """The outputs that a search keeps, and those of two models on a batch."""
+    cost, length = search_cost_of(model, reading, effort), reading.length
+    head = model.get_output_embeddings()
+    outputs = 0 if head is None else len(head.weight)
+    element = next(model.parameters()).element_size()
+    batch = 2 * cost.batch_tokens(length, reading.batch_tokens) * outputs
+    return element * (cost.remembered(model, length, outputs) + batch) + _OBJECTIVE
+
+
+def kept_of(target: Target) -> float:
+    """The largest fraction that a target keeps of a block on average."""
+    return 1.0 if isinstance(target, Tolerance) else max(target.fractions().values())
+
+
+def weight_bytes(model: PreTrainedModel) -> tuple[list[int], int]:
+    """Bytes of each layer's parameters and buffers, and of the rest; tied ones count once."""
+    layers = transformer_layers(model)
+    inside = [num_bytes(layer) for layer in layers]
+    return inside, num_bytes(model) - num_bytes(nn.ModuleList(layers))
+
+
+def _apart(model: PreTrainedModel) -> tuple[int, int]:
+    """Bytes of the token embeddings and of a language model's head; 0 where one tensor is both."""
+    modules = (token_embeddings(model), model.get_output_embeddings())
+    first, second = (None if one is None else one.weight for one in modules)
+    if first is second:
+        return 0, 0
+    return 0 if first is None else first.nbytes, 0 if second is None else second.nbytes
+
+
+def num_bytes(module: nn.Module) -> int:
+    """Of parameters and of buffers that are saved with them; tied ones count once."""
+    return sum(tensor.nbytes for tensor in _unique(module.state_dict(keep_vars=True).values()))
+
+
+def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def statistics_bytes(blocks: Sequence[Block]) -> int:
+    """A float64 Gram matrix a block."""
+    return sum(_DOUBLE * block.num_channels**2 for block in blocks)
+
+
+def values_per_sequence(model: PreTrainedModel, length: int) -> int:
+    """About how many values of the output a probe has for a sequence, before there is an output."""
+    of_sequences = ("ForSequenceClassification", "ForQuestionAnswering")
+    return 1 if type(model).__name__.endswith(of_sequences) else length
+
+
+def _by_layer(blocks: Sequence[Block]) -> list[list[Block]]:
+    layers: dict[int, list[Block]] = {}
+    for block in blocks:
+        layers.setdefault(block.layer, []).append(block)
+    return list(layers.values())
+
+
+def _collecting(blocks: Sequence[Block], tokens: int, width: int) -> int:
+    """Moments with their buffers of 1,024 rows, and the activations of a batch."""
+    moments = sum(_DOUBLE * b.num_channels * (b.num_channels + 1025) for b in blocks)
+    return moments + _activations(blocks, tokens, width)
+
+
+def _activations(blocks: Sequence[Block], tokens: int, width: int) -> int:
+    """Of a batch in one layer."""
+    widest = max(block.num_channels for block in blocks)
+    return 4 * tokens * (4 * width + 3 * widest)
+
+
+def _gram(block: Block) -> int:
+    return _DOUBLE * block.num_channels**2
+
+
+def _decomposing(block: Block, recipe: Method, *, expendable: bool = False) -> int:
+    """Beside the Gram matrix, the consumer's weight, and an inexpendable one's factor.
+
+    Pivoting by groups has three more of that size, and other criteria up to five.
+    """
+    m, d = block.num_channels, block.output_size
+    if recipe.criterion == "interpolative" and recipe.corrected:
+        matrices = 3 if block.unit_size > 1 else 0 if expendable else 1
+    else:
+        matrices = 5
+    return _DOUBLE * (matrices * m * m + d * m + 1024 * d)
+
+
+def _folding(block: Block, kept: float, *, expendable: bool = False) -> int:
+    """Beside the Gram matrix, the cross products, and the dropped part of the weight or the system.
+
+    The system has the memory of an expendable Gram matrix.
+    """
+    m, d = block.num_channels, block.output_size
+    k = round(kept * m)
+    return _DOUBLE * (k * d + max((m - k) * d, 0 if expendable else k * k))
+
+
+def _copying(model: PreTrainedModel) -> int:
+    """Float32 copies of a weight, where this CPU multiplies the model's dtype by way of them."""
+    return copied_bytes(model.dtype, max(p.numel() for p in model.parameters()))
+
+
+def _probe_tokens(reading: Reading) -> int:
+    """Of the largest batch of probes."""
+    return min(reading.batch_tokens, reading.num_probe_samples * reading.probe_length)
+
+
+def _comparing(model: PreTrainedModel, tokens: int) -> int:
+    """The outputs of two models on a batch."""
+    head = model.get_output_embeddings()
+    outputs = 0 if head is None else len(head.weight) * head.weight.element_size()
+    return 2 * tokens * outputs + _OBJECTIVE

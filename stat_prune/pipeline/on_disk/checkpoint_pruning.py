@@ -1,0 +1,305 @@
+"""`prune` for a checkpoint on disk, whose weights need not fit in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from stat_prune.checkpoints.beside import note_source
+from stat_prune.checkpoints.checkpoint import (
+    as_pruned_class,
+    check_output_directory,
+    save_checkpoint,
+)
+from stat_prune.checkpoints.layer_weights import Checkpoint
+from stat_prune.checkpoints.pretrained import given_tokenizer, load_tokenizer
+from stat_prune.checkpoints.rehearsal import check_can_be_saved
+from stat_prune.checkpoints.replacing import (
+    PLAN_FILE,
+    REPORT_FILE,
+    check_apart,
+    check_working_folder,
+    differences,
+    run_of,
+)
+from stat_prune.choosing.budget.choice import check_reachable
+from stat_prune.errors import LoadError, SaveError
+from stat_prune.machine.process_memory import returning_large_blocks, taken_memory
+from stat_prune.pipeline.accounting import measure, report_of
+from stat_prune.pipeline.foreseeing.peak_memory import Reading, needs_of
+from stat_prune.pipeline.foreseeing.streaming_requirements import (
+    check_model,
+    check_space,
+    supported_method,
+)
+from stat_prune.pipeline.on_disk.comparing import Comparison
+from stat_prune.pipeline.on_disk.cutting import Cut
+from stat_prune.pipeline.on_disk.measured import Measured
+from stat_prune.pipeline.on_disk.walk import Walk, layer_name
+from stat_prune.pipeline.probes import weights_by_block
+from stat_prune.pipeline.reached import check_reached
+from stat_prune.pipeline.run import Run, opened
+from stat_prune.pipeline.stages import choose_sizes
+from stat_prune.pipeline.workspace import Workspace, fingerprint_of, read, write
+from stat_prune.reporting.report import PruningReport
+from stat_prune.reporting.result import Reported, read_account
+from stat_prune.settings.arguments import check_path, flag
+from stat_prune.settings.settings import Settings
+from stat_prune.settings.targets import Target, checked_target
+from stat_prune.surgery.config_checks import warn_if_not_plain
+
+#: Files of a checkpoint that are fetched from the Hub.
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class PrunedCheckpoint(Reported):
+    """A pruned model on disk and the account of it.
+
+    Attributes
+    ----------
+    directory : Path
+        For `stat_prune.load`, or ``from_pretrained``.
+    report : PruningReport
+    plan : dict of str to list of int
+        As in `PruningResult`.
+    """
+
+    directory: Path
+    report: PruningReport
+    plan: dict[str, list[int]]
+
+
+@returning_large_blocks()  # from before the empty model, whose weights are made and dropped
+def prune_checkpoint(
+    model: str | os.PathLike[str],
+    dataset: Any,
+    *,
+    target: Target,
+    output_dir: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
+    auto_class: str | None = None,
+    resume: bool = False,
+    work_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> PrunedCheckpoint:
+    """Prune a checkpoint layer by layer: one layer's weights are in memory at a time.
+
+    The result is that of `stat_prune.prune` with ``effort="fast"``. The calibration set goes
+    through the layers one by one, and so do the probes, all together; what enters a layer, and the
+    statistics that are needed later, are on disk. On a second walk whole pruned models are
+    compared, a layer of each at a time. A third cuts the layers and writes each as a shard.
+
+    Parameters
+    ----------
+    model : path or str
+        A folder with ``config.json`` and safetensors files, or a name on the Hub.
+    dataset, target
+        As for `stat_prune.prune`; but no `Latency`, as the model is never whole.
+    output_dir : path
+        Appears when it is complete.
+    tokenizer : PreTrainedTokenizerBase or path, optional
+        Default: the one in the folder, where there is one.
+    auto_class : str, optional
+        ``"AutoModel"`` where the folder lacks the head that its config names (`stat_prune.load`).
+    resume : bool
+        Take up a run that was broken off. Settings, data, model files and versions have to be the
+        same, and so, on a CPU, is the result, to the bit. Without such a run, begin one; of one
+        that has ended, give the result.
+    work_dir : path, optional
+        For finished pieces of work; deleted at the end. It takes the Gram matrix of every block in
+        float64 and the hidden states of all sequences. Default: `output_dir` with ``.working``.
+    overwrite : bool
+        Replace a saved model in `output_dir`; a folder that holds anything else is refused.
+    **settings
+        The other arguments of `stat_prune.prune`, but for ``inplace``, ``passes`` and more
+        ``effort``. The method is a name or a `Method` that needs no more than the statistics. A
+        smaller ``batch_size`` takes less memory.
+
+    Returns
+    -------
+    PrunedCheckpoint
+        The report has the predicted and the measured peak of memory.
+
+    Raises
+    ------
+    LoadError
+        If a file of the checkpoint is missing or damaged, before any work.
+    ModelError
+        For encoder-decoders, two towers, layers that share weights, and weights that are not
+        finite.
+    SaveError
+        If there is no space left: what was finished is kept, for `resume`.
+    StatPruneError
+        As for `stat_prune.prune`.
+    """
+    chosen_settings = Settings(**{"effort": "fast", **settings})
+    recipe = supported_method(chosen_settings, checked_target(target))
+    check_path("model", model)
+    check_path("output_dir", output_dir)
+    check_path("work_dir", work_dir)
+    resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
+    given = given_tokenizer(tokenizer)
+    output = Path(os.path.realpath(output_dir))
+    working = Path(os.path.realpath(work_dir)) if work_dir else Path(f"{output}.working")
+    # A run that was killed when all was done, or that is resumed although it has ended.
+    written = resume and run_of(output) is not None
+    if not written:
+        check_output_directory(output, overwrite=overwrite)
+    folder = _folder(model)
+    check_apart(output, folder)
+    check_working_folder(output, working)
+    checkpoint = Checkpoint(folder, torch.device(chosen_settings.device or "cpu"), auto_class)
+    check_model(checkpoint)
+    tokenizer = load_tokenizer(str(folder)) if given is None else given
+    check_can_be_saved(checkpoint.model, tokenizer, recorded=not chosen_settings.uniform)
+    with opened(checkpoint.model, dataset, tokenizer, chosen_settings, [target]) as run:
+        check_reachable(
+            run.blocks,
+            run.untouched,
+            target,
+            seq_length=run.lengths(target),
+            round_to=chosen_settings.round_to,
+        )
+        needs = needs_of(run.model, run.blocks, _reading(run), recipe, target)
+        predicted = taken_memory(run.device) + needs.memory
+        fingerprint = _fingerprint(run, checkpoint, target)
+        if written and (done := _finished(output, fingerprint, overwrite)) is not None:
+            if working.is_dir():  # it was killed when all was done but tidying up
+                with closing(Workspace(working, fingerprint, resume=True)) as workspace:
+                    workspace.delete()
+            return done
+        if not working.exists():
+            check_space(working, needs)
+            checkpoint.check_finite()
+        with closing(Workspace(working, fingerprint, resume=resume)) as workspace:
+            run.stopwatch.seconds |= workspace.seconds()
+            before = measure(run.model, run.lengths(target))
+            walk = Walk(run, recipe, checkpoint, workspace)
+            measured = walk.measure()
+            weights = _sensitivities(walk, measured)
+            candidates = [one.candidates for one in measured]
+            comparison = None
+            if recipe.allocation == "searched" and weights is not None:
+                comparison = Comparison(walk, candidates, weights)
+            choice, search = choose_sizes(run, recipe, candidates, weights, target, comparison)
+            sizes = [one.size(i) for one, i in zip(candidates, choice, strict=True)]
+            check_reached(run, target, sizes, uniform=chosen_settings.uniform)
+            cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
+            rows = cut.write_layers()
+            as_pruned_class(run.model)
+            if chosen_settings.uniform:
+                warn_if_not_plain(run.model)
+            after = measure(run.model, run.lengths(target))
+            outer = checkpoint.outer_names(base=True, head=True)
+            checkpoint.load(outer)
+            report = report_of(
+                run, target, rows, before, after, search=search, predicted_peak_memory=predicted
+            )
+            note_source(run.model, folder)
+            try:
+                save_checkpoint(
+                    output,
+                    model=run.model,
+                    tokenizer=tokenizer,
+                    files={REPORT_FILE: report.to_json(), PLAN_FILE: json.dumps(cut.units)},
+                    overwrite=overwrite,
+                    state_dict=checkpoint.state_dict(outer),
+                    shards=cut.shards(),
+                    run=fingerprint,
+                )
+            except SaveError as error:
+                raise SaveError(
+                    f"{error} What was finished is kept in {str(working)!r}: go on with "
+                    "resume=True (--resume)."
+                ) from error
+            workspace.delete()
+    return PrunedCheckpoint(output, report, cut.units)
+
+
+def _finished(
+    output: Path, fingerprint: dict[str, str], overwrite: bool
+) -> PrunedCheckpoint | None:
+    """The result of a run, where its folder holds that and not another's.
+
+    Raises
+    ------
+    SaveError
+        If it holds another's, and that may not be replaced.
+    """
+    if differences(run_of(output) or {}, fingerprint):
+        check_output_directory(output, overwrite=overwrite)
+        return None
+    return PrunedCheckpoint(output, *read_account(output))
+
+
+def _folder(model: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint, fetched from the Hub where it is a name there."""
+    if os.path.isdir(model):
+        return Path(model)
+    try:
+        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=_WANTED))
+    except (OSError, ValueError) as error:
+        raise LoadError(
+            f"{str(model)!r} is neither a folder nor a model that could be fetched from the Hub: "
+            f"{error}"
+        ) from error
+
+
+def _reading(run: Run) -> Reading:
+    """What is read in this run."""
+    mask, calibration = run.calibration.main_mask, run.calibration
+    sizes = [batch[mask].shape for batch in calibration.batches]
+    length = max(tokens for _, tokens in sizes)
+    return Reading.of(
+        run.model,
+        len(run.blocks),
+        num_samples=calibration.num_samples,
+        num_tokens=calibration.num_tokens,
+        length=length,
+        batch_tokens=max(sequences * tokens for sequences, tokens in sizes),
+    )
+
+
+def _fingerprint(run: Run, checkpoint: Checkpoint, target: Target) -> dict[str, str]:
+    """All that a result depends on, by what it is."""
+    config = (checkpoint.folder / "config.json").read_bytes()
+    weights = hashlib.sha256()
+    with run.stage("read weights"):
+        for path in checkpoint.files:
+            with path.open("rb") as file:
+                weights.update(hashlib.file_digest(file, "sha256").digest())
+    return fingerprint_of(
+        run,
+        target=repr(target),
+        model=type(run.model).__name__,
+        **{"config.json": hashlib.sha256(config).hexdigest(), "weights": weights.hexdigest()},
+    )
+
+
+def _sensitivities(walk: Walk, measured: list[Measured]) -> list[float] | None:
+    """As `stat_prune.pipeline.probes.sensitivities`, of the probes that a walk has made."""
+    if not walk.recipe.probes:
+        return None
+    workspace, name = walk.workspace, "distances"
+    if not workspace.done(name):
+        with workspace.piece(name, walk.run.stopwatch.seconds) as folder:
+            write(walk.distances(), folder / "distances.pt")
+    workspace.forget(f"{layer_name(walk.checkpoint.num_layers - 1)}/states")
+    blocks = [one.candidates.block for one in measured]
+    return weights_by_block(
+        read(workspace.folder / name / "distances.pt"),
+        [one.probe_error or 0.0 for one in measured],
+        [one.output_energy for one in measured],
+        [block.set_name for block in blocks],
+    )

@@ -1,0 +1,73 @@
+"""What the token embeddings make of the calibration set, before statistics need the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.checkpoints.layer_weights import Checkpoint
+from stat_prune.families import token_embeddings, transformer_layers
+from stat_prune.model.running import Batch, answering, model_inputs
+from stat_prune.pipeline.workspace import read, write
+from stat_prune.surgery.layerwise import SeenEnough
+
+
+def write_embedded(checkpoint: Checkpoint, batches: Sequence[Batch], folder: Path) -> None:
+    """Leave what the token embeddings return on each batch in a folder, call by call.
+
+    They are in memory meanwhile, without a layer.
+    """
+    embeddings = token_embeddings(checkpoint.model)
+    if embeddings is None:
+        return
+    checkpoint.load(checkpoint.embedding_names())
+    for position, batch in enumerate(batches):
+        write(_embedded(checkpoint, embeddings, batch), _file(folder, position))
+    checkpoint.release_embeddings()
+
+
+@contextmanager
+def embedded_before(
+    model: PreTrainedModel, folder: Path, position: int, device: torch.device
+) -> Iterator[None]:
+    """The token embeddings answer with what `write_embedded` has left of one batch, if it has."""
+    embeddings, file = token_embeddings(model), _file(folder, position)
+    if embeddings is None or not file.exists():
+        yield
+        return
+    calls = iter(read(file, device))
+    with answering({embeddings: lambda: next(calls)}):
+        yield
+
+
+def _embedded(checkpoint: Checkpoint, embeddings: nn.Embedding, batch: Batch) -> list[Tensor]:
+    """All that they return before the first layer: some families embed token types by them too."""
+    returned: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        returned.append(output)
+
+    def stop(_module: nn.Module, _args: Any) -> None:
+        raise SeenEnough
+
+    model = checkpoint.model
+    first = transformer_layers(model)[0]
+    handles = [embeddings.register_forward_hook(keep), first.register_forward_pre_hook(stop)]
+    try:
+        model.base_model(**model_inputs(model.base_model, batch, checkpoint.device))
+    except SeenEnough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return returned
+
+
+def _file(folder: Path, position: int) -> Path:
+    return folder / f"embedded-{position}.pt"

@@ -1,0 +1,171 @@
+"""A run that was broken off measures nothing again that it had measured."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stat_prune.machine.distributed import agreed
+from stat_prune.measuring.statistics import BlockStatistics
+from stat_prune.model.dispatched import stored_tensors
+from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.saving import Output
+from stat_prune.pipeline.workspace import (
+    Workspace,
+    fingerprint_of,
+    read,
+    read_statistics,
+    write,
+    write_statistics,
+)
+from stat_prune.reporting.result import PruningResult
+from stat_prune.reporting.search_report import Search
+from stat_prune.settings.targets import Target
+
+Value = TypeVar("Value")
+
+_PROBES, _CHOICE = "sensitivities.pt", "choice.pt"
+
+
+class FinishedWork:
+    """What a run has measured, in a folder; nothing is kept where none is given.
+
+    Of several processes the first reads and writes. A context: no other run has the folder inside.
+
+    Parameters
+    ----------
+    run : Run
+    folder : path or None
+
+    Raises
+    ------
+    SettingsError
+        If the folder is of a run with other settings, data or weights, or that still goes on.
+    SaveError
+        If the folder cannot be made.
+    """
+
+    def __init__(self, run: Run, folder: str | os.PathLike[str] | None) -> None:
+        self._run, self._workspace = run, None
+        self._locked: Workspace | None = None
+        self._fingerprint: dict[str, str] | None = None
+        if folder is not None:
+            self._fingerprint = fingerprint(run)
+            self._folder = Path(os.path.realpath(folder))
+            self._workspace = agreed(self._open)
+
+    def __enter__(self) -> FinishedWork:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._locked is not None:
+            self._locked.close()
+
+    def fingerprint(self, target: Target) -> dict[str, str] | None:
+        """All that the result for a target depends on; None where nothing is kept."""
+        if self._fingerprint is None:
+            return None
+        return self._fingerprint | {"target": repr(target)}
+
+    def result(self, output: Output | None, targets: Sequence[Target]) -> PruningResult | None:
+        """That of an earlier run, where all is done and saved."""
+        run = self.fingerprint(targets[0])
+        if output is None or run is None:
+            return None
+        return output.finished(run, tokenizer=self._run.tokenizer, device=self._run.device)
+
+    def statistics(self, collect: Callable[[], list[BlockStatistics]]) -> list[BlockStatistics]:
+        """Those of an earlier run, or those that are collected now."""
+        blocks = self._run.blocks
+
+        def save(found: list[BlockStatistics], folder: Path) -> None:
+            for number, one in enumerate(found):
+                write_statistics(one, folder, number)
+
+        def load(folder: Path) -> list[BlockStatistics]:
+            return [
+                read_statistics(self._run, block, folder, number)
+                for number, block in enumerate(blocks)
+            ]
+
+        return self._kept("statistics", collect, save, load)
+
+    def sensitivities(self, probe: Callable[[], list[Tensor] | None]) -> list[Tensor] | None:
+        """Those of an earlier run, or those that are measured now."""
+        return self._kept(
+            "probes",
+            probe,
+            lambda found, folder: write(found, folder / _PROBES),
+            lambda folder: read(folder / _PROBES),
+        )
+
+    def choice(
+        self, target: Target, choose: Callable[[], tuple[list[int], Search | None]]
+    ) -> tuple[list[int], Search | None]:
+        """That of an earlier run for a target, or that which is made now."""
+
+        def save(found: tuple[list[int], Search | None], folder: Path) -> None:
+            choice, search = found
+            write((choice, None if search is None else asdict(search)), folder / _CHOICE)
+
+        def load(folder: Path) -> tuple[list[int], Search | None]:
+            choice, search = read(folder / _CHOICE)
+            return choice, None if search is None else Search.from_dict(search)
+
+        name = hashlib.sha256(repr(target).encode()).hexdigest()[:16]
+        return self._kept(f"choice-{name}", choose, save, load)
+
+    def delete(self) -> None:
+        """Nothing of it is needed any more: the results are saved, or in the caller's hands."""
+        workspace = self._workspace
+        if workspace is not None:
+            agreed(workspace.delete)
+
+    def _open(self) -> Workspace:
+        self._locked = Workspace(self._folder, self._fingerprint or {}, resume=True)
+        return self._locked
+
+    def _kept(
+        self,
+        name: str,
+        measure: Callable[[], Value],
+        save: Callable[[Value, Path], None],
+        load: Callable[[Path], Value],
+    ) -> Value:
+        workspace = self._workspace
+        if workspace is None:
+            return measure()
+        if agreed(lambda: workspace.done(name)):
+            self._run.stopwatch.seconds |= agreed(workspace.seconds)
+            return agreed(lambda: load(workspace.folder / name))
+        found = measure()
+
+        def finish() -> None:
+            with workspace.piece(name, self._run.stopwatch.seconds) as folder:
+                save(found, folder)
+
+        agreed(finish)
+        return found
+
+
+def fingerprint(run: Run) -> dict[str, str]:
+    """All that statistics and probes depend on, by what it is."""
+    blocks = " ".join(block.name for block in run.blocks)
+    return fingerprint_of(run, blocks=blocks, weights=_digest(run.model))
+
+
+def _digest(model: PreTrainedModel) -> str:
+    """sha256 of names, shapes and values of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in stored_tensors(model):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

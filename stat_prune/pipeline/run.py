@@ -1,0 +1,369 @@
+"""One pruning run: the model, its blocks, the data, the clock and the progress bar."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stat_prune.data.batching import masks_in
+from stat_prune.data.calibration import CalibrationSet, build_calibration_set
+from stat_prune.data.completion import Completion
+from stat_prune.data.input_rows import TOKENS_OF
+from stat_prune.data.masking import masking_for
+from stat_prune.errors import CalibrationWarning, ModelError, TargetError
+from stat_prune.families import architecture_of, find_blocks, token_embeddings
+from stat_prune.machine.clock import Stopwatch
+from stat_prune.machine.distributed import check_same, num_processes, rank, together
+from stat_prune.machine.one_run import model_of_run
+from stat_prune.machine.ordinary_tensors import outside_inference_mode
+from stat_prune.measuring.objectives import OF_BASE_MODEL, objective_named
+from stat_prune.measuring.timing import TimedModel, time_model
+from stat_prune.model.blocks import Block
+from stat_prune.model.dispatched import input_device, is_dispatched, stored_tensors
+from stat_prune.model.ignoring import without_ignored
+from stat_prune.model.model_checks import (
+    check_model,
+    check_one_text_at_a_time,
+    check_weights_are_finite,
+    check_weights_of_their_own,
+)
+from stat_prune.model.processors import text_tokenizer
+from stat_prune.model.running import Batch
+from stat_prune.settings.methods import PEERS
+from stat_prune.settings.settings import Settings, kinds_left_alone
+from stat_prune.settings.targets import Latency, Target
+from stat_prune.surgery.config_checks import of_sizes_that_configs_say
+
+Item = TypeVar("Item")
+
+#: Values that a probe averages over, the fewest sequences that they come from, and the fewest
+#: tokens that a sequence is cut to.
+PROBE_POSITIONS = 640
+MIN_PROBE_SEQUENCES = 10
+MIN_PROBE_LENGTH = 64
+
+
+@dataclass
+class Run:
+    """What every stage of the pipeline needs.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        The dense model, or a copy that shares its weights; no stage changes it for good.
+    blocks : list of Block
+        To be pruned.
+    untouched : list of Block
+        Ignored by the user; they count in what a fraction is of.
+    calibration : CalibrationSet
+    settings : Settings
+    tokenizer : PreTrainedTokenizerBase or None
+    stopwatch : Stopwatch
+    bar : tqdm
+        The progress bar.
+    timed_models : dict of (int, int) to TimedModel
+        By batch size and sequence length, those timed so far.
+    """
+
+    model: PreTrainedModel
+    blocks: list[Block]
+    untouched: list[Block]
+    calibration: CalibrationSet
+    settings: Settings
+    tokenizer: PreTrainedTokenizerBase | None
+    stopwatch: Stopwatch
+    bar: tqdm
+    timed_models: dict[tuple[int, int], TimedModel] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, or, where its weights are read layer by layer, where they go."""
+        where = input_device(self.model)
+        return torch.device(self.settings.device or "cpu") if where.type == "meta" else where
+
+    @property
+    def masks(self) -> list[str]:
+        """What says which tokens are real, for each of the stacks of layers that read their own."""
+        return list(dict.fromkeys(block.mask for block in [*self.blocks, *self.untouched]))
+
+    def seq_length(self, target: Target) -> float:
+        """Tokens a sequence at which MACs are counted; those that are read first."""
+        return self.lengths(target)[self.calibration.main_mask]
+
+    def lengths(self, target: Target) -> dict[str, float]:
+        """Tokens or positions a sequence at which MACs are counted, by the name of their mask.
+
+        A target's length is that of every text; images and sounds have their own.
+        """
+        asked = getattr(target, "seq_length", None)
+        lengths = {
+            mask: asked if asked and mask in TOKENS_OF else length
+            for mask, length in self.calibration.mean_lengths.items()
+        }
+        if isinstance(target, Latency):
+            return {mask: round(length) for mask, length in lengths.items()}
+        return lengths
+
+    def timed(self, target: Target) -> TimedModel | None:
+        """The dense model timed on the batch that a `Latency` names; None for other targets.
+
+        Raises
+        ------
+        TargetError
+            If the method cannot aim at a time, or the model takes no sequence so long.
+        """
+        if not isinstance(target, Latency):
+            return None
+        if self.settings.method in PEERS:
+            raise TargetError(
+                f"method={self.settings.method!r} cannot aim at a time, got {target!r}. Use "
+                "method='stat', or a fraction of MACs or parameters."
+            )
+        self._check_can_be_timed(target)
+        length = int(self.seq_length(target))
+        limit = architecture_of(self.model).max_positions(self.model.config)
+        if limit is not None and length > limit:
+            raise TargetError(f"seq_length={length} is beyond the model's {limit} positions.")
+        key = (target.batch_size, length)
+        if key not in self.timed_models:
+            with self.stage("time dense model"):
+                self.timed_models[key] = time_model(
+                    self.model,
+                    self.blocks,
+                    self.untouched,
+                    batch_size=target.batch_size,
+                    seq_length=length,
+                    round_to=self.settings.round_to,
+                    remove=self.settings.removes_blocks,
+                )
+        return self.timed_models[key]
+
+    def _check_can_be_timed(self, target: Target) -> None:
+        """Latency tables are of layers of two blocks that read texts, each computed once."""
+        if num_processes() > 1:
+            raise TargetError(
+                f"{num_processes()} processes that compute at once cannot time a model, and the "
+                f"target is {target!r}. Run a single process, or aim at MACs or parameters."
+            )
+        if is_dispatched(self.model):
+            raise TargetError(f"{target!r} is for models without device_map. Use MACs.")
+        blocks = [*self.blocks, *self.untouched]
+        if self.masks != ["attention_mask"] or any(block.calls > 1 for block in blocks):
+            raise TargetError(
+                f"{target!r} is for models with one stack of layers that read text and have "
+                f"weights of their own; {type(self.model).__name__} is none. Use MACs."
+            )
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Time a stage and show it."""
+        self.bar.set_description(name)
+        return self.stopwatch.stage(name)
+
+    def tracked(self, items: Sequence[Item]) -> Iterator[Item]:
+        """Go through items with a step of the progress bar for each."""
+        self.expect(len(items))
+        for item in items:
+            yield item
+            self.advance()
+
+    def expect(self, steps: int) -> None:
+        """Make the progress bar longer."""
+        self.bar.total = (self.bar.total or 0) + steps
+        self.bar.refresh()
+
+    def advance(self, _what: str = "") -> None:
+        """One step of the progress bar."""
+        self.bar.update()
+
+    def probe_batches(self, positions_per_sequence: float) -> list[Batch]:
+        """A few calibration sequences to measure probes on, spread over the lengths.
+
+        As many as give `PROBE_POSITIONS` values to average, for heads with one value a sequence
+        too; but no more than keep all probes together to about one pass over the calibration set
+        (half of the layers, on average, are computed for a probe), and no fewer than
+        `MIN_PROBE_SEQUENCES`. Where texts have a value a token, long ones are cut (`probe_length`).
+        """
+        calibration = self.calibration
+        count = num_probe_samples(calibration.num_samples, len(self.blocks), positions_per_sequence)
+        length, batch_size = None, calibration.batch_size
+        first = calibration.batches[0]
+        if positions_per_sequence > 1 and masks_in(first) == ["attention_mask"]:
+            length = probe_length(calibration.num_tokens, len(self.blocks), count)
+            # As many tokens at once as in calibration: the fewer calls, the better.
+            batch_size *= max(first["attention_mask"].shape[1] // length, 1)
+        subset = calibration.subset(
+            count, seed=self.settings.seed, batch_size=batch_size, max_length=length
+        )
+        return list(subset.batches)
+
+
+def num_probe_samples(num_samples: int, num_blocks: int, positions_per_sequence: float) -> int:
+    """How many of so many calibration sequences each of so many probes is measured on."""
+    affordable = 2 * num_samples // num_blocks
+    needed = math.ceil(PROBE_POSITIONS / positions_per_sequence)
+    return min(max(min(needed, affordable), MIN_PROBE_SEQUENCES), num_samples)
+
+
+def probe_length(num_tokens: int, num_blocks: int, num_sequences: int) -> int:
+    """Tokens of the longest sequence that a probe is measured on.
+
+    All probes together are kept to half a pass over a calibration set of `num_tokens`, so that
+    they take no larger share of the time in a deeper model; but no sequence is cut below
+    `MIN_PROBE_LENGTH`.
+    """
+    return max(num_tokens // (num_blocks * num_sequences), MIN_PROBE_LENGTH)
+
+
+def calibration_set_for(
+    model: PreTrainedModel,
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    mask_fraction: float = 0.0,
+    **options: Any,
+) -> CalibrationSet:
+    """`build_calibration_set` within the limits of a model; the same options.
+
+    With a `mask_fraction`, models that predict masked tokens read texts with masks.
+    """
+    embeddings, tokenizer = token_embeddings(model), text_tokenizer(tokenizer)
+    vocab_size = None if embeddings is None else len(embeddings.weight)
+    return build_calibration_set(
+        dataset,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        masking=masking_for(
+            model,
+            tokenizer,
+            fraction=mask_fraction,
+            seed=options.get("seed", 0),
+            vocab_size=vocab_size,
+        ),
+        max_positions=architecture_of(model).max_positions(model.config),
+        pad_token_id=getattr(model.config, "pad_token_id", None),
+        complete=Completion(model),
+        **options,
+    )
+
+
+@contextmanager
+def starting(
+    model: PreTrainedModel,
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: Settings,
+    targets: Sequence[Target] = (),
+    *,
+    dispatched: bool = False,
+) -> Iterator[Run]:
+    """Check model and data, and put a model with these weights where the computation is to be.
+
+    The run's model is the given one only where that is to be cut itself, or is one of accelerate's
+    (`dispatched`), which stays where it is; else a copy that shares its weights. Kinds of blocks
+    that no target speaks of are ignored; without targets none is.
+
+    Raises
+    ------
+    StatPruneError
+        Before any work, if model or data cannot be used.
+    """
+    check_model(model, settings.device, dispatched=dispatched)
+    itself = settings.inplace or is_dispatched(model)
+    with (
+        outside_inference_mode(),
+        model_of_run(model, itself=itself) as own,
+        opened(own, dataset, tokenizer, settings, targets) as run,
+    ):
+        together(lambda: check_weights_are_finite(own, stored_tensors(own)))
+        module: nn.Module = own
+        home = None if is_dispatched(own) else next(module.parameters()).device
+        try:
+            if settings.device is not None:
+                module.to(settings.device)
+            yield run
+        finally:
+            if home is not None:
+                module.to(home)
+
+
+@contextmanager
+def opened(
+    model: PreTrainedModel,
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: Settings,
+    targets: Sequence[Target] = (),
+) -> Iterator[Run]:
+    """Find the blocks and read the data; the model stays where it is, and may have no weights yet.
+
+    Raises
+    ------
+    StatPruneError
+        Before any work, if model or data cannot be used.
+    """
+    found = find_blocks(model)
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no layers to prune: its config says 0. Pass a model with "
+            "the transformer itself."
+        )
+    check_weights_of_their_own(model, found)
+    if settings.reads_output and not _leaves_out_head(settings):
+        check_one_text_at_a_time(model)
+    left_alone = kinds_left_alone(settings, targets) if targets else []
+    if all(block.fixed or block.kind in left_alone for block in found):
+        left_alone = []  # no block that the target names can be pruned: its own error says why
+    blocks, untouched = without_ignored(found, [*settings.ignored, *left_alone])
+    # Neurons make up for numbers of heads that are far apart, but not where these are asked for.
+    if settings.uniform and not any("heads" in target.fractions() for target in targets):
+        blocks = of_sizes_that_configs_say(model, blocks)
+    stopwatch = Stopwatch()
+    with stopwatch.stage("read data"):
+        calibration = calibration_set_for(
+            model,
+            dataset,
+            tokenizer,
+            num_samples=settings.num_calibration_samples,
+            num_held_out=settings.num_held_out,
+            max_seq_length=settings.max_seq_length,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            # Hidden states are of texts as they are, whatever the head.
+            mask_fraction=0.0 if _leaves_out_head(settings) else settings.mask_fraction,
+        )
+    check_same("The calibration set", calibration.fingerprint)
+    if calibration.held_out is not None:
+        check_same("What is held out", calibration.held_out.fingerprint)
+    _warn_if_few_tokens(calibration, blocks)
+    with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
+        yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
+
+
+def _leaves_out_head(settings: Settings) -> bool:
+    return objective_named(settings.objective) in OF_BASE_MODEL
+
+
+def _warn_if_few_tokens(calibration: CalibrationSet, blocks: Sequence[Block]) -> None:
+    """Warn of the block that reads the fewest tokens for its channels, of its own stack."""
+    tokens = calibration.tokens_by_mask
+    worst = max(blocks, key=lambda one: one.num_channels / (one.usage * tokens[one.mask]))
+    count = tokens[worst.mask]
+    if count * worst.usage < worst.num_channels:
+        reached = "" if worst.usage == 1 else f", {worst.usage:.3g} of which reach {worst.name}"
+        which = f" ({worst.mask})" if len(tokens) > 1 else ""
+        warnings.warn(
+            f"The calibration set has {count} tokens{which}{reached}, fewer than the "
+            f"{worst.num_channels} channels of {worst.name}: the correction fits these tokens "
+            "exactly and others less well. Use more examples.",
+            CalibrationWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,224 @@
+"""The stage that spreads a budget by what whole pruned models do to the output."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from stat_prune.choosing.budget.choice import share_of
+from stat_prune.choosing.budget.exploring import Point, explore
+from stat_prune.choosing.budget.whole_model import WholeModel
+from stat_prune.choosing.criteria import Candidates
+from stat_prune.choosing.folding import fold_in_float32
+from stat_prune.data.calibration import CalibrationSet
+from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
+from stat_prune.measuring.objectives import objective_named
+from stat_prune.measuring.sensitivity import positions_per_sequence
+from stat_prune.measuring.statistics import BlockStatistics
+from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.spreading import spread
+from stat_prune.pipeline.starts import (
+    NUM_PARTS,
+    Effort,
+    Start,
+    effort_of,
+    nearest,
+    spread_starts,
+    starts_of,
+    to_measure_on,
+)
+from stat_prune.reporting.search_report import Search, SearchRound
+from stat_prune.settings.methods import Method
+from stat_prune.settings.targets import Target
+
+#: Sizes of a block that a search looks at.
+LEVELS = 64
+
+
+class BudgetSearch:
+    """Spreads budgets over the blocks of a run; what targets have in common is computed once.
+
+    Parameters
+    ----------
+    run : Run
+    recipe : Method
+    statistics : sequence of BlockStatistics
+    candidates : sequence of Candidates
+    weights : sequence of Tensor of shape (c,), float64
+        From the probes.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: Method,
+        statistics: Sequence[BlockStatistics],
+        candidates: Sequence[Candidates],
+        weights: Sequence[Tensor],
+    ) -> None:
+        self._run, self._candidates, self._weights = run, candidates, weights
+        self._objective = objective_named(run.settings.objective)
+        self._folded = _Folded(recipe, statistics, candidates)
+        self._wholes: dict[str, WholeModel] = {}
+
+    def choose(self, target: Target) -> tuple[list[int], Search]:
+        """The candidate of each block for a target, and how it was found."""
+        run = self._run
+        spent = self._passes
+        with (
+            run.stage("search the budget"),
+            gathered_numerical_warnings("folding candidates in the search"),
+        ):
+            share = self._share(target)
+            starts = starts_of(self._weights, run.settings)
+            whole = self._on_calibration(1)
+            errors = self._effort.errors_on(whole.num_sequences)
+            best, distances = self._nearest(whole, starts, target, share, errors=errors)
+            contenders, rounds = [best], []
+            # In equal shares there are no weights to move.
+            weighed = starts[0] if best.even else best
+            for number in range(len(self._rounds)):
+                weighed, found = self._round(number, weighed, target, share)
+                rounds.append(found)
+                contenders += [weighed] if found.accepted else []
+            held_out: dict[str, float] = {}
+            if len(contenders) > 1:
+                best, held_out = self._nearest(self._on_held_out(), contenders, target, share)
+            choice = spread(run, self._candidates, best.weights, target, even=best.even)
+        return choice, Search(
+            effort=run.settings.effort,
+            sequences=whole.num_sequences,
+            starts=distances,
+            rounds=rounds,
+            held_out=held_out,
+            held_out_sequences=self._on_held_out().num_sequences if held_out else 0,
+            taken=best.name,
+            passes=self._passes - spent,
+        )
+
+    def _nearest(
+        self,
+        whole: WholeModel,
+        starts: Sequence[Start],
+        target: Target,
+        share: float | None,
+        *,
+        errors: float = 0.0,
+    ) -> tuple[Start, dict[str, float]]:
+        spreads = spread_starts(self._run, self._candidates, starts, target, share)
+        return nearest(self._run.tracked(spreads), whole, errors=errors)
+
+    def _round(
+        self, number: int, start: Start, target: Target, share: float | None
+    ) -> tuple[Start, SearchRound]:
+        """Search on from a start, on more sequences than the round before."""
+        run, (times, passes) = self._run, self._rounds[number]
+        whole = self._on_calibration(times)
+
+        def near(weights: Sequence[Tensor]) -> list[int]:
+            return spread(run, self._candidates, weights, target, share=share, levels=LEVELS)
+
+        def advance() -> None:
+            run.expect(1)
+            run.advance()
+
+        begun = whole.measure(near(start.weights))
+        found = explore(
+            Point(start.weights, begun),
+            near,
+            whole,
+            layers=[block.layer for block in run.blocks],
+            parts=[block.part for block in run.blocks],
+            passes=passes * run.calibration.num_samples / whole.num_sequences,
+            seed=run.settings.seed + number,
+            advance=advance,
+        )
+        report = SearchRound(
+            sequences=whole.num_sequences,
+            evaluations=found.evaluations,
+            accepted=found.accepted,
+            before=begun.distance,
+            after=found.point.measured.distance,
+        )
+        return Start(report.name, found.point.weights), report
+
+    @property
+    def _rounds(self) -> tuple[tuple[int, float], ...]:
+        """None where there are no sequences to judge them on."""
+        return () if self._run.calibration.held_out is None else self._effort.rounds
+
+    def _share(self, target: Target) -> float | None:
+        """Of a time, what all choices are to take by the tables: as much as one that is timed."""
+        timed = self._run.timed(target)
+        if timed is None:
+            return None
+        choice = spread(self._run, self._candidates, self._weights, target)
+        return share_of(self._candidates, choice, self._run.untouched, timed)
+
+    def _on_calibration(self, times: int) -> WholeModel:
+        """So many times the calibration sequences that starts are compared on."""
+        calibration = self._run.calibration
+        count = self._effort.num_compared(calibration.num_samples)
+        return self._whole(f"calibration x {times}", calibration, times * count)
+
+    def _on_held_out(self) -> WholeModel:
+        held_out = self._run.calibration.held_out
+        assert held_out is not None
+        return self._whole("held out", held_out, held_out.num_samples)
+
+    def _whole(self, name: str, sequences: CalibrationSet, count: int) -> WholeModel:
+        if name not in self._wholes:
+            self._wholes[name] = WholeModel(
+                self._run.model,
+                [block.layer for block in self._run.blocks],
+                self._folded,
+                to_measure_on(sequences, count, self._run.settings.seed).batches,
+                self._objective,
+                parts=NUM_PARTS,
+            )
+        return self._wholes[name]
+
+    @cached_property
+    def _effort(self) -> Effort:
+        batches = self._run.calibration.batches
+        typical = batches[len(batches) // 2]
+        positions = positions_per_sequence(self._run.model, typical, self._objective)
+        return effort_of(self._run.settings.effort, positions)
+
+    @property
+    def _passes(self) -> float:
+        """Forward passes over the calibration set so far."""
+        computed = sum(one.passes * one.num_sequences for one in self._wholes.values())
+        return computed / self._run.calibration.num_samples
+
+
+class _Folded:
+    """Folded candidates, those of the last few choices remembered."""
+
+    def __init__(
+        self,
+        recipe: Method,
+        statistics: Sequence[BlockStatistics],
+        candidates: Sequence[Candidates],
+    ) -> None:
+        self._recipe, self._statistics, self._candidates = recipe, statistics, candidates
+        # As much as the dense consumers twice: what is needed now, and before.
+        self._free = 2 * sum(one.weight.numel() for one in statistics)
+        self._known: OrderedDict[tuple[int, int], FoldedConsumer] = OrderedDict()
+
+    def __call__(self, number: int, index: int) -> FoldedConsumer:
+        key = number, index
+        if key not in self._known:
+            self._known[key] = fold_in_float32(
+                self._recipe, self._statistics[number], self._candidates[number], index
+            )
+            self._free -= self._known[key].weight.numel()
+        self._known.move_to_end(key)
+        while self._free < 0 and len(self._known) > 1:
+            _, oldest = self._known.popitem(last=False)
+            self._free += oldest.weight.numel()
+        return self._known[key]

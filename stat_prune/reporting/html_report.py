@@ -1,0 +1,83 @@
+"""A report as one self-contained web page: tables, and figures embedded in it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from stat_prune.reporting.plotting import error_curves, search_stages, what_was_kept
+from stat_prune.reporting.plotting.pruned import has_curves
+from stat_prune.reporting.report import PruningReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KEPT_CAPTION = "Heads and neurons kept in each layer."
+CURVES_CAPTION = "What every size of a block would have cost, and the size chosen."
+
+SEARCH_CAPTION = "Whole pruned models, each panel on sequences of its own; what was taken is dark."
+
+
+def html_page(report: PruningReport, plan: Mapping[str, Collection[int]]) -> str:
+    """The page; it refers to nothing outside itself.
+
+    Parameters
+    ----------
+    report : PruningReport
+    plan : mapping of str to collection of int
+        As in `PruningResult.plan`.
+
+    Raises
+    ------
+    StatPruneError
+        Where matplotlib is not installed.
+    """
+    environment = Environment(
+        loader=PackageLoader("stat_prune"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
+    )
+    figures = [(KEPT_CAPTION, _embedded(what_was_kept(report, plan)))]
+    if has_curves(report):
+        figures.append((CURVES_CAPTION, _embedded(error_curves(report))))
+    search = None if report.search is None else _embedded(search_stages(report.search))
+    return environment.get_template("report.html").render(
+        report=report,
+        sizes=_sizes(report),
+        figures=figures,
+        search=search,
+        search_caption=SEARCH_CAPTION,
+        headings=report.HEADINGS,
+        rows=report.cells(),
+        sections=[
+            ("Time", {name: f"{value:.1f} s" for name, value in report.seconds.items()}),
+            ("Settings", report.settings),
+            ("Versions", report.versions),
+        ],
+    )
+
+
+def _embedded(figure: Figure) -> str:
+    """A figure as the address of an image that holds it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _sizes(report: PruningReport) -> list[tuple[str, str, str, str]]:
+    before, after = report.before, report.after
+    rows = (
+        ("MACs of blocks", before.block_macs, after.block_macs, "{:.4g}"),
+        ("parameters of blocks", before.block_parameters, after.block_parameters, "{:,}"),
+        ("all parameters", before.parameters, after.parameters, "{:,}"),
+        ("MiB", before.bytes / 2**20, after.bytes / 2**20, "{:.1f}"),
+    )
+    return [
+        (name, form.format(old), form.format(new), f"{new / old:.1%}")
+        for name, old, new, form in rows
+    ]

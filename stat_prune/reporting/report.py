@@ -1,0 +1,312 @@
+"""What was removed, what it cost, and everything needed to repeat the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stat_prune.reporting.search_report import Search
+
+#: Files that `PruningResult.save` adds to the folder.
+REPORT_FILE, PLAN_FILE = "stat_prune_report.json", "stat_prune_plan.json"
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One block of a report.
+
+    Attributes
+    ----------
+    name, kind, layer
+        As in `Block`.
+    kept, total : int
+        Neurons or query heads.
+    kept_groups, total_groups : int
+        Key/value heads; equal to `kept` and `total` where nothing is shared.
+    activation_error : float
+        ``||A - A_J T||_F / ||A||_F`` of the consumer's input on the calibration set.
+    output_error : float
+        The same of the consumer's output.
+    sensitivity : float or None
+        Effect on the model's output for each unit of squared `output_error`, as probed.
+    error_curve : list of [int, float], or None
+        What every size would have cost: units kept and relative error of the consumer's output,
+        before a second pass; of large blocks a selection of sizes. None where the method prices
+        only what it takes.
+    """
+
+    name: str
+    kind: str
+    layer: int
+    kept: int
+    total: int
+    kept_groups: int
+    total_groups: int
+    activation_error: float
+    output_error: float
+    sensitivity: float | None
+    error_curve: list[list[float]] | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """Cost of a model.
+
+    Attributes
+    ----------
+    block_macs : float
+        Multiply-accumulates of the blocks for one sequence of the report's `seq_length`.
+    block_parameters : int
+        Weights and biases of the blocks' linear layers.
+    parameters : int
+        ``sum(p.numel() for p in model.parameters())``.
+    bytes : int
+        Of the parameters in their dtype.
+    """
+
+    block_macs: float
+    block_parameters: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Time of the pruned model beside the dense one's, in turns on one batch.
+
+    Attributes
+    ----------
+    asked : float
+        The target's.
+    speed_up : float
+        Median over rounds of the dense model's time by the pruned one's.
+    low, high : float
+        Quartiles of it.
+    dense_seconds, pruned_seconds : float
+        Medians for one forward pass.
+    rounds : int
+    clock : {"wall", "thread"}
+        "thread": time that the one computing thread took, which on an idle machine is wall-clock
+        time.
+    batch_size, seq_length : int
+    threads : int
+        Of torch on the CPU.
+    device : str
+        Name of the CPU or GPU.
+    """
+
+    asked: float
+    speed_up: float
+    low: float
+    high: float
+    dense_seconds: float
+    pruned_seconds: float
+    rounds: int
+    clock: str
+    batch_size: int
+    seq_length: int
+    threads: int
+    device: str
+
+    def __str__(self) -> str:
+        clock = "of one thread" if self.clock == "thread" else "by the wall clock"
+        return (
+            f"{self.asked:.4g} asked, {self.speed_up:.4g} measured (half of {self.rounds} rounds "
+            f"between {self.low:.4g} and {self.high:.4g}): {1e3 * self.dense_seconds:.4g} -> "
+            f"{1e3 * self.pruned_seconds:.4g} ms {clock} for {self.batch_size} x "
+            f"{self.seq_length} tokens; threads: {self.threads}, device: {self.device}"
+        )
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """Result of a pruning run in figures; ``print(report)`` shows a table.
+
+    Attributes
+    ----------
+    blocks : list of BlockRow
+    before, after : Size
+    seq_length : float
+        Tokens a sequence at which MACs are counted.
+    predicted_distance : float or None
+        Sum over blocks of sensitivity times squared output error: the predicted distance of the
+        model's output from the dense one's.
+    seconds : dict of str to float
+        Wall-clock time by stage.
+    peak_memory : int
+        Bytes: peak resident set of the process, or of the GPU's allocator.
+    settings : dict
+        Model, method, target, seed and every other argument, data fingerprint and counts.
+    versions : dict of str to str
+    second_pass : dict or None
+        The ``ridge`` of the correction that was taken (None: the first pass's), and the
+        ``distances`` on held-out calibration sequences that decided it.
+    speed : Speed or None
+        Measured where the target speaks of time.
+    search : Search or None
+        How the budget was searched for, where the method does that.
+    lengths : dict of str to float, or None
+        Tokens a sequence by the name of their mask, where the model has several.
+    predicted_peak_memory : int or None
+        Bytes: what `peak_memory` was predicted to be, where the model was pruned layer by layer.
+    """
+
+    blocks: list[BlockRow]
+    before: Size
+    after: Size
+    seq_length: float
+    predicted_distance: float | None
+    seconds: dict[str, float]
+    peak_memory: int
+    settings: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    second_pass: dict[str, Any] | None = None
+    speed: Speed | None = None
+    search: Search | None = None
+    lengths: dict[str, float] | None = None
+    predicted_peak_memory: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain dicts, lists and numbers."""
+        return dataclasses.asdict(self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PruningReport:
+        """The report that `to_dict` came from."""
+        return cls(
+            **{
+                **values,
+                "blocks": [BlockRow(**row) for row in values["blocks"]],
+                "before": Size(**values["before"]),
+                "after": Size(**values["after"]),
+                "speed": Speed(**values["speed"]) if values.get("speed") else None,
+                "search": Search.from_dict(values["search"]) if values.get("search") else None,
+            }
+        )
+
+    HEADINGS = ("block", "kept", "of", "key/value", "activation error", "output error")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """A row for each block as text, in the order of `HEADINGS`."""
+        return [
+            (
+                row.name,
+                str(row.kept),
+                str(row.total),
+                f"{row.kept_groups}/{row.total_groups}" if row.total_groups < row.total else "",
+                f"{row.activation_error:.4f}",
+                f"{row.output_error:.4f}",
+            )
+            for row in self.blocks
+        ]
+
+    def table(self) -> Table:
+        """A row for each block, for a terminal."""
+        table = Table(title=self.title(), caption=self.summary(), caption_justify="left")
+        for heading in self.HEADINGS:
+            table.add_column(heading, justify="left" if heading == "block" else "right")
+        for cells in self.cells():
+            table.add_row(*cells)
+        return table
+
+    def title(self) -> str:
+        """One line: what was pruned, how, and to what."""
+        s = self.settings
+        return f"{s['model']}: {s['method']} to {s['target']}"
+
+    def summary(self) -> str:
+        """Totals and time, in a few lines."""
+        before, after = self.before, self.after
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+        return "\n".join(
+            (
+                f"MACs of blocks    {before.block_macs:.4g} -> {after.block_macs:.4g} "
+                f"({_share(after.block_macs, before.block_macs)}) at {self._lengths()} tokens; "
+                "embeddings, pooler and task head not counted",
+                f"block parameters  {before.block_parameters:,} -> {after.block_parameters:,} "
+                f"({_share(after.block_parameters, before.block_parameters)})",
+                f"all parameters    {before.parameters:,} -> {after.parameters:,} "
+                f"({_share(after.parameters, before.parameters)}), "
+                f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
+                f"calibration       {self.calibration_text()}",
+                *([f"budget            {self.search}"] if self.search else []),
+                *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
+                *([f"speed-up          {self.speed}"] if self.speed else []),
+                f"seconds           {stages}; peak memory {self._memory()}",
+            )
+        )
+
+    def _memory(self) -> str:
+        predicted = self.predicted_peak_memory
+        beside = "" if predicted is None else f" ({predicted / 2**20:.0f} predicted)"
+        return f"{self.peak_memory / 2**20:.0f} MiB{beside}"
+
+    def _lengths(self) -> str:
+        """Tokens a sequence, as people say them."""
+        if self.lengths is None:
+            return f"{self.seq_length:.4g}"
+        named = (f"{length:.4g} ({mask})" for mask, length in self.lengths.items())
+        return " and ".join(named)
+
+    @property
+    def collection_rate(self) -> float | None:
+        """Calibration tokens a second, by all processes together; None where it was not timed.
+
+        Of the stage that runs the dense model and sums up the statistics, and nothing else.
+        """
+        seconds = self.seconds.get("collect", 0.0)
+        return self.settings["calibration_tokens"] / seconds if seconds else None
+
+    def calibration_text(self) -> str:
+        """How much was read, and how fast."""
+        s, rate = self.settings, self.collection_rate
+        read = f"{s['calibration_samples']:,} sequences, {s['calibration_tokens']:,} tokens"
+        # Reports of the first versions lack some entries.
+        masked = s.get("calibration_masked_tokens", 0)
+        read += f", {masked:,} of them masked" if masked else ""
+        processes = s.get("processes", 1)
+        by = f" by {processes} processes" if processes > 1 else ""
+        return read if rate is None else f"{read}, {rate:,.0f} tokens a second{by}"
+
+    def second_pass_text(self) -> str:
+        """Which correction was taken, and what decided it."""
+        assert self.second_pass is not None
+        ridge, distances = self.second_pass["ridge"], self.second_pass["distances"]
+        tried = ", ".join(f"{name} {value:.3g}" for name, value in distances.items())
+        taken = "first pass kept" if ridge is None else f"ridge {ridge:g} taken"
+        return f"{taken}; distance of the output on held-out sequences: {tried}"
+
+    def __str__(self) -> str:
+        # Plain text wherever it is printed: notebooks and terminals would get markup.
+        console = Console(width=110, color_system=None, force_jupyter=False)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+def _share(after: float, before: float) -> str:
+    return f"{after / before:.1%} kept" if before else "nothing to count"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result may depend on."""
+    names = ("stat-prune", "torch", "transformers", "datasets", "numpy", "scipy")
+    return {"python": platform.python_version()} | {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except ModuleNotFoundError:  # run from a source folder that is not installed
+        return "not installed"

@@ -1,0 +1,179 @@
+"""What `prune` returns."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from stat_prune.checkpoints.checkpoint import save_checkpoint
+from stat_prune.checkpoints.loading import load
+from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE, check_apart, run_of
+from stat_prune.errors import LoadError, SaveError
+from stat_prune.reporting.report import PruningReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from stat_prune.exporting import Exported
+
+
+class Reported:
+    """What a result shows of its ``report`` and ``plan``."""
+
+    report: PruningReport
+    plan: dict[str, list[int]]
+
+    def plot(self) -> Figure:
+        """What was kept in each layer and, where known, what other sizes would have cost.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        StatPruneError
+            Where matplotlib is not installed.
+        """
+        from stat_prune.reporting.plotting import (
+            overview,  # an extra: not everyone who prunes draws
+        )
+
+        return overview(self.report, self.plan)
+
+    def save_report(self, path: str | os.PathLike[str]) -> None:
+        """Write one self-contained web page with the tables and the figures.
+
+        Parameters
+        ----------
+        path : path
+            Of the file, such as ``"report.html"``; one that is there is replaced.
+
+        Raises
+        ------
+        StatPruneError
+            Where matplotlib is not installed.
+        SaveError
+            If the file cannot be written.
+        """
+        from stat_prune.reporting.html_report import html_page  # it draws
+
+        page = html_page(self.report, self.plan)
+        try:
+            Path(path).write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise SaveError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+@dataclass(frozen=True)
+class PruningResult(Reported):
+    """A pruned model and the account of it.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        Of the same class as the dense model, or a subclass of the same name that knows how to
+        reload shapes that differ by layer.
+    report : PruningReport
+    plan : dict of str to list of int
+        By block name, the units (neurons or query heads) of the dense model that were kept.
+    tokenizer : PreTrainedTokenizerBase or None
+        Saved beside the model.
+    source : str or None
+        The folder, or the name on the Hub, that the dense model came from.
+    run : dict of str to str, or None
+        Where work was kept: all that the result depends on, by what it is; saved beside the model.
+    """
+
+    model: PreTrainedModel
+    report: PruningReport
+    plan: dict[str, list[int]]
+    tokenizer: Any = None
+    source: str | None = None
+    run: dict[str, str] | None = None
+
+    def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write model, config, tokenizer, report and plan; atomically.
+
+        Parameters
+        ----------
+        directory : path
+        overwrite : bool
+            Replace the saved model that is there; killed at any moment, the old or the new one is
+            whole.
+
+        Raises
+        ------
+        SaveError
+            If the directory exists and `overwrite` is False, or holds anything but a saved model;
+            if it is, holds or shares files with the folder of the dense model; if the disk is full.
+        """
+        check_apart(directory, self.source)
+        save_checkpoint(
+            directory,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            files={REPORT_FILE: self.report.to_json(), PLAN_FILE: json.dumps(self.plan)},
+            overwrite=overwrite,
+            run=self.run,
+        )
+
+    def export(
+        self, path: str | os.PathLike[str], to: str, *, overwrite: bool = False, **options: Any
+    ) -> Exported:
+        """Write the model for another program: llama.cpp, for instance.
+
+        Parameters
+        ----------
+        path : path
+            Of the file or folder.
+        to : str
+            The form; see `stat_prune.exporting.export`, which has its options and errors, too.
+        overwrite : bool
+
+        Returns
+        -------
+        Exported
+            Where it is, and what is to be said of it.
+        """
+        from stat_prune.exporting import export  # few who prune export
+
+        return export(
+            self.model, path, to, tokenizer=self.tokenizer, overwrite=overwrite, **options
+        )
+
+
+def saved_result(
+    folder: Path, tokenizer: Any = None, device: torch.device | str | None = None
+) -> PruningResult:
+    """What `PruningResult.save` has written.
+
+    Raises
+    ------
+    LoadError
+        If it is damaged.
+    """
+    model = load(folder, device=device)
+    report, plan = read_account(folder)
+    return PruningResult(model, report, plan, tokenizer, run=run_of(folder))
+
+
+def read_account(folder: Path) -> tuple[PruningReport, dict[str, list[int]]]:
+    """Report and plan in a saved folder.
+
+    Raises
+    ------
+    LoadError
+        If they are missing or damaged.
+    """
+    try:
+        report = PruningReport.from_dict(json.loads((folder / REPORT_FILE).read_text()))
+        return report, json.loads((folder / PLAN_FILE).read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(f"{str(folder)!r} holds no readable report: {error}.") from error

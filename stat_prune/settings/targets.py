@@ -1,0 +1,206 @@
+"""Targets: the fraction of what is kept, and of what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from stat_prune.errors import TargetError
+from stat_prune.model.blocks import KINDS, Block
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kept fraction, of all blocks together or of the blocks of one kind.
+
+    Attributes
+    ----------
+    fraction : float or mapping of {"heads", "neurons"} to float
+        In (0, 1]. A kind that a mapping does not name is kept whole.
+    """
+
+    fraction: float | Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if isinstance(self.fraction, Mapping):
+            unknown = set(self.fraction) - set(KINDS)
+            if unknown or not self.fraction:
+                raise TargetError(
+                    f"{name} takes a number or a mapping of 'heads' and 'neurons' to numbers, "
+                    f"got {dict(self.fraction)!r}."
+                )
+        elif isinstance(self.fraction, Real):
+            object.__setattr__(self, "fraction", _plain(self.fraction))
+        for value in self.fractions().values():
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TargetError(f"{name} takes a number in (0, 1], got {value!r}.")
+            if not 0 < value <= 1 or math.isnan(value):
+                raise TargetError(
+                    f"{name} is the fraction that is kept and must lie in (0, 1], got {value!r}."
+                    + (f" Did you mean {self._instead(value)}?" if 1 < value <= 100 else "")
+                )
+
+    def _instead(self, value: float) -> str:
+        """What a number above 1 may have meant: a percentage."""
+        return f"{type(self).__name__}({value / 100:g})"
+
+    def fractions(self) -> dict[str, float]:
+        """Kept fraction by kind, or ``{"all": fraction}``."""
+        if isinstance(self.fraction, Mapping):
+            return dict(self.fraction)
+        return {"all": self.fraction}
+
+    def budgets(self, blocks: list[Block]) -> list[tuple[list[Block], float]]:
+        """Which blocks share which fraction; blocks that are in no pair are kept whole."""
+        if not isinstance(self.fraction, Mapping):
+            return [(blocks, self.fraction)]
+        return [
+            ([block for block in blocks if block.kind == kind], value)
+            for kind, value in self.fraction.items()
+        ]
+
+
+@dataclass(frozen=True)
+class MACs(Target):
+    """Keep this fraction of the blocks' multiply-accumulates.
+
+    Embeddings, the pooler and the task head are not counted (Kwon et al. 2022 and their
+    successors count the same way); they cost what they cost before.
+
+    Attributes
+    ----------
+    fraction : float or mapping
+    seq_length : float, optional
+        Tokens a sequence, on which the share of attention depends. Default: the mean length of
+        the calibration set.
+    """
+
+    seq_length: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seq_length is None:
+            return
+        if not _is_number(self.seq_length) or not 0 < self.seq_length < math.inf:
+            raise TargetError(f"seq_length is a number of tokens, got {self.seq_length!r}.")
+        object.__setattr__(self, "seq_length", _plain(self.seq_length))
+
+
+@dataclass(frozen=True)
+class Parameters(Target):
+    """Keep this fraction of the parameters of the blocks' linear layers (weights and biases).
+
+    Embeddings, normalisation, the pooler and the task head are not counted.
+    """
+
+
+@dataclass(frozen=True)
+class Latency(Target):
+    """Keep this fraction of the time that the model takes for a forward pass, as measured.
+
+    The whole model is timed, with its embeddings and head, where it is computed and with as many
+    threads as torch has then. Sequences are of one length and without padding; for a language model
+    this is the time for reading a prompt, not for writing one token after another. Numbers of
+    neurons are kept to multiples of 8, which take no longer than those in between, unless
+    ``round_to`` says otherwise.
+
+    Attributes
+    ----------
+    fraction : float
+        Of the dense model's time; `Speedup` says the same as a factor.
+    batch_size : int
+        Sequences at once.
+    seq_length : int, optional
+        Tokens a sequence. Default: the mean length of the calibration set, rounded.
+    """
+
+    batch_size: int = 1
+    seq_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fraction, Mapping):
+            raise TargetError(
+                f"Latency takes one number for the whole model, got {dict(self.fraction)!r}. To "
+                "leave heads or neurons alone, pass ignore='heads' or ignore='neurons'."
+            )
+        super().__post_init__()
+        for name in ("batch_size", "seq_length"):
+            value = getattr(self, name)
+            if name == "seq_length" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise TargetError(f"{name} must be a positive integer, got {value!r}.")
+            object.__setattr__(self, name, int(value))
+
+    def _instead(self, value: float) -> str:
+        return f"Speedup({value:g})"
+
+
+def Speedup(factor: float, *, batch_size: int = 1, seq_length: int | None = None) -> Latency:
+    """``Latency(1 / factor)``: make the forward pass so many times as fast.
+
+    Parameters
+    ----------
+    factor : float
+        At least 1; 2 halves the time.
+    batch_size, seq_length
+        As for `Latency`.
+    """
+    valid = _is_number(factor)
+    if not valid or not 1 <= factor < math.inf:
+        raise TargetError(
+            f"Speedup takes a number from 1 on, got {factor!r}."
+            + (f" Did you mean Latency({factor!r})?" if valid and 0 < factor < 1 else "")
+        )
+    return Latency(1 / float(factor), batch_size=batch_size, seq_length=seq_length)
+
+
+@dataclass(frozen=True)
+class Tolerance(Target):
+    """Keep as few channels of each block as this relative error of its activations allows.
+
+    The error is STAT's epsilon: the relative Frobenius error ``||A - A_J T|| / ||A||`` of the
+    consumer's input, with the mean of the channels absorbed where the consumer has a bias.
+    A block that no smaller size serves is kept whole.
+    """
+
+
+def checked_target(target: Any) -> Target:
+    """The target itself.
+
+    Raises
+    ------
+    TargetError
+        If it is none, with what was probably meant.
+    """
+    if isinstance(target, Target):
+        return target
+    raise TargetError(
+        "`target` says what is kept, and of what: MACs, Parameters, Latency, Speedup or Tolerance; "
+        f"got {target!r}. {_meant(target)}"
+    )
+
+
+def _meant(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"Did you mean MACs({dict(value)!r})?"
+    try:
+        number = float(value) if isinstance(value, str) or _is_number(value) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if 0 < number <= 100:
+        return f"Did you mean MACs({number if number <= 1 else number / 100:g})?"
+    return "Pass, for instance, target=stat_prune.MACs(0.6)."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """A number of Python, as it is; one of numpy as one of Python."""
+    return value if isinstance(value, int | float) else float(value)

@@ -1,5 +1,0 @@
-"""Pruning checkpoints that are larger than memory, one layer at a time."""
-
-from stat_prune.streaming.pruning import PrunedCheckpoint, prune_checkpoint
-
-__all__ = ["PrunedCheckpoint", "prune_checkpoint"]

@@ -1,0 +1,1 @@
+"""Smaller layers in place of the dense ones."""

@@ -1,0 +1,325 @@
+"""Smaller layers in place of the dense ones, and the record of it in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.errors import NonFiniteWeightsError
+from stat_prune.families import find_blocks, stacks_of
+from stat_prune.model.blocks import Block
+from stat_prune.model.dispatched import (
+    in_memory,
+    is_dispatched,
+    is_offloaded,
+    loaded,
+    shared_copy,
+    to_cut,
+)
+from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.modeling_stat_prune import (
+    FORMATS,
+    compute_without_heads,
+    empty_layer,
+    set_attributes,
+)
+from stat_prune.model.position_bias import separate_position_biases
+from stat_prune.model.projections import projection
+from stat_prune.surgery.config_checks import set_fields, takes
+from stat_prune.surgery.per_layer_config import forget_layer_sizes, say_layer_sizes
+
+
+def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
+    """Remove units from a model, in place, and record the new shapes in its config.
+
+    Where none is left of a block, what remains of it is the bias of its consumer. Blocks that lose
+    no unit and keep their weight are left as they are, to the bit. When every
+    layer ends with the same sizes and the config can say them, the config does and no record is
+    kept.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    folded : sequence of FoldedConsumer
+
+    Raises
+    ------
+    NonFiniteWeightsError
+        If a weight is beyond the numbers of its dtype; nothing is changed then.
+    """
+    base = model.base_model
+    for one in folded:
+        _check_range(base, one)
+    record = getattr(model.config, "stat_prune", None) or {}
+    remembered: dict[str, dict[str, Any]] = record.get("attributes", {})
+    linear: dict[str, list[Any]] = {}
+    parameters: dict[str, list[int]] = {}
+    attributes: dict[str, dict[str, int]] = {}
+    no_heads: dict[str, dict[str, Any]] = dict(record.get("no_heads", {}))
+    added_biases = list(record.get("added_biases", []))
+    before, kept = find_blocks(model), {}
+    for members in _together(folded):
+        if not any(_changes(base, one) for one in members):
+            continue
+        block = members[0].block
+        if block.expert_of:
+            shapes, size = _shrink_experts(base, members)
+            parameters |= shapes
+            attributes |= _follow(base, block, size, size)
+            continue
+        (one,) = members
+        if one.bias is not None and not block.consumer_bias:
+            added_biases.append(block.consumer)
+        if len(one.units) < block.num_units:
+            kept[block.name] = one.units
+        linear |= _shrink(base, one)
+        attributes |= _follow(base, block, len(one.units), len(block.groups(one.units)))
+        if block.kind == "heads" and len(one.units) == 0:
+            no_heads |= _remove_heads(base, block)
+    if not linear and not parameters:
+        return
+    position_bias = record.get("position_bias", {}) | separate_position_biases(base, before, kept)
+    # No config says that some layers of a family have a bias which its stock layers lack, or which
+    # heads share a position bias.
+    stock = None if added_biases or position_bias else uniform_config(model)
+    if stock is None:
+        model.config.stat_prune = {
+            "format": FORMATS[-1],
+            "linear": {**record.get("linear", {}), **linear},
+            "parameters": {**record.get("parameters", {}), **parameters},
+            "attributes": {
+                path: {**remembered.get(path, {}), **attributes.get(path, {})}
+                for path in {**remembered, **attributes}
+            },
+        }
+        if position_bias:
+            model.config.stat_prune["position_bias"] = position_bias
+        if no_heads:
+            model.config.stat_prune["no_heads"] = no_heads
+        if added_biases:
+            model.config.stat_prune["added_biases"] = added_biases
+        say_layer_sizes(model)
+        return
+    forget_layer_sizes(model.config)
+    set_fields(model.config, stock)
+    if hasattr(model.config, "stat_prune"):
+        del model.config.stat_prune
+
+
+def cut_copy(model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]]) -> PreTrainedModel:
+    """A model of given sizes, to be timed: units are any, corrections none.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Unchanged. The copy shares every tensor with it that is not cut.
+    sizes : sequence of (Block, int, int)
+        Units and key/value heads to keep; blocks that are not named stay whole.
+    """
+    copied = shared_copy(model)
+    apply(copied, [_first_units(copied, *size) for size in sizes])
+    return copied
+
+
+def pruned_copy(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> PreTrainedModel:
+    """A copy of a model without what `folded` removes; what it leaves is shared with the model."""
+    if is_dispatched(model):
+        with to_cut(model) as pruned:
+            apply(pruned, folded)
+        return pruned
+    pruned = shared_copy(model)
+    apply(pruned, folded)
+    return pruned
+
+
+def _first_units(
+    model: PreTrainedModel, block: Block, num_units: int, num_groups: int
+) -> FoldedConsumer:
+    """As many units of each of the first key/value heads."""
+    members = torch.arange(num_units // max(num_groups, 1))
+    units = (torch.arange(num_groups)[:, None] * block.units_per_group + members).reshape(-1)
+    weight = projection(model.base_model, block.consumer).weight.detach()
+    channels = block.channels(units).to(weight.device)
+    return FoldedConsumer(block, units, weight[:, channels], bias=None, output_error=0.0)
+
+
+def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:
+    """The config fields that say a model's sizes, or None if its family's config cannot.
+
+    It cannot where layers differ, where a block has nothing left, and where the number of heads is
+    bound to the hidden size, by the family's layers or by checks of the config's own.
+    """
+    sizes: dict[str, set[tuple[int, int, int]]] = {}
+    blocks = find_blocks(model)
+    for block in blocks:
+        size = (block.num_units, block.num_groups, block.unit_size)
+        sizes.setdefault(block.part, set()).add(size)
+    if any(len(found) > 1 for found in sizes.values()) or not all(b.num_units for b in blocks):
+        return None
+    input_sizes = {block.part: block.input_size for block in blocks}
+    fields: dict[str, int] = {}
+    for stack, _ in stacks_of(model):
+        for attention in stack.attentions:
+            for size in sizes.get(attention.name, ()):
+                if attention.config_heads is not None:
+                    fields |= dict(zip(attention.config_heads, size, strict=True))
+                # Heads of a narrowed stream are larger than the config would make them.
+                elif (size[0], size[0] * size[2]) != (
+                    getattr(model.config, "num_attention_heads", size[0]),
+                    input_sizes[attention.name],
+                ):
+                    return None
+        for feed_forward in stack.feed_forwards:
+            for size in sizes.get(feed_forward.name, ()):
+                if feed_forward.config_neurons is None:
+                    return None
+                fields[feed_forward.config_neurons] = size[0]
+    return fields if takes(model.config, fields) else None
+
+
+def _together(folded: Sequence[FoldedConsumer]) -> list[list[FoldedConsumer]]:
+    """The consumers one by one, but those of a set of experts together."""
+    sets: dict[str, list[FoldedConsumer]] = {}
+    for one in folded:
+        sets.setdefault(one.block.set_name, []).append(one)
+    return list(sets.values())
+
+
+def _changes(base_model: nn.Module, folded: FoldedConsumer) -> bool:
+    if len(folded.units) < folded.block.num_units:
+        return True
+    with loaded(base_model, folded.block.consumer) as consumer:
+        return not torch.equal(folded.weight.to(consumer.weight), consumer.weight)
+
+
+def _check_range(base_model: nn.Module, folded: FoldedConsumer) -> None:
+    dtype = projection(base_model, folded.block.consumer).weight.dtype
+    for tensor in (folded.weight, folded.bias):
+        if tensor is None or tensor.is_meta or not tensor.numel():
+            continue
+        largest = torch.stack(tensor.detach().aminmax()).abs().max()
+        if not float(largest) <= torch.finfo(dtype).max:
+            raise NonFiniteWeightsError(
+                f"What {folded.block.consumer} is to make of the channels that stay of "
+                f"{folded.block.name} takes a weight of {float(largest):.3g}, which {dtype} cannot "
+                "hold. Prune the model in float32, with more examples, and convert the result."
+            )
+
+
+def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any]]:
+    """Slice the producers of a block and replace its consumer; the new shapes, by path."""
+    block = folded.block
+    shapes = {}
+    for producer in block.producers:
+        with loaded(base_model, producer.path) as old:
+            rows = block.rows(producer, folded.units).to(old.weight.device)
+            weight, bias = old.weight[rows], None if old.bias is None else old.bias[rows]
+        shapes[producer.path] = _replace(base_model, producer.path, weight, bias)
+    with loaded(base_model, block.consumer) as consumer:
+        bias = consumer.bias
+        if folded.bias is not None:
+            added = folded.bias.to(consumer.weight.device)
+            bias = added if bias is None else bias.detach().double() + added
+    shapes[block.consumer] = _replace(base_model, block.consumer, folded.weight, bias)
+    return shapes
+
+
+def _replace(
+    base_model: nn.Module, path: str, weight: Tensor, bias: Tensor | None
+) -> list[int | bool]:
+    """A new linear layer of the old one's class, dtype, device and gradient flag; its shape.
+
+    In place of an offloaded one, on the CPU.
+    """
+    old: Any = base_model.get_submodule(path)
+    new = empty_layer(old, len(weight), weight.shape[1], bias is not None)
+    if is_offloaded(old):
+        new.to_empty(device="cpu")
+    new.requires_grad_(old.weight.requires_grad)
+    new.train(old.training)
+    base_model.set_submodule(path, new)
+    replaced = projection(base_model, path)
+    with torch.no_grad():
+        replaced.weight.copy_(weight)
+        if bias is not None and replaced.bias is not None:
+            replaced.bias.copy_(bias)
+    return [len(weight), weight.shape[1], bias is not None]
+
+
+def _remove_heads(base_model: nn.Module, block: Block) -> dict[str, dict[str, Any]]:
+    """Let the attention layer of a block compute without heads; what to record, by its path."""
+    ((path, _),) = block.attributes.items()
+    inside = block.consumer.startswith(f"{path}.")
+    values: dict[str, Any] = {}
+    if inside:
+        values["output"] = block.consumer.removeprefix(f"{path}.")
+    if block.position_bias == "own":
+        values["passes_bias"] = True
+    compute_without_heads(base_model.get_submodule(path), **values)
+    return {path: values}
+
+
+def _shrink_experts(
+    base_model: nn.Module, members: Sequence[FoldedConsumer]
+) -> tuple[dict[str, list[int]], int]:
+    """New tensors for a set of experts: their shapes by path, and the neurons each expert has.
+
+    Experts that keep fewer than the others, or are not among `members`, are as they were: their
+    tensor takes the largest, rounded up, and the rest of it is zero, which adds nothing.
+    """
+    block = members[0].block
+    path, _, _ = block.consumer.rpartition(".")
+    paths = [producer.path.rpartition(".")[0] for producer in block.producers]
+    owner_path, _, name = path.rpartition(".")
+    owner = base_model.get_submodule(owner_path)
+    old = getattr(owner, name)
+    by_expert = {projection(base_model, one.block.consumer).expert: one for one in members}
+    every = torch.arange(block.num_units)
+    units = [by_expert[e].units.cpu() if e in by_expert else every for e in range(len(old))]
+    size = -(-max(map(len, units)) // block.multiple) * block.multiple
+    new: dict[str, Tensor] = {}
+    with torch.no_grad(), in_memory(owner):
+        old = getattr(owner, name)
+        new[path] = old.new_zeros(len(old), block.output_size, size)
+        for expert, kept in enumerate(units):
+            one = by_expert.get(expert)
+            weight = old[expert] if one is None else one.weight
+            new[path][expert, :, : len(kept)] = weight
+        for producer, its_path in zip(block.producers, paths, strict=True):
+            stack = getattr(owner, its_path.rpartition(".")[2])
+            rows = len(producer.parts) * size
+            new[its_path] = stack.new_zeros(len(stack), rows, block.input_size)
+            for expert, kept in enumerate(units):
+                for start, part in zip(
+                    range(0, rows, size), block.part_rows(producer), strict=True
+                ):
+                    taken = stack[expert, part[kept].reshape(-1).to(stack.device)]
+                    new[its_path][expert, start : start + len(kept)] = taken
+    for its_path, tensor in new.items():
+        tensor = tensor.cpu() if is_offloaded(owner) else tensor
+        attribute = its_path.rpartition(".")[2]
+        trained = getattr(owner, attribute).requires_grad
+        setattr(owner, attribute, nn.Parameter(tensor, requires_grad=trained))
+    return {its_path: list(tensor.shape) for its_path, tensor in new.items()}, size
+
+
+def _follow(
+    base_model: nn.Module, block: Block, num_units: int, num_groups: int
+) -> dict[str, dict[str, int]]:
+    """Set the counts that modules remember; what was set, by path."""
+    values = {
+        "heads": num_units,
+        "groups": num_groups,
+        "channels": num_units * block.unit_size,
+        "heads_per_group": num_units // max(num_groups, 1),
+        "neurons": num_units,
+    }
+    record: dict[str, dict[str, int]] = {}
+    for path, names in block.attributes.items():
+        record[path] = {name: values[count] for name, count in names.items()}
+        set_attributes(base_model.get_submodule(path), record[path])
+    return record
