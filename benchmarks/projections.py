@@ -18,12 +18,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from stat_prune.data.model_calibration import calibration_set_for
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 import stat_prune
 from harness import options
+from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.families import find_blocks
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.statistics import BlockStatistics, statistics_of

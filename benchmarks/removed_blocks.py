@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from stat_prune.data.model_calibration import calibration_set_for
 from tqdm.auto import tqdm
 
 import stat_prune
 from harness.task import Task
+from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.settings.targets import Speedup, Target

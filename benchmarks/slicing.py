@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from stat_prune.model.running import Batch, evaluating, model_inputs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -16,6 +15,7 @@ from stat_prune.data.batching import token_mask
 from stat_prune.errors import NonFiniteActivationsError
 from stat_prune.families import transformer_layers
 from stat_prune.linalg import Moments, NonFiniteError
+from stat_prune.model.running import Batch, evaluating, model_inputs
 
 
 class RootMeanSquare(nn.Module):

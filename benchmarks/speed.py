@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from stat_prune.model.running import evaluating
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
 import stat_prune
@@ -33,6 +32,7 @@ from harness.runners import RUNNERS
 from harness.sources import find_model
 from stat_prune.measuring.latency import take_turns
 from stat_prune.measuring.timing import device_name
+from stat_prune.model.running import evaluating
 from stat_prune.reporting.result import PruningResult
 
 CALIBRATION_LENGTH = 64

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 import transformers
-from stat_prune.model.folded_consumer import FoldedConsumer
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.families import find_blocks
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
 from stat_prune.surgery.cut import apply
 

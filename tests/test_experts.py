@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from stat_prune.model.folded_consumer import FoldedConsumer
 from tiny_models import SIZES
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen2MoeConfig, Qwen2MoeModel
 
@@ -16,6 +15,7 @@ from stat_prune.errors import TargetError
 from stat_prune.families import find_blocks
 from stat_prune.model.blocks import Block
 from stat_prune.model.experts import routed_rows
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
 from stat_prune.surgery.cut import apply
 

@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from stat_prune.model.running import evaluating
 from tiny_models import tiny_bert, tiny_llama
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from stat_prune.machine import half_products
 from stat_prune.machine.half_products import copied_bytes, fast_half_products
+from stat_prune.model.running import evaluating
 
 HALF = [torch.bfloat16, torch.float16]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stat_prune.data.model_calibration import calibration_set_for
 from tiny_models import tiny_bert
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 import stat_prune
 from stat_prune.data.masking import Masking
+from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import CalibrationWarning, SettingsError
 
 WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then".split()

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from stat_prune.model.folded_consumer import FoldedConsumer
 from tiny_models import tiny_bert
 from transformers import BertForMaskedLM
 
 from stat_prune.errors import NonFiniteWeightsError
 from stat_prune.families import find_blocks
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.model_checks import check_weights_are_finite
 from stat_prune.surgery.cut import apply
 

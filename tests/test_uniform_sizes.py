@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 from hand_pruned import assert_same_model
-from stat_prune.model.folded_consumer import FoldedConsumer
 from tiny_models import SIZES, tiny_bert, tiny_llama
 
 import stat_prune
@@ -17,6 +16,7 @@ from stat_prune import MACs
 from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
 from stat_prune.errors import UniformSizesWarning
 from stat_prune.families import find_blocks
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
 from stat_prune.surgery.cut import apply
 

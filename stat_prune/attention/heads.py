@@ -20,6 +20,7 @@ from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.data.batching import token_mask
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import DataError, SettingsError
+from stat_prune.inferring import describe
 from stat_prune.model.blocks import Block
 from stat_prune.model.model_checks import check_is_model
 from stat_prune.model.processors import text_tokenizer
@@ -161,6 +162,7 @@ def head_statistics(
     _check_threshold(threshold)
     if max_seq_length is not None:
         max_seq_length = integer("max_seq_length", max_seq_length)
+    describe(model)
     calibration = calibration_set_for(
         model,
         dataset,

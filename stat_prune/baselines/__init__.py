@@ -12,7 +12,8 @@ from stat_prune.choosing.plan import BlockPlan
 from stat_prune.pipeline.run import Run
 from stat_prune.settings.targets import Target
 
-#: By the names in `stat_prune.settings.methods.PEERS`: from a run and a target to a plan for each block.
+#: By the names in `stat_prune.settings.methods.PEERS`: from a run and a target to a plan for each
+#: block.
 PLANNERS: dict[str, Callable[[Run, Target], list[BlockPlan]]] = {
     "flap": flap.plan,
     "stat-paper": stat_paper.plan,

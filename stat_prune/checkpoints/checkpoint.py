@@ -160,7 +160,7 @@ def save_checkpoint(
     sentence-transformers opens the result. A `LeftBehindWarning` names what does not. The model
     then goes by the name of `directory`.
 
-    The folder appears in one step when it is complete (`stat_prune.machine.atomic.replace_directory`): a
+    The folder appears in one step when it is complete (`machine.atomic.replace_directory`): a
     process killed while saving leaves what was there before.
 
     Parameters

@@ -9,8 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE
 from stat_prune.errors import SaveError
+
+#: What was done, in a saved folder: the report, and the units that are left.
+REPORT_FILE, PLAN_FILE = "stat_prune_report.json", "stat_prune_plan.json"
 
 #: Names every file that was saved with it, and the run that the result is of.
 MANIFEST_FILE = "stat_prune_files.json"

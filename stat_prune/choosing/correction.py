@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -11,41 +9,10 @@ from stat_prune.linalg import interpolation_from_gram
 from stat_prune.linalg.in_place import principal_part
 from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.measuring.statistics import BlockStatistics, complement, quadratic
-from stat_prune.model.blocks import Block
+from stat_prune.model.folded_consumer import FoldedConsumer
 
 #: Rows or columns that are worked on at once.
 _PANEL = 512
-
-
-@dataclass(frozen=True)
-class FoldedConsumer:
-    """A consumer that reads the kept channels only.
-
-    Attributes
-    ----------
-    block : Block
-    units : Tensor of shape (u,), int64
-        Units kept, ascending.
-    weight : Tensor of shape (d, k), float64
-    bias : Tensor of shape (d,), float64, or None
-        What to add to the dense bias, which counts as zero where the consumer has none; None where
-        nothing changes.
-    output_error : float
-        ``||A W^T - (A_J W'^T + bias)||_F / ||A W^T||_F`` on the calibration set.
-    """
-
-    block: Block
-    units: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    output_error: float
-
-    def scattered_weight(self) -> Tensor:
-        """The weight over all channels of the dense block, zero for those that left; (d, m)."""
-        channels = self.block.channels(self.units.to(self.weight.device))
-        full = self.weight.new_zeros(len(self.weight), self.block.num_channels)
-        full[:, channels] = self.weight
-        return full
 
 
 def fold(

@@ -19,11 +19,9 @@ from stat_prune.data.input_rows import TokenRow
 from stat_prune.data.masking import Masking
 from stat_prune.data.token_rows import labelled, tokenized, without_padding, without_targets
 from stat_prune.errors import DataError
+from stat_prune.settings.settings import MIN_HELD_OUT
 
 DEFAULT_MAX_TEXT_LENGTH = 512
-
-#: Fewer sequences tell nothing of two results that are nearly as good.
-MIN_HELD_OUT = 8
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.data.input_rows import TokenRow
 from stat_prune.errors import CalibrationWarning
 
-#: Of the tokens of a text: that of BERT's pre-training (Devlin et al. 2019).
-MASK_FRACTION = 0.15
-
 
 @dataclass(frozen=True)
 class Masking:

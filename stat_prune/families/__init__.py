@@ -25,6 +25,7 @@ from stat_prune.families.finding import find_blocks, token_embeddings
 from stat_prune.families.registry import (
     architecture_of,
     register_architecture,
+    remember,
     stacks_of,
     supported_model_types,
     transformer_layers,
@@ -47,6 +48,7 @@ __all__ = [
     "architecture_of",
     "find_blocks",
     "register_architecture",
+    "remember",
     "stacks_of",
     "supported_model_types",
     "token_embeddings",

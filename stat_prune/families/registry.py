@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from stat_prune.errors import InferredArchitectureWarning, ModelError, UnsupportedArchitectureError
+from stat_prune.errors import ModelError, UnsupportedArchitectureError
 from stat_prune.families.architecture import Architecture
 
 _REGISTRY: dict[str, Architecture] = {}
@@ -56,58 +55,38 @@ def supported_model_types() -> list[str]:
 def architecture_of(model: PreTrainedModel) -> Architecture:
     """The description of a model's family, as it is for this model.
 
-    That of a family which is not registered is inferred, with one `InferredArchitectureWarning`.
-
     Raises
     ------
     UnsupportedArchitectureError
-        If ``model.config.model_type`` is not registered and the blocks could not be inferred.
+        If ``model.config.model_type`` is not registered, and no description was inferred
+        (`stat_prune.inferring.describe`).
     """
+    architecture = known_architecture(model)
+    if architecture is None:
+        raise UnsupportedArchitectureError(
+            f"{type(model).__name__} is of a family (model_type {model.config.model_type!r}) that "
+            "is not registered. Describe it with stat_prune.register_architecture(...), which may "
+            "be given what stat_prune.infer_architecture(model) finds. Registered model types: "
+            f"{', '.join(supported_model_types())}."
+        )
+    return architecture
+
+
+def known_architecture(model: PreTrainedModel) -> Architecture | None:
+    """As `architecture_of`; None where nothing is known of the family."""
     if _TRIED and (tried := _TRIED.get(_code_of(model))) is not None:
         return tried
     config = getattr(model, "config", None)
     architecture = _REGISTRY.get(getattr(config, "model_type", ""))
     if architecture is None:
-        return _inferred(model)
+        return _INFERRED.get(_code_of(model)) if _INFERRED else None
     return architecture.variant(architecture, config) if architecture.variant else architecture
 
 
-def _inferred(model: PreTrainedModel) -> Architecture:
-    key = _code_of(model)
-    if key not in _INFERRED:
-        # Inferring prunes copies of the model, which needs all that is above this module.
-        from stat_prune.inferring import infer_architecture
-
-        try:
-            architecture = infer_architecture(model)
-        except UnsupportedArchitectureError as error:
-            raise UnsupportedArchitectureError(
-                f"{error} Registered model types: {', '.join(supported_model_types())}."
-            ) from error
-        _warn_of_inferred(model, architecture)
-        _INFERRED[key] = architecture
-    return _INFERRED[key]
-
-
-def _warn_of_inferred(model: PreTrainedModel, architecture: Architecture) -> None:
-    """Say what was found, and what stays."""
-    stacks = (architecture, *architecture.other_stacks)
-    found, reasons = [], []
-    for stack in stacks:
-        for attention in stack.attentions:
-            if attention.fixed:
-                reasons.append(attention.fixed)
-            else:
-                found.append(f"the heads read by {stack.layers}.*.{attention.output}")
-        found += [f"the neurons read by {stack.layers}.*.{f.output}" for f in stack.feed_forwards]
-    warnings.warn(
-        f"The blocks of {type(model).__name__} (model_type {model.config.model_type!r}, which is "
-        f"not registered) were inferred and proven on a copy: {', '.join(found)}. "
-        f"{' '.join(reasons)}{' ' if reasons else ''}"
-        "stat_prune.register_architecture(...) describes the family for good.",
-        InferredArchitectureWarning,
-        stacklevel=2,
-    )
+def remember(model: PreTrainedModel, architecture: Architecture) -> None:
+    """Let a description be in force for a model and its copies, where none is yet."""
+    if known_architecture(model) is None:
+        _INFERRED[_code_of(model)] = architecture
 
 
 @contextmanager

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -15,9 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.errors import UnsupportedArchitectureError
+from stat_prune.errors import InferredArchitectureWarning, UnsupportedArchitectureError
 from stat_prune.families.architecture import Architecture, Attention, FeedForward
-from stat_prune.families.registry import describing
+from stat_prune.families.registry import (
+    describing,
+    known_architecture,
+    remember,
+    supported_model_types,
+)
 from stat_prune.inferring.config_fields import with_config_fields
 from stat_prune.inferring.proof import failure_of
 from stat_prune.inferring.rules import StackGuess, guess_stacks
@@ -26,6 +32,49 @@ from stat_prune.model.running import evaluating
 
 #: Of the sequences that a proof computes with.
 BATCH, LENGTH = 2, 12
+
+
+def describe(model: PreTrainedModel) -> None:
+    """See to it that `stat_prune.families.architecture_of` knows a model.
+
+    That of a family which is not registered is inferred, with one `InferredArchitectureWarning`.
+
+    Raises
+    ------
+    UnsupportedArchitectureError
+        If ``model.config.model_type`` is not registered and the blocks could not be inferred.
+    """
+    if known_architecture(model) is not None:
+        return
+    try:
+        architecture = infer_architecture(model)
+    except UnsupportedArchitectureError as error:
+        raise UnsupportedArchitectureError(
+            f"{error} Registered model types: {', '.join(supported_model_types())}."
+        ) from error
+    _warn_of_inferred(model, architecture)
+    remember(model, architecture)
+
+
+def _warn_of_inferred(model: PreTrainedModel, architecture: Architecture) -> None:
+    """Say what was found, and what stays."""
+    stacks = (architecture, *architecture.other_stacks)
+    found, reasons = [], []
+    for stack in stacks:
+        for attention in stack.attentions:
+            if attention.fixed:
+                reasons.append(attention.fixed)
+            else:
+                found.append(f"the heads read by {stack.layers}.*.{attention.output}")
+        found += [f"the neurons read by {stack.layers}.*.{f.output}" for f in stack.feed_forwards]
+    warnings.warn(
+        f"The blocks of {type(model).__name__} (model_type {model.config.model_type!r}, which is "
+        f"not registered) were inferred and proven on a copy: {', '.join(found)}. "
+        f"{' '.join(reasons)}{' ' if reasons else ''}"
+        "stat_prune.register_architecture(...) describes the family for good.",
+        InferredArchitectureWarning,
+        stacklevel=2,
+    )
 
 
 def infer_architecture(model: PreTrainedModel) -> Architecture:

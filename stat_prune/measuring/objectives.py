@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -11,11 +10,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.data.batching import masks_in, token_mask
 from stat_prune.errors import NonFiniteOutputsError, SettingsError
-from stat_prune.model.running import Batch
-
-#: Squared distance of a pruned model's output from the dense one's: ``(dense, pruned, batch)``
-#: to a tensor of one value a position that counts.
-Objective = Callable[[Any, Any, Batch], Tensor]
+from stat_prune.model.running import Batch, Objective
 
 #: Logits that are compared at a time, to bound the memory for float64 copies.
 PIECE = 2**18

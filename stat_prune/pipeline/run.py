@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.data.batching import masks_in
-from stat_prune.data.calibration import CalibrationSet, build_calibration_set
-from stat_prune.data.completion import Completion
+from stat_prune.data.calibration import CalibrationSet
 from stat_prune.data.input_rows import TOKENS_OF
-from stat_prune.data.masking import masking_for
+from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import CalibrationWarning, ModelError, TargetError
-from stat_prune.families import architecture_of, find_blocks, token_embeddings
+from stat_prune.families import architecture_of, find_blocks
+from stat_prune.inferring import describe
 from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.distributed import check_same, num_processes, rank, together
 from stat_prune.machine.one_run import model_of_run
@@ -36,7 +36,6 @@ from stat_prune.model.model_checks import (
     check_weights_are_finite,
     check_weights_of_their_own,
 )
-from stat_prune.model.processors import text_tokenizer
 from stat_prune.model.running import Batch
 from stat_prune.settings.methods import PEERS
 from stat_prune.settings.settings import Settings, kinds_left_alone
@@ -223,38 +222,6 @@ def probe_length(num_tokens: int, num_blocks: int, num_sequences: int) -> int:
     return max(num_tokens // (num_blocks * num_sequences), MIN_PROBE_LENGTH)
 
 
-def calibration_set_for(
-    model: PreTrainedModel,
-    dataset: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    mask_fraction: float = 0.0,
-    **options: Any,
-) -> CalibrationSet:
-    """`build_calibration_set` within the limits of a model; the same options.
-
-    With a `mask_fraction`, models that predict masked tokens read texts with masks.
-    """
-    embeddings, tokenizer = token_embeddings(model), text_tokenizer(tokenizer)
-    vocab_size = None if embeddings is None else len(embeddings.weight)
-    return build_calibration_set(
-        dataset,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        masking=masking_for(
-            model,
-            tokenizer,
-            fraction=mask_fraction,
-            seed=options.get("seed", 0),
-            vocab_size=vocab_size,
-        ),
-        max_positions=architecture_of(model).max_positions(model.config),
-        pad_token_id=getattr(model.config, "pad_token_id", None),
-        complete=Completion(model),
-        **options,
-    )
-
-
 @contextmanager
 def starting(
     model: PreTrainedModel,
@@ -310,6 +277,7 @@ def opened(
     StatPruneError
         Before any work, if model or data cannot be used.
     """
+    describe(model)
     found = find_blocks(model)
     if not found:
         raise ModelError(

@@ -23,7 +23,7 @@ def spread(
     share: float | None = None,
     levels: int | None = None,
 ) -> list[int]:
-    """The candidate of each block, as `stat_prune.choosing.budget.choice.choose` has it for this run."""
+    """The candidate of each block, as `choose` (`choosing.budget.choice`) has it for this run."""
     # Rounding may differ between processors; the choice may not.
     return agreed(
         lambda: choose(

@@ -37,7 +37,7 @@ def html_page(report: PruningReport, plan: Mapping[str, Collection[int]]) -> str
         Where matplotlib is not installed.
     """
     environment = Environment(
-        loader=PackageLoader("stat_prune"),
+        loader=PackageLoader("stat_prune.reporting"),
         autoescape=True,
         trim_blocks=True,
         undefined=StrictUndefined,

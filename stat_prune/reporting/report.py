@@ -14,9 +14,6 @@ from rich.table import Table
 
 from stat_prune.reporting.search_report import Search
 
-#: Files that `PruningResult.save` adds to the folder.
-REPORT_FILE, PLAN_FILE = "stat_prune_report.json", "stat_prune_plan.json"
-
 
 @dataclass(frozen=True)
 class BlockRow:

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 from stat_prune.errors import SettingsError
 
-#: The names of the criteria; `stat_prune.choosing.criteria.CRITERIA` has the functions. Names of methods
-#: and criteria can be listed without torch, which takes seconds to import.
+#: The names of the criteria; `choosing.criteria.CRITERIA` has the functions. Names of methods and
+#: criteria can be listed without torch, which takes seconds to import.
 CriterionName = Literal[
     "interpolative",
     "obs",

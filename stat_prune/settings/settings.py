@@ -30,7 +30,6 @@ from stat_prune.settings.methods import (
     Method,
     method_named,
 )
-from stat_prune.settings.settings import MASK_FRACTION, MIN_HELD_OUT
 from stat_prune.settings.targets import Target, checked_target
 
 #: Of the products in the statistics; "auto" is float32 but where that is too coarse.
@@ -39,6 +38,11 @@ PRECISIONS = ("auto", "float64", "float32")
 #: One more example for so many of the calibration set is held out.
 HELD_OUT_PART = 8
 
+#: Fewer sequences tell nothing of two results that are nearly as good.
+MIN_HELD_OUT = 8
+
+#: Of the tokens of a text: that of BERT's pre-training (Devlin et al. 2019).
+MASK_FRACTION = 0.15
 
 #: No layer is as wide, and what is computed with it stays within 64 bits.
 _LARGEST_MULTIPLE = 2**31 - 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.errors import NonFiniteWeightsError
-from stat_prune.families import find_blocks, stacks_of
+from stat_prune.families import architecture_of, find_blocks, remember, stacks_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import (
     in_memory,
@@ -61,6 +61,7 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     attributes: dict[str, dict[str, int]] = {}
     no_heads: dict[str, dict[str, Any]] = dict(record.get("no_heads", {}))
     added_biases = list(record.get("added_biases", []))
+    architecture = architecture_of(model)
     before, kept = find_blocks(model), {}
     for members in _together(folded):
         if not any(_changes(base, one) for one in members):
@@ -108,6 +109,7 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     set_fields(model.config, stock)
     if hasattr(model.config, "stat_prune"):
         del model.config.stat_prune
+    remember(model, architecture)  # which went by the sizes in the config
 
 
 def cut_copy(model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]]) -> PreTrainedModel:

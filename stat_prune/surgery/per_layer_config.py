@@ -1,6 +1,6 @@
 """The sizes of layers where transformers itself looks for them: ``config.per_layer_config``.
 
-The pruned class reads its own record (`stat_prune.model.modeling_stat_prune`). But what counts heads
+The pruned class reads its own record (`modeling_stat_prune`). But what counts heads
 without looking at a module reads the config: caches that are made ahead of the first keys, and
 servers that make the attention layers themselves. transformers takes them layer by layer there from
 5.16 on; older versions keep the entry and do not read it.

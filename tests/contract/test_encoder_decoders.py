@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 from families import FAMILIES, output, signals
-from stat_prune.model.folded_consumer import FoldedConsumer
 
 from stat_prune import MACs, Speedup
 from stat_prune.data.completion import Completion
 from stat_prune.errors import CalibrationWarning, DataError, ModelError, TargetError
 from stat_prune.families import find_blocks
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
 from stat_prune.surgery.cut import apply
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from families import Family
-from stat_prune.model.running import model_inputs
 
 from stat_prune import Parameters
 from stat_prune.attention import attention_maps, head_statistics
 from stat_prune.errors import ModelError, TargetError
 from stat_prune.families import find_blocks
+from stat_prune.model.running import model_inputs
 
 
 def reads_one_text(family: Family) -> bool:

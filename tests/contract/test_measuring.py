@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 from families import Family, examples
-from stat_prune.model.folded_consumer import FoldedConsumer
 
 from stat_prune.choosing.budget import whole_model
 from stat_prune.choosing.budget.whole_model import WholeModel
@@ -20,6 +19,7 @@ from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.measuring.statistics import statistics_of
 from stat_prune.model.dispatched import to_cut
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.surgery.cut import apply
 
 #: Of each block three candidates: its first half, its second half, or all of it.

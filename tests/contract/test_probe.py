@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 from families import Family
-from stat_prune.model.running import model_inputs
 
 from stat_prune.choosing.correction import fold
 from stat_prune.data.calibration import build_calibration_set
@@ -17,6 +16,7 @@ from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import probe
 from stat_prune.measuring.statistics import statistics_of
+from stat_prune.model.running import model_inputs
 from stat_prune.surgery.cut import apply
 
 

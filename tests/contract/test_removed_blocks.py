@@ -10,7 +10,6 @@ import pytest
 import torch
 from families import FAMILIES, Family, completed, output
 from isolation import outputs_without_stat_prune
-from stat_prune.model.folded_consumer import FoldedConsumer
 from test_reload import assert_same_weights, auto_class
 from test_report import SEQ_LENGTH, counted_macs
 from transformers import PreTrainedModel
@@ -19,6 +18,7 @@ import stat_prune
 from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
 from stat_prune.families import find_blocks
 from stat_prune.model.blocks import Block
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
 from stat_prune.surgery.cut import apply
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES, Family
-from stat_prune.model.running import model_inputs
 
 from stat_prune import MACs
 from stat_prune.choosing.correction import fold
@@ -18,6 +17,7 @@ from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.measuring.statistics import statistics_of
+from stat_prune.model.running import model_inputs
 from stat_prune.pipeline.second_pass import best_pass, can_move, pruned_copy, restream
 
 

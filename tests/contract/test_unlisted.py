@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 
@@ -33,6 +34,7 @@ import stat_prune
 from stat_prune import MACs, Parameters
 from stat_prune.errors import InferredArchitectureWarning, TargetError, UnsupportedArchitectureError
 from stat_prune.families import architecture_of, find_blocks, registry
+from stat_prune.inferring import describe
 
 ROWS = [*WHOLE, *NEURONS]
 
@@ -43,6 +45,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::stat_prune.errors.InferredArchi
 def nothing_known(monkeypatch):
     """As in a new process: nothing was inferred yet."""
     monkeypatch.setattr(registry, "_INFERRED", {})
+
+
+@pytest.fixture(autouse=True)
+def known(request):
+    """Described, for tests that look at blocks before anything is pruned."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    row = parameters.get("row", parameters.get("family"))
+    if row and "nothing_known" not in request.fixturenames:
+        with contextlib.suppress(UnsupportedArchitectureError):
+            describe(row.build())
 
 
 def of(rows: list[Family]) -> pytest.MarkDecorator:
@@ -98,6 +110,7 @@ def test_the_given_model_is_untouched_and_one_warning_says_what_was_found(
     before = copy.deepcopy(model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        describe(model)
         prune(model, half_of_what_can_leave(model))
     (said,) = [str(w.message) for w in caught if w.category is InferredArchitectureWarning]
     consumers = {b.consumer.partition(".1.")[2] for b in find_blocks(model) if not b.fixed} - {""}
@@ -113,6 +126,8 @@ def test_a_pruned_model_is_inferred_again_where_nothing_is_known(
     first.save(tmp_path / "out")
     registry._INFERRED.clear()
     loaded = stat_prune.load(tmp_path / "out")
+    describe(first.model)
+    describe(loaded)
     before, after = ({b.name: b for b in find_blocks(one)} for one in (first.model, loaded))
     for name, block in before.items():
         assert after[name].num_units == block.num_units

@@ -14,13 +14,13 @@ import pytest
 import torch
 import transformers
 from hand_pruned import DECODER, IDS, cut, output
-from stat_prune.model.folded_consumer import FoldedConsumer
 from tokenizers_at_hand import TEXTS, byte_level, with_spaces
 
 from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.errors import ModelError, SaveError, SettingsError, UnsupportedArchitectureError
 from stat_prune.exporting import export
 from stat_prune.families import find_blocks
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
 from stat_prune.surgery.cut import apply
 

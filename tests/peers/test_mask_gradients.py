@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from encoders import build, ready
-from stat_prune.model.running import evaluating
 from torch import Tensor
 
 from stat_prune.baselines.mask_gradients import mask_gradients
 from stat_prune.baselines.task_loss import task_losses
 from stat_prune.families import find_blocks
+from stat_prune.model.running import evaluating
 
 FAMILIES = ["Bert", "DistilBert"]
 

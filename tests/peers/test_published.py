@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from encoders import CONFIGS, build, logits, ready, rows
-from stat_prune.model.folded_consumer import FoldedConsumer
 from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -23,6 +22,7 @@ from stat_prune import MACs, Parameters, Tolerance
 from stat_prune.baselines import PLANNERS, fisher
 from stat_prune.errors import DataError, ModelError, TargetError
 from stat_prune.families import find_blocks
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.surgery.cut import apply
 
 METHODS = ["fisher", "fisher-untuned", "kprune"]

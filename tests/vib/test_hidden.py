@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from stat_prune.model.folded_consumer import FoldedConsumer
 from tiny_models import SIZES, tiny_bert, tiny_llama
 from transformers import (
     AutoModel,
@@ -26,6 +25,7 @@ import stat_prune
 from stat_prune import MACs, Parameters, StatPruneError
 from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.families import find_blocks
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
 from stat_prune.surgery.cut import apply
 from stat_prune.vib import VIBConfig

@@ -15,12 +15,12 @@ def obs(statistics: BlockStatistics, unit_size: int, generator: torch.Generator)
     ZipLM (Kurtic, Frantar and Alistarh 2023, arXiv:2302.04089), algorithm 1: the increase is
     ``tr(W_S ((H^-1)_SS)^-1 W_S^T)`` for the columns S of a unit, with ``H = A^T A``; the other
     columns and ``H^-1`` are updated after each removal, of one unit at a time. As the error is
-    quadratic, the updated weight is the least-squares one that `stat_prune.choosing.correction.fold` solves
+    quadratic, the updated weight is the least-squares one that `choosing.correction.fold` solves
     for. Their damping of H is here no larger than its inversion needs.
 
     ZipLM chooses the sizes by a random search (SPDY) over weights of the blocks' errors, relative
     to the output's energy, with the loss of the stitched model as its measure. Method ``"obs"``
-    has a deterministic stand-in, where that search starts: `stat_prune.choosing.budget.allocation` on the
+    has a deterministic stand-in, where that search starts: `choosing.budget.allocation` on the
     relative errors, all of weight one. ``"obs-probed"`` weighs them by the measured effect of each
     block on the output. No module leaves as a whole.
 

@@ -16,6 +16,7 @@ from stat_prune.checkpoints.loading import class_of
 from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.errors import LoadError
 from stat_prune.families import find_blocks
+from stat_prune.inferring import describe
 from stat_prune.machine.process_memory import taken_memory
 from stat_prune.model.blocks import Block, SeqLength
 from stat_prune.model.ignoring import without_ignored
@@ -143,6 +144,7 @@ def estimate(
     if not isinstance(model, PreTrainedConfig):
         check_path("model", model)
     empty = _model_of(model)
+    describe(empty)
     blocks, untouched = without_ignored(
         find_blocks(empty), [*chosen.ignored, *kinds_left_alone(chosen, [target])]
     )

@@ -190,7 +190,7 @@ class Comparison:
 
 
 class Compared:
-    """Answers as a `stat_prune.choosing.budget.whole_model.WholeModel` would, which has measured before.
+    """Answers as a `WholeModel` (`choosing.budget.whole_model`) would that has measured before.
 
     Parameters
     ----------

@@ -1,0 +1,40 @@
+"""What a pruned block's consumer becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from stat_prune.model.blocks import Block
+
+
+@dataclass(frozen=True)
+class FoldedConsumer:
+    """A consumer that reads the kept channels only.
+
+    Attributes
+    ----------
+    block : Block
+    units : Tensor of shape (u,), int64
+        Units kept, ascending.
+    weight : Tensor of shape (d, k), float64
+    bias : Tensor of shape (d,), float64, or None
+        What to add to the dense bias, which counts as zero where the consumer has none; None where
+        nothing changes.
+    output_error : float
+        ``||A W^T - (A_J W'^T + bias)||_F / ||A W^T||_F`` on the calibration set.
+    """
+
+    block: Block
+    units: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    output_error: float
+
+    def scattered_weight(self) -> Tensor:
+        """The weight over all channels of the dense block, zero for those that left; (d, m)."""
+        channels = self.block.channels(self.units.to(self.weight.device))
+        full = self.weight.new_zeros(len(self.weight), self.block.num_channels)
+        full[:, channels] = self.weight
+        return full

@@ -1,0 +1,91 @@
+"""Rooms of the package: each imports from floors below its own, and from no other room."""
+
+import ast
+from collections import Counter
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import stat_prune
+
+PACKAGE = Path(stat_prune.__file__).parent
+
+#: From the ground up; what stands on one floor does not know of each other.
+FLOORS = (
+    ("errors", "linalg"),
+    ("machine",),
+    ("model",),
+    ("families", "settings"),
+    ("data", "surgery"),
+    ("checkpoints", "inferring", "measuring"),
+    ("attention", "choosing", "evaluation", "exporting"),
+    ("reporting",),
+    ("pipeline",),
+    ("baselines", "vib"),
+    ("pruning", "cli", "__init__", "__main__"),
+)
+
+#: The door opens on one side only.
+DOOR = {("cli", "pruning"), ("__init__", "pruning"), ("__main__", "cli")}
+
+#: Files in a folder beyond which nobody finds one.
+MOST_FILES = 14
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imports_of(module: str) -> set[str]:
+    """Modules of this package that one imports, at its top or later."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stat_prune."):
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+    return found - {module}
+
+
+def test_every_room_has_a_floor():
+    assert {room_of(module) for module in MODULES} == {room for floor in FLOORS for room in floor}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_import_from_floors_below_theirs_alone(module):
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    own = room_of(module)
+    for other in map(room_of, imports_of(module)):
+        allowed = other == own or floor[other] < floor[own] or (own, other) in DOOR
+        assert allowed, f"{module} ({own}) may not import from {other}"
+
+
+def test_no_module_needs_itself():
+    every = {
+        module: {one for one in imports_of(module) if not module.startswith(f"{one}.")}
+        for module in MODULES
+        if MODULES[module].name != "__init__.py"
+    }
+    TopologicalSorter(every).prepare()  # raises CycleError, which names them
+
+
+def test_no_two_modules_have_one_name():
+    names = Counter(m.rpartition(".")[2] for m, p in MODULES.items() if p.name != "__init__.py")
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_no_folder_is_crowded():
+    counts = Counter(path.parent for path in MODULES.values() if path.name != "__init__.py")
+    crowded = {str(folder): count for folder, count in counts.items() if count > MOST_FILES}
+    crowded.pop(str(PACKAGE / "linalg"), None)  # one subject, read as a library of its own
+    assert crowded == {}
