@@ -138,7 +138,7 @@ def replaced(base_model: nn.Module, probes: Iterable[FoldedConsumer]) -> Iterato
     """The consumers compute with the weights and biases of their probes.
 
     These are in memory of their own: that of the dense weights may be shared with a model which is
-    used meanwhile (`stat_prune.machine.one_run`).
+    used meanwhile (`stat_prune.model.one_run`).
     """
     dense: dict[Tensor, Tensor] = {}
     try:

@@ -23,7 +23,6 @@ from stat_prune.families import architecture_of, find_blocks
 from stat_prune.inferring import describe
 from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.distributed import check_same, num_processes, rank, together
-from stat_prune.machine.one_run import model_of_run
 from stat_prune.machine.ordinary_tensors import outside_inference_mode
 from stat_prune.measuring.objectives import OF_BASE_MODEL, objective_named
 from stat_prune.measuring.timing import TimedModel, time_model
@@ -36,6 +35,7 @@ from stat_prune.model.model_checks import (
     check_weights_are_finite,
     check_weights_of_their_own,
 )
+from stat_prune.model.one_run import model_of_run
 from stat_prune.model.running import Batch
 from stat_prune.settings.methods import PEERS
 from stat_prune.settings.settings import Settings, kinds_left_alone

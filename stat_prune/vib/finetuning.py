@@ -17,8 +17,8 @@ from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.checkpoints.rehearsal import check_can_be_saved
 from stat_prune.errors import SettingsError, TargetError
 from stat_prune.machine.lock import Lock
-from stat_prune.machine.one_run import model_of_run
 from stat_prune.model.model_checks import check_is_model
+from stat_prune.model.one_run import model_of_run
 from stat_prune.pipeline.method_requirements import check_single_fraction
 from stat_prune.pipeline.run import Run, starting
 from stat_prune.reporting.result import PruningResult

@@ -26,7 +26,7 @@ _taken: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 @contextmanager
 def model_of_run(model: PreTrainedModel, *, itself: bool = False) -> Iterator[PreTrainedModel]:
-    """A copy of a model's structure (`stat_prune.model.dispatched.same_weights`), or the model `itself`.
+    """A copy of a model's structure (`same_weights`), or the model `itself`.
 
     Raises
     ------
