@@ -198,7 +198,7 @@ class FactoredEmbedding(torch.nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The embeddings of ids."""
-        embedded = self.projection(super().forward(input))
+        embedded: torch.Tensor = self.projection(super().forward(input))
         return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
 
 
