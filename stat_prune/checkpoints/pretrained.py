@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import (
     AutoConfig,
@@ -67,7 +67,7 @@ def _from_hub(name: str, config: PreTrainedConfig, auto_class: str | None) -> Pr
     except Exception as error:  # of every kind, as what is read is anyone's
         raise LoadError(f"{name!r} cannot be loaded from the Hub: {error}") from error
     check_complete(model, found, name, new_head=auto_class is not None)
-    return model
+    return cast(PreTrainedModel, model)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
@@ -118,8 +118,7 @@ def given_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase | None:
     if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
     if isinstance(tokenizer, processor_classes()):
-        processor: Any = tokenizer
-        return processor
+        return cast(PreTrainedTokenizerBase, tokenizer)
     if isinstance(tokenizer, str | os.PathLike):
         found = load_tokenizer(os.fspath(tokenizer))
         if found is None:
