@@ -60,7 +60,7 @@ from stat_prune.settings.targets import Target, checked_target
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PrunedCheckpoint(Reported):
     """A pruned model on disk and the account of it.
 
