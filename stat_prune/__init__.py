@@ -22,6 +22,7 @@ __all__ = [
     "prune_checkpoint",
     "prune_family",
     "register_architecture",
+    "trim_vocabulary",
 ]
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from stat_prune.reporting.result import PruningResult
     from stat_prune.settings.methods import Method
     from stat_prune.settings.targets import Latency, MACs, Parameters, Speedup, Tolerance
+    from stat_prune.trimming import trim_vocabulary
 else:
     # Imported at first use: torch and transformers take seconds, and the command line's help
     # needs neither. Type checkers see the imports above.
@@ -57,6 +59,7 @@ else:
         "prune_checkpoint": "pipeline.on_disk",
         "prune_family": "pruning",
         "register_architecture": "families",
+        "trim_vocabulary": "trimming",
     }
 
     def __getattr__(name):

@@ -30,6 +30,7 @@ from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.methods import Allocation, Method
 from stat_prune.settings.settings import MASK_FRACTION, Settings, kinds_left_alone
 from stat_prune.settings.targets import Target, checked_target
+from stat_prune.surgery.embeddings import find_table
 
 
 def prune(
@@ -240,6 +241,8 @@ def _pruned(
     left_alone = kinds_left_alone(settings, targets)
     with starting(model, dataset, tokenizer, settings, left_alone, dispatched=True) as run:
         for target in targets:
+            if target.of_embeddings < 1:
+                find_table(model).rank_for(target.of_embeddings)
             check_reachable(
                 run.blocks,
                 run.untouched,
@@ -300,6 +303,10 @@ def _check_method(run: Run) -> None:
 def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[PruningResult]:
     """By statistics of the activations."""
     recipe = run.settings.recipe
+    if not run.blocks:
+        return [
+            replace(finish(run, target, []), run=work.fingerprint(target)) for target in targets
+        ]
     statistics = work.statistics(lambda: collect(run, recipe))
     candidates = decompose(run, recipe, statistics)
     weights = work.sensitivities(lambda: sensitivities(run, recipe, statistics, candidates))

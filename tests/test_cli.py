@@ -141,6 +141,38 @@ def test_prune_goes_layer_by_layer_to_the_same_model(pruned, classifier, texts, 
     assert json.loads(done.stdout)["predicted_peak_memory"] > 0
 
 
+@pytest.mark.parametrize("others", [(), ("--macs", 0.6)])
+def test_embeddings_are_factored_alone_or_beside_blocks(others, classifier, texts, run, tmp_path):
+    done = run(
+        *("prune", classifier, "-d", texts, "-o", tmp_path / "out", "--json", "--effort", "fast"),
+        *("--embeddings", 0.5, *others),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    found = report["embeddings"]
+    assert found["parameters"] <= 0.5 * found["parameters_before"]
+    assert (report["after"]["block_macs"] < report["before"]["block_macs"]) == bool(others)
+    model = stat_prune.load(tmp_path / "out")
+    assert model.get_input_embeddings().weight.shape[1] == found["rank"]
+
+
+def test_a_vocabulary_is_trimmed_to_what_texts_need(classifier, texts, run, tmp_path):
+    few = tmp_path / "few.txt"
+    few.write_text("the cat sat\nthe cat ran")
+    options = ("-d", few, "-o", tmp_path / "out", "--keep", "bird", "--json")
+    done = run("trim", classifier, *options)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert {"the", "cat", "sat", "ran", "bird"} <= set(tokenizer.get_vocab())
+    assert "tree" not in tokenizer.get_vocab()
+    model = stat_prune.load(tmp_path / "out")
+    assert model.config.vocab_size == printed["vocabulary"] == len(tokenizer)
+    again = run("trim", classifier, *options[:-1], "--overwrite")
+    assert again.returncode == 0
+    assert "vocabulary" in again.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "effort", "budget", "searched"),
     [

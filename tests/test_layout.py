@@ -17,7 +17,7 @@ FLOORS = (
     ("families", "settings"),
     ("data", "surgery"),
     ("checkpoints", "inferring", "measuring"),
-    ("attention", "choosing", "evaluation", "exporting"),
+    ("attention", "choosing", "evaluation", "exporting", "trimming"),
     ("reporting",),
     ("pipeline",),
     ("baselines", "vib"),

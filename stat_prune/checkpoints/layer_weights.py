@@ -187,7 +187,8 @@ def _empty_model(folder: Path, stored_dtype: Callable[[], torch.dtype]) -> PreTr
     if model.can_generate() and (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     modeling_stat_prune.keep_names(model)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def empty_model(

@@ -73,7 +73,8 @@ def load(
         raise LoadError(f"{str(directory)!r} cannot be loaded: {error}") from error
     check_complete(model, found, directory, new_head=auto_class is not None)
     modeling_stat_prune.align_weights(model)
-    return model if device is None else model.to(device)
+    loaded: PreTrainedModel = model if device is None else model.to(device)
+    return loaded
 
 
 def saved_class(
@@ -130,4 +131,5 @@ def _model_class_name(config: transformers.PreTrainedConfig, auto_class: type | 
             f"No {name} exists for a model of type {config.model_type!r}; "
             f"auto_class can be one of {', '.join(known)}."
         )
-    return known[name].__name__
+    class_name: str = known[name].__name__
+    return class_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ def load_pretrained(name: str) -> PreTrainedModel:
         )
     model_class = getattr(modeling_stat_prune if pruned else transformers, architecture)
     try:
-        model = model_class.from_pretrained(name, config=config)
+        model: PreTrainedModel = model_class.from_pretrained(name, config=config)
     except Exception as error:
         raise LoadError(f"{name!r} cannot be loaded from the Hub: {error}") from error
     download_beside(name)
@@ -91,8 +91,7 @@ def given_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase | None:
     if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
     if isinstance(tokenizer, processor_classes()):
-        processor: Any = tokenizer
-        return processor
+        return cast(PreTrainedTokenizerBase, tokenizer)
     if isinstance(tokenizer, str | os.PathLike):
         found = load_tokenizer(os.fspath(tokenizer))
         if found is None:

@@ -1,4 +1,4 @@
-"""The command line: plan, prune, finetune, inspect, evaluate, export, demo.
+"""The command line: plan, prune, trim, finetune, inspect, evaluate, export, demo.
 
 A command imports torch and transformers, which take seconds, only when it runs.
 """
@@ -21,6 +21,7 @@ from stat_prune.cli.inspect_command import inspect
 from stat_prune.cli.interrupts import Interrupted, interruptible
 from stat_prune.cli.plan_command import plan
 from stat_prune.cli.prune_command import prune
+from stat_prune.cli.trim_command import trim
 from stat_prune.errors import StatPruneError
 
 #: Of an error's line; a path is shorter.
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (plan, prune, finetune, inspect, evaluate, export, demo):
+for command in (plan, prune, trim, finetune, inspect, evaluate, export, demo):
     app.command()(interruptible(command))
 
 
@@ -95,6 +96,10 @@ def common(
       stat-prune prune path/to/model --dataset texts.txt --macs 0.6 --output out
       stat-prune inspect out
       stat-prune evaluate out --task sst2
+
+    \b
+    Leave out the tokens that your texts never need:
+      stat-prune trim path/to/model --dataset texts.txt --output out
 
     \b
     Train what is left, on labels or towards the dense model:

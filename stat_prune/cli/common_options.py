@@ -43,6 +43,13 @@ KeptMACs = Annotated[
 KeptParameters = Annotated[
     float | None, typer.Option(help="Keep this fraction of the blocks' parameters.")
 ]
+KeptEmbeddings = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep this fraction of the token embeddings' parameters, as two factors; alone, or "
+        "with --macs or --parameters."
+    ),
+]
 Effort = Annotated[
     str | None,
     typer.Option(

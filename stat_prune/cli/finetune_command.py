@@ -217,7 +217,8 @@ def _check_usage(
 def _in_float32(name: str) -> PreTrainedModel:
     from stat_prune.checkpoints.pretrained import load_pretrained
 
-    return load_pretrained(name).float()
+    model: PreTrainedModel = load_pretrained(name).float()
+    return model
 
 
 def _examples(model: PreTrainedModel, task: str | None, dataset: str | None) -> Any:

@@ -16,6 +16,7 @@ from stat_prune.cli.common_options import (
     Effort,
     Ignore,
     Json,
+    KeptEmbeddings,
     KeptMACs,
     KeptParameters,
     MaxSeqLength,
@@ -51,6 +52,7 @@ def prune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned model.")],
     macs: KeptMACs = None,
     parameters: KeptParameters = None,
+    embeddings: KeptEmbeddings = None,
     tolerance: Annotated[
         float | None,
         typer.Option(help="Keep what this relative error of each block's activations needs."),
@@ -171,7 +173,8 @@ def prune(
 ) -> None:
     """Prune MODEL and save the result.
 
-    Give one of --macs, --parameters, --tolerance, which say what is kept, or --speedup.
+    Give one of --macs, --parameters, --tolerance, which say what is kept, or --speedup; or
+    --embeddings, alone or with one of the first two.
 
     \b
     A classifier from the Hub, calibrated on its task:
@@ -179,6 +182,9 @@ def prune(
     \b
     A language model in a folder, on your own texts, feed-forward layers only:
       stat-prune prune ./llama --dataset texts.jsonl --parameters 0.8 --ignore heads -o out
+    \b
+    A sentence encoder's blocks, and the half of it that is embeddings:
+      stat-prune prune ./encoder -d texts.txt --macs 0.5 --embeddings 0.5 -o out
     \b
     Sizes that hardware and other runtimes like:
       stat-prune prune ./bert --dataset texts.txt --macs 0.5 --uniform --round-to 64 -o out
@@ -192,7 +198,7 @@ def prune(
     On four GPUs, or four processes, that share out the examples:
       torchrun --nproc-per-node 4 -m stat_prune prune ./llama -d texts.jsonl --parameters 0.8 -o out
     """
-    target = _target(macs, parameters, tolerance, speedup, seq_length, latency_batch)
+    target = _target(macs, parameters, embeddings, tolerance, speedup, seq_length, latency_batch)
 
     from stat_prune import pruning
     from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
@@ -266,12 +272,14 @@ def prune(
 def _target(
     macs: float | None,
     parameters: float | None,
+    embeddings: float | None,
     tolerance: float | None,
     speedup: float | None,
     seq_length: float | None,
     latency_batch: int | None,
 ) -> Target:
-    if sum(value is not None for value in (macs, parameters, tolerance, speedup)) != 1:
+    given = sum(value is not None for value in (macs, parameters, tolerance, speedup))
+    if given != 1 and (given or embeddings is None):
         raise typer.BadParameter(
             "give exactly one of --macs, --parameters, --tolerance, --speedup, e.g. --macs 0.6"
         )
@@ -281,14 +289,22 @@ def _target(
         )
     if latency_batch is not None and speedup is None:
         raise typer.BadParameter("only --speedup is timed", param_hint="--latency-batch")
+    if embeddings is not None and (tolerance, speedup) != (None, None):
+        raise typer.BadParameter(
+            "goes with --macs or --parameters, or alone", param_hint="--embeddings"
+        )
 
     from stat_prune.settings.targets import MACs, Parameters, Speedup, Tolerance
 
     if macs is not None:
-        return MACs(macs, seq_length=seq_length)
+        return MACs(macs, seq_length=seq_length, embeddings=embeddings)
     if speedup is not None:
         whole = int(seq_length) if seq_length is not None and seq_length.is_integer() else None
         if seq_length is not None and whole is None:
             raise typer.BadParameter("--speedup needs a whole number", param_hint="--seq-length")
         return Speedup(speedup, batch_size=latency_batch or 1, seq_length=whole)
-    return Parameters(parameters) if parameters is not None else Tolerance(tolerance or 0.0)
+    if parameters is not None:
+        return Parameters(parameters, embeddings=embeddings)
+    if embeddings is not None:
+        return Parameters({"embeddings": embeddings})
+    return Tolerance(tolerance or 0.0)

@@ -143,7 +143,8 @@ class CalibrationSet:
 def _spread(total: int, count: int, seed: int) -> list[int]:
     """Indices of so many of `total` things, one drawn from each quantile."""
     edges = np.linspace(0, total, min(count, total) + 1).round().astype(int)
-    return np.random.default_rng(seed).integers(edges[:-1], edges[1:]).tolist()
+    drawn: list[int] = np.random.default_rng(seed).integers(edges[:-1], edges[1:]).tolist()
+    return drawn
 
 
 def build_calibration_set(

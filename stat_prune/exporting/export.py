@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.checkpoints.checkpoint import check_output_directory
 from stat_prune.checkpoints.replacing import write_manifest
-from stat_prune.errors import SaveError, SettingsError, StatPruneError
+from stat_prune.errors import SaveError, SettingsError, StatPruneError, UnsupportedArchitectureError
 from stat_prune.machine.atomic import replace_directory
 
 #: What a model can be written as, and the module and function that write it.
@@ -101,6 +101,11 @@ def export(
             raise SettingsError(
                 f"{name!r} is no option of to={to!r}, which has {', '.join(known) or 'none'}."
             )
+    if to in ("gguf", "mlx") and "embeddings" in (getattr(model.config, "stat_prune", None) or {}):
+        raise UnsupportedArchitectureError(
+            f"The token embeddings of this model are two factors, which to={to!r} has no form for. "
+            "Prune it without a fraction of embeddings, or export it to onnx or openvino."
+        )
     place = Path(path)
     with (_replace_file if to in _FILES else _replace_folder)(place, overwrite) as new:
         notes = write(model, tokenizer, new, **options)

@@ -13,6 +13,7 @@ from .factor import PivotedCholesky
 from .interpolative import interpolative_decomposition
 from .jittered import jittered_cholesky
 from .least_squares import interpolation_from_gram, least_squares_from_moments
+from .low_rank import LowRank, low_rank
 from .moments import Moments
 from .norms import spectral_norm
 from .sketches import CountSketch, GaussianSketch, SparseSketch
@@ -25,6 +26,7 @@ __all__ = [
     "CrossMoments",
     "GaussianSketch",
     "InterpolativeDecomposition",
+    "LowRank",
     "Moments",
     "NonFiniteError",
     "NumericalWarning",
@@ -36,6 +38,7 @@ __all__ = [
     "interpolative_decomposition",
     "jittered_cholesky",
     "least_squares_from_moments",
+    "low_rank",
     "pivoted_cholesky",
     "randomly_pivoted_cholesky",
     "spectral_norm",

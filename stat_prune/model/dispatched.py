@@ -229,7 +229,8 @@ def _stored(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_meta:
         return tensor
     (hook,) = (one for one in _hooks_of(module) if one.offload)
-    return hook.weights_map[name]
+    stored: Tensor = hook.weights_map[name]
+    return stored
 
 
 def _device_map(model: nn.Module) -> dict[str, Device]:

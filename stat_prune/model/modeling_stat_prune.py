@@ -4,16 +4,17 @@
 all layers. A model pruned by stat-prune has layers of different sizes; its ``config.json`` lists
 them under ``stat_prune``::
 
-    {"format": 3,
+    {"format": 4,
      "linear": {"encoder.layer.0.intermediate.dense": [out_features, in_features, has_bias], ...},
      "parameters": {"layers.0.mlp.experts.down_proj": [experts, out_features, in_features], ...},
      "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...},
      "position_bias": {"encoder.layer.0.attention.attn": {"heads": [0, 1, 3]}, ...},
-     "no_heads": {"layers.3.self_attn": {"output": "o_proj"}, ...}}
+     "no_heads": {"layers.3.self_attn": {"output": "o_proj"}, ...},
+     "embeddings": {"embeddings.word_embeddings": rank}}
 
 with paths below the base model, so that one record serves the base class and every head class. An
 attribute ``config.x`` is what the module at that path reads as ``self.config.x``. Format 1 had
-neither those nor parameters, format 2 no layers without heads.
+neither those nor parameters, format 2 no layers without heads, format 3 no factored embeddings.
 Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.BertForMaskedLM` with
 the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
 else changes: forward methods stay, but for those of attention layers that have lost all their
@@ -37,11 +38,12 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn.functional import linear
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
 #: What this file reads; it is written in the last.
-FORMATS = (1, 2, 3)
+FORMATS = (1, 2, 3, 4)
 
 #: Goes before a class's name in ``architectures``. Servers have classes of their own for stock
 #: names, and pass over the modeling file.
@@ -53,7 +55,7 @@ logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
     lambda record: "Reading global config value" not in record.getMessage()
 )
 
-_pruned_classes: dict[Any, Any] = {}
+_pruned_classes: dict[Any, type[transformers.PreTrainedModel]] = {}
 
 _CACHE_LINE = 64  # bytes: where torch's own memory begins
 
@@ -168,6 +170,105 @@ def resize_layers(model: transformers.PreTrainedModel) -> None:
         model._init_weights(base.get_submodule(path))
     for path, values in record.get("no_heads", {}).items():
         compute_without_heads(base.get_submodule(path), **values)
+    for path, rank in record.get("embeddings", {}).items():
+        table = factor_embeddings(model, path, rank)
+        model._init_weights(table)
+        model._init_weights(table.projection)
+
+
+class FactoredEmbedding(torch.nn.Embedding):
+    """Embeddings F T + 1 cᵀ: looks up a row of F and multiplies it.
+
+    Attributes
+    ----------
+    weight : Parameter of shape (vocabulary, rank)
+        F.
+    projection : nn.Linear
+        Its weight, of shape (hidden, rank), is Tᵀ; its bias is c.
+    embed_scale : float
+        What the stock embeddings multiply a row with.
+    """
+
+    def __init__(self, stock: Any, projection: torch.nn.Linear, weight: torch.nn.Parameter) -> None:
+        super().__init__(len(weight), weight.shape[1], stock.padding_idx, _weight=weight)
+        self.weight = weight  # a parameter of its own has been made of it
+        self.projection = projection
+        # A number, as a buffer has no value where a model is made to be loaded.
+        self.embed_scale = getattr(stock, "scalar_embed_scale", getattr(stock, "embed_scale", 1.0))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The embeddings of ids."""
+        embedded: torch.Tensor = self.projection(super().forward(input))
+        return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
+
+
+class FactoredHead(torch.nn.Linear):
+    """A linear layer that shares its weight with `FactoredEmbedding`: h (F T + 1 cᵀ)ᵀ."""
+
+    def __init__(self, stock: Any, projection: torch.nn.Linear, weight: torch.nn.Parameter) -> None:
+        with torch.device("meta"):
+            super().__init__(weight.shape[1], len(weight), bias=False)
+        self.weight, self.bias, self.projection = weight, stock.bias, projection
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The logits of hidden states."""
+        to_rank, mean = self.projection.weight, self.projection.bias
+        return linear(input @ to_rank, self.weight, self.bias) + (input @ mean)[..., None]
+
+
+def sharing_modules(model: Any, table: torch.nn.Embedding) -> dict[str, Any]:
+    """The modules of a model, by path, whose weight is that of its embeddings, or will be.
+
+    Where a model is made to be loaded, weights are tied at the end, by their names.
+    """
+    named = dict(model.named_modules(remove_duplicate=False))
+    found = {path for path, one in named.items() if getattr(one, "weight", None) is table.weight}
+    ties = [
+        {key.removesuffix(".weight") for key in pair}
+        for pair in model.all_tied_weights_keys.items()
+        if table.weight.is_meta and all(key.endswith(".weight") for key in pair)
+    ]
+    for _ in ties:  # one may lead to another
+        found |= {path for pair in ties if pair & found for path in pair}
+    return {path: one for path, one in named.items() if path in found}
+
+
+def factor_embeddings(model: Any, path: str, rank: int) -> Any:
+    """Let the embeddings at a path below the base model be of two factors, uninitialised, in place.
+
+    So are all layers that share their weight: embeddings of other stacks, and tied heads.
+
+    Returns
+    -------
+    FactoredEmbedding
+    """
+    table = model.base_model.get_submodule(path)
+    like = {"dtype": table.weight.dtype, "device": table.weight.device}
+    previous = getattr(table, "projection", None)
+    width = table.weight.shape[1] if previous is None else previous.out_features
+    trained = table.weight.requires_grad
+    empty = torch.empty(len(table.weight), rank, **like)
+    weight = torch.nn.Parameter(empty, requires_grad=trained)
+    projection = torch.nn.utils.skip_init(torch.nn.Linear, rank, width, **like)
+    projection.requires_grad_(trained)
+    sharing = sharing_modules(model, table)
+    made: dict[int, torch.nn.Module] = {}
+    for place, module in sharing.items():
+        if id(module) not in made:
+            kind = FactoredEmbedding if isinstance(module, torch.nn.Embedding) else FactoredHead
+            made[id(module)] = kind(module, projection, weight).train(module.training)
+        model.set_submodule(place, made[id(module)])
+    first, *others = sorted(sharing, key=lambda place: sharing[place] is not table)
+    # transformers ties weights by name: it writes them once, and misses no other.
+    ties = {
+        f"{other}.projection.{name}": f"{first}.projection.{name}"
+        for other in others
+        for name in ("weight", "bias")
+    }
+    if ties:
+        model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}
+        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **ties}
+    return made[id(table)]
 
 
 def position_embedding(like: torch.Tensor, buckets: int, num_heads: int) -> torch.nn.Embedding:
@@ -297,7 +398,7 @@ def pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
     return _pruned_classes[stock]
 
 
-def _make_pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
+def _make_pruned_class(stock: Any) -> Any:
 
     def __init__(
         self: Any, config: transformers.PreTrainedConfig, *args: Any, **kwargs: Any

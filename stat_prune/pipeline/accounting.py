@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from stat_prune.machine.process_memory import peak_memory
 from stat_prune.measuring.timing import device_name
 from stat_prune.model.blocks import Block, SeqLength
 from stat_prune.model.dispatched import own_parameters
+from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.second_pass import SecondPass
 from stat_prune.reporting.report import BlockRow, PruningReport, Size, Speed
@@ -77,10 +78,12 @@ def account(
     speed: Speed | None = None,
     second_pass: SecondPass | None = None,
     search: Search | None = None,
+    embeddings: FactoredTable | None = None,
 ) -> PruningReport:
     """The report of one pruned model."""
     rows = [row_of(plan) for plan in plans]
-    return report_of(run, target, rows, before, after, speed, second_pass, search)
+    report = report_of(run, target, rows, before, after, speed, second_pass, search)
+    return replace(report, embeddings=embeddings)
 
 
 def report_of(

@@ -27,7 +27,7 @@ from stat_prune.machine.one_run import only_run
 from stat_prune.machine.ordinary_tensors import outside_inference_mode
 from stat_prune.measuring.objectives import OF_BASE_MODEL, objective_named
 from stat_prune.measuring.timing import TimedModel, time_model
-from stat_prune.model.blocks import Block
+from stat_prune.model.blocks import KINDS, Block
 from stat_prune.model.dispatched import input_device, is_dispatched, stored_tensors
 from stat_prune.model.ignoring import without_ignored
 from stat_prune.model.model_checks import (
@@ -285,9 +285,7 @@ def opened(
     check_weights_of_their_own(model, found)
     if settings.reads_output and not _leaves_out_head(settings):
         check_one_text_at_a_time(model)
-    if all(block.fixed or block.kind in left_alone for block in found):
-        left_alone = ()  # no block that the target names can be pruned: its own error says why
-    blocks, untouched = without_ignored(found, [*settings.ignored, *left_alone])
+    blocks, untouched = _to_prune(found, settings, left_alone)
     if settings.uniform:
         blocks = of_sizes_that_configs_say(model, blocks)
     stopwatch = Stopwatch()
@@ -307,9 +305,21 @@ def opened(
     check_same("The calibration set", calibration.fingerprint)
     if calibration.held_out is not None:
         check_same("What is held out", calibration.held_out.fingerprint)
-    _warn_if_few_tokens(calibration, blocks)
+    if blocks:
+        _warn_if_few_tokens(calibration, blocks)
     with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
         yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
+
+
+def _to_prune(
+    found: list[Block], settings: Settings, left_alone: Sequence[str]
+) -> tuple[list[Block], list[Block]]:
+    """Blocks to prune, and those that stay."""
+    if set(left_alone) == set(KINDS):
+        return [], found  # targets are of embeddings alone
+    if all(block.fixed or block.kind in left_alone for block in found):
+        left_alone = ()  # no block that the target names can be pruned: its own error says why
+    return without_ignored(found, [*settings.ignored, *left_alone])
 
 
 def _leaves_out_head(settings: Settings) -> bool:

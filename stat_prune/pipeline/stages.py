@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from stat_prune.attention import TokenClasses
 from stat_prune.attention.heads import stream_statistics
@@ -24,8 +25,10 @@ from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.statistics import BlockStatistics, statistics_of
+from stat_prune.measuring.token_counts import token_counts
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import to_cut
+from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.pipeline.accounting import account, measure, measure_speed
@@ -39,6 +42,7 @@ from stat_prune.settings.methods import Method
 from stat_prune.settings.targets import Target, Tolerance
 from stat_prune.surgery.alignment import alignment_heads, renumber_alignment_heads
 from stat_prune.surgery.cut import apply
+from stat_prune.surgery.embeddings import factor, find_table
 
 
 class Searching(Protocol):
@@ -203,11 +207,12 @@ def finish(
         with to_cut(run.model, inplace=run.settings.inplace) as pruned:
             dense = find_blocks(pruned)
             apply(pruned, [plan.folded for plan in plans])
+            embeddings = factor_embeddings(run, target, pruned)
             as_pruned_class(pruned)
     kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
     renumber_alignment_heads(pruned, dense, kept)
     after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)
-    report = account(run, target, plans, before, after, speed, second_pass, search)
+    report = account(run, target, plans, before, after, speed, second_pass, search, embeddings)
     leave_source(pruned)
     if run.settings.inplace:
         follow(pruned)
@@ -218,6 +223,14 @@ def finish(
         tokenizer=run.tokenizer,
         source=source,
     )
+
+
+def factor_embeddings(run: Run, target: Target, model: PreTrainedModel) -> FactoredTable | None:
+    """Factor the token embeddings of a model, in place, as a target says; None where they stay."""
+    if target.of_embeddings == 1:
+        return None
+    counts = token_counts(run.calibration.batches, find_table(model).num_rows)
+    return factor(model, counts, target.of_embeddings, run.settings.round_to)
 
 
 def _size_of(plan: BlockPlan) -> tuple[Block, int, int]:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from stat_prune.model.factored_table import FactoredTable
 from stat_prune.reporting.search_report import Search
 
 
@@ -153,6 +154,8 @@ class PruningReport:
         Tokens a sequence by the name of their mask, where the model has several.
     predicted_peak_memory : int or None
         Bytes: what `peak_memory` was predicted to be, where the model was pruned layer by layer.
+    embeddings : FactoredTable or None
+        What became of the token embeddings; None where they are as they were.
     """
 
     blocks: list[BlockRow]
@@ -169,6 +172,7 @@ class PruningReport:
     search: Search | None = None
     lengths: dict[str, float] | None = None
     predicted_peak_memory: int | None = None
+    embeddings: FactoredTable | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -181,6 +185,7 @@ class PruningReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PruningReport:
         """The report that `to_dict` came from."""
+        table = values.get("embeddings")
         return cls(
             **{
                 **values,
@@ -189,6 +194,7 @@ class PruningReport:
                 "after": Size(**values["after"]),
                 "speed": Speed(**values["speed"]) if values.get("speed") else None,
                 "search": Search.from_dict(values["search"]) if values.get("search") else None,
+                "embeddings": FactoredTable(**table) if table else None,
             }
         )
 
@@ -236,6 +242,7 @@ class PruningReport:
                 f"all parameters    {before.parameters:,} -> {after.parameters:,} "
                 f"({_share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
+                *([f"embeddings        {self.embeddings}"] if self.embeddings else []),
                 f"calibration       {self.calibration_text()}",
                 *([f"budget            {self.search}"] if self.search else []),
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),

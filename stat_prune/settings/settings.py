@@ -232,6 +232,13 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
     """
     for target in map(checked_target, targets):
         kinds = target.fractions().keys()
+        if settings.method in PEERS and target.of_embeddings < 1:
+            raise SettingsError(
+                f"method={settings.method!r} prunes heads and neurons, but {target!r} is of "
+                "embeddings too. Use method='stat', or leave them out."
+            )
+        if not kinds:
+            continue
         if settings.ranks_heads_only and kinds != {"heads"} and "neurons" not in settings.ignored:
             value = next(iter(target.fractions().values()))
             raise SettingsError(

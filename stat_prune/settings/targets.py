@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
 from stat_prune.errors import TargetError
 from stat_prune.model.blocks import KINDS, Block
 
+#: What a mapping calls the token embeddings, which are no blocks: no token leaves.
+EMBEDDINGS = "embeddings"
 
-@dataclass(frozen=True)
+_EMBEDDINGS_REMEDY = " Token embeddings take Parameters({'embeddings': 0.5}), or embeddings=0.5."
+
+
+@dataclass(frozen=True, repr=False)
 class Target:
     """A kept fraction, of all blocks together or of the blocks of one kind.
 
@@ -27,32 +32,55 @@ class Target:
     def __post_init__(self) -> None:
         name = type(self).__name__
         if isinstance(self.fraction, Mapping):
-            unknown = set(self.fraction) - set(KINDS)
+            unknown = set(self.fraction) - {*KINDS, *self._other_kinds()}
             if unknown or not self.fraction:
                 raise TargetError(
                     f"{name} takes a number or a mapping of 'heads' and 'neurons' to numbers, "
                     f"got {dict(self.fraction)!r}."
+                    + (_EMBEDDINGS_REMEDY if EMBEDDINGS in unknown else "")
                 )
         elif isinstance(self.fraction, Real):
             object.__setattr__(self, "fraction", _plain(self.fraction))
-        for value in self.fractions().values():
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TargetError(f"{name} takes a number in (0, 1], got {value!r}.")
-            if not 0 < value <= 1 or math.isnan(value):
-                raise TargetError(
-                    f"{name} is the fraction that is kept and must lie in (0, 1], got {value!r}."
-                    + (f" Did you mean {self._instead(value)}?" if 1 < value <= 100 else "")
-                )
+        given = self.fraction.values() if isinstance(self.fraction, Mapping) else [self.fraction]
+        for value in given:
+            self._check_fraction(value)
+
+    def __repr__(self) -> str:
+        # Runs are told apart by it, and what was not asked for leaves no trace.
+        shown = {one.name: getattr(self, one.name) for one in fields(self)}
+        if shown.get(EMBEDDINGS, ...) is None:
+            del shown[EMBEDDINGS]
+        values = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return f"{type(self).__name__}({values})"
+
+    def _other_kinds(self) -> tuple[str, ...]:
+        """What a mapping may name besides kinds of blocks."""
+        return ()
+
+    def _check_fraction(self, value: Any) -> None:
+        name = type(self).__name__
+        if not _is_number(value):
+            raise TargetError(f"{name} takes a number in (0, 1], got {value!r}.")
+        if not 0 < value <= 1 or math.isnan(value):
+            raise TargetError(
+                f"{name} is the fraction that is kept and must lie in (0, 1], got {value!r}."
+                + (f" Did you mean {self._instead(float(value))}?" if 1 < value <= 100 else "")
+            )
 
     def _instead(self, value: float) -> str:
         """What a number above 1 may have meant: a percentage."""
         return f"{type(self).__name__}({value / 100:g})"
 
     def fractions(self) -> dict[str, float]:
-        """Kept fraction by kind, or ``{"all": fraction}``."""
+        """Kept fraction by kind of block, or ``{"all": fraction}``."""
         if isinstance(self.fraction, Mapping):
-            return dict(self.fraction)
+            return {kind: value for kind, value in self.fraction.items() if kind in KINDS}
         return {"all": self.fraction}
+
+    @property
+    def of_embeddings(self) -> float:
+        """Kept fraction of the parameters of the token embeddings."""
+        return 1.0
 
     def budgets(self, blocks: list[Block]) -> list[tuple[list[Block], float]]:
         """Which blocks share which fraction; blocks that are in no pair are kept whole."""
@@ -60,11 +88,11 @@ class Target:
             return [(blocks, self.fraction)]
         return [
             ([block for block in blocks if block.kind == kind], value)
-            for kind, value in self.fraction.items()
+            for kind, value in self.fractions().items()
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MACs(Target):
     """Keep this fraction of the blocks' multiply-accumulates.
 
@@ -77,28 +105,67 @@ class MACs(Target):
     seq_length : float, optional
         Tokens a sequence, on which the share of attention depends. Default: the mean length of
         the calibration set.
+    embeddings : float, optional
+        Keep this fraction of the parameters of the token embeddings besides, as for `Parameters`.
     """
 
     seq_length: float | None = None
+    embeddings: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.embeddings is not None:
+            self._check_fraction(self.embeddings)
         if self.seq_length is None:
             return
         if not _is_number(self.seq_length) or not 0 < self.seq_length < math.inf:
             raise TargetError(f"seq_length is a number of tokens, got {self.seq_length!r}.")
         object.__setattr__(self, "seq_length", _plain(self.seq_length))
 
+    @property
+    def of_embeddings(self) -> float:
+        """Kept fraction of the parameters of the token embeddings."""
+        return 1.0 if self.embeddings is None else float(self.embeddings)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Parameters(Target):
     """Keep this fraction of the parameters of the blocks' linear layers (weights and biases).
 
-    Embeddings, normalisation, the pooler and the task head are not counted.
+    Embeddings, normalisation, the pooler and the task head are not counted. Token embeddings are
+    factored where a fraction of their own is given: ``Parameters({"embeddings": 0.5})`` for them
+    alone, ``Parameters(0.6, embeddings=0.5)`` besides 0.6 of the blocks. A head that shares them
+    shares the factors; embeddings of positions stay.
+
+    Attributes
+    ----------
+    fraction : float or mapping of {"heads", "neurons", "embeddings"} to float
+    embeddings : float, optional
+        Kept fraction of the parameters of the token embeddings.
     """
 
+    embeddings: float | None = None
 
-@dataclass(frozen=True)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embeddings is None:
+            return
+        self._check_fraction(self.embeddings)
+        if isinstance(self.fraction, Mapping) and EMBEDDINGS in self.fraction:
+            raise TargetError(f"{self!r} says twice what is kept of the embeddings. Say it once.")
+
+    def _other_kinds(self) -> tuple[str, ...]:
+        return (EMBEDDINGS,)
+
+    @property
+    def of_embeddings(self) -> float:
+        """Kept fraction of the parameters of the token embeddings."""
+        if isinstance(self.fraction, Mapping) and EMBEDDINGS in self.fraction:
+            return float(self.fraction[EMBEDDINGS])
+        return 1.0 if self.embeddings is None else float(self.embeddings)
+
+
+@dataclass(frozen=True, repr=False)
 class Latency(Target):
     """Keep this fraction of the time that the model takes for a forward pass, as measured.
 
@@ -159,7 +226,7 @@ def Speedup(factor: float, *, batch_size: int = 1, seq_length: int | None = None
     return Latency(1 / float(factor), batch_size=batch_size, seq_length=seq_length)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tolerance(Target):
     """Keep as few channels of each block as this relative error of its activations allows.
 

@@ -87,6 +87,7 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     # No config says that some layers of a family have a bias which its stock layers lack, or which
     # heads share a position bias.
     stock = None if added_biases or position_bias else uniform_config(model)
+    embeddings = record.get("embeddings")
     if stock is None:
         model.config.stat_prune = {
             "format": FORMATS[-1],
@@ -103,10 +104,16 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
             model.config.stat_prune["no_heads"] = no_heads
         if added_biases:
             model.config.stat_prune["added_biases"] = added_biases
+        if embeddings:
+            model.config.stat_prune["embeddings"] = embeddings
         say_layer_sizes(model)
         return
     forget_layer_sizes(model.config)
     set_fields(model.config, stock)
+    if embeddings:
+        record = {"format": FORMATS[-1], "linear": {}, "attributes": {}, "embeddings": embeddings}
+        model.config.stat_prune = record
+        return
     if hasattr(model.config, "stat_prune"):
         del model.config.stat_prune
     remember(model, architecture)  # which went by the sizes in the config

@@ -47,6 +47,11 @@ def supported_method(settings: Settings, target: Target) -> Method:
         raise SettingsError(
             "A second pass needs the whole model in memory. Use passes=1, or stat_prune.prune."
         )
+    if target.of_embeddings < 1:
+        raise TargetError(
+            f"{target!r} is of embeddings, which stay as they are layer by layer. Leave them out, "
+            "or use stat_prune.prune."
+        )
     if isinstance(target, Latency):
         raise TargetError(
             f"{target!r} needs the whole model in memory, to be timed. Use MACs or Parameters, or "
@@ -62,10 +67,11 @@ def supported_method(settings: Settings, target: Target) -> Method:
 
 def obstacle(model: PreTrainedModel) -> str | None:
     """Why a model's layers cannot be pruned one by one; None where they can."""
-    blocks = find_blocks(model)
+    blocks, record = find_blocks(model), getattr(model.config, "stat_prune", None) or {}
     reasons = {
         "has several stacks of layers": len(stacks_of(model)) > 1,
         "shares weights between layers": any(block.calls > 1 for block in blocks),
+        "has factored embeddings": "embeddings" in record,
         "hands position biases from layer to layer": any(b.position_bias == "own" for b in blocks),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

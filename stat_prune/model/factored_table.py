@@ -1,0 +1,45 @@
+"""What became of a table of embeddings; without torch, as reports are read without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FactoredTable:
+    """What a report says of factored embeddings.
+
+    Attributes
+    ----------
+    name : str
+        Path below the base model.
+    num_rows, width, rank : int
+        Tokens, numbers of each embedding, and rank of the factors.
+    parameters_before, parameters : int
+    decomposition : str
+        "truncated SVD": no factors of that rank have a smaller `error`.
+    error : float
+        Relative Frobenius error of the rows around their mean, each as often as calibration read
+        its token, and once more.
+    tied_heads : list of str
+        Paths of the heads that share the factors.
+    """
+
+    name: str
+    num_rows: int
+    width: int
+    rank: int
+    parameters_before: int
+    parameters: int
+    decomposition: str
+    error: float
+    tied_heads: list[str]
+
+    def __str__(self) -> str:
+        tied = f", shared with {', '.join(self.tied_heads)}" if self.tied_heads else ""
+        share = self.parameters / self.parameters_before
+        return (
+            f"{self.num_rows:,} x {self.width} by rank {self.rank} ({self.decomposition}){tied}; "
+            f"error {self.error:.4f}; parameters {self.parameters_before:,} -> "
+            f"{self.parameters:,} ({share:.1%} kept)"
+        )

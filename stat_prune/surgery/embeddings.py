@@ -1,0 +1,193 @@
+"""The table of token embeddings as two thin factors, and language-model heads tied to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stat_prune.errors import ModelError, NonFiniteWeightsError, TargetError
+from stat_prune.families import token_embeddings
+from stat_prune.linalg import low_rank
+from stat_prune.model.dispatched import is_dispatched
+from stat_prune.model.factored_table import FactoredTable
+from stat_prune.model.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
+
+
+@dataclass(frozen=True)
+class Table:
+    """Token embeddings of a model, whole or factored before.
+
+    Attributes
+    ----------
+    path : str
+        Below the base model.
+    num_rows, width : int
+        Tokens, and numbers of each embedding.
+    rank : int or None
+        Of the factors; None where the table is whole.
+    tied_heads : tuple of str
+        Paths of the heads that share it.
+    """
+
+    path: str
+    num_rows: int
+    width: int
+    rank: int | None
+    tied_heads: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """As the table is."""
+        return self.num_rows * self.width if self.rank is None else self.cost(self.rank)
+
+    def cost(self, rank: int) -> int:
+        """Parameters of the factors and the mean row."""
+        return rank * (self.num_rows + self.width) + self.width
+
+    def rank_for(self, fraction: float, multiple: int = 1) -> int | None:
+        """The largest rank within a fraction of the parameters; None for all of them.
+
+        Raises
+        ------
+        TargetError
+            If there is none.
+        """
+        if fraction == 1:
+            return None
+        budget = fraction * self.parameters
+        rank = int((budget - self.width) / (self.num_rows + self.width) * (1 + 1e-12))
+        rank -= rank % multiple if rank >= multiple else 0
+        if rank < 1:
+            raise TargetError(
+                f"{fraction:.4g} of the embeddings' {self.parameters:,} parameters is less than "
+                f"rank 1 takes, {self.cost(1) / self.parameters:.4g} of them. Ask for more."
+            )
+        return rank
+
+
+def find_table(model: PreTrainedModel) -> Table:
+    """The token embeddings of a model.
+
+    Raises
+    ------
+    ModelError
+        If it has none that can be factored, with the reason.
+    """
+    name = type(model).__name__
+    table: Any = token_embeddings(model)
+    if table is None:
+        raise ModelError(f"{name} reads no tokens, and has no embeddings to factor.")
+    if is_dispatched(model):
+        raise ModelError(f"{name} has hooks of accelerate. Load it on one device, whole.")
+    sharing = sharing_modules(model, table)
+    for path, module in sharing.items():
+        if not (_is_embedding(module) or isinstance(module, nn.Linear)):
+            raise ModelError(
+                f"{path} of {name} shares the token embeddings and is a {type(module).__name__}, "
+                "which does more than look rows up or multiply them. Leave its embeddings whole."
+            )
+    for path, module in model.named_modules():
+        alike = isinstance(module, nn.Embedding) and module.weight.shape == table.weight.shape
+        if alike and path not in sharing:
+            raise ModelError(
+                f"{path} of {name} is another table of tokens, with weights of its own. Tables are "
+                "factored where there is one, or where all are tied; leave these whole."
+            )
+    factored = is_factored(table)
+    return Table(
+        path=_path_below(model.base_model, table),
+        num_rows=len(table.weight),
+        width=table.projection.out_features if factored else table.weight.shape[1],
+        rank=table.weight.shape[1] if factored else None,
+        tied_heads=tuple(path for path, one in sharing.items() if isinstance(one, nn.Linear)),
+    )
+
+
+def factor(
+    model: PreTrainedModel, counts: Tensor, fraction: float, multiple: int = 1
+) -> FactoredTable | None:
+    """Factor the token embeddings of a model, in place, and record it in the config.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    counts : Tensor of shape (tokens,), float64
+        How often each is read. One is added: what calibration has not seen may come.
+    fraction : float
+        Of the table's parameters to keep.
+    multiple : int
+        What the rank is kept to multiples of.
+
+    Returns
+    -------
+    FactoredTable or None
+        None where all is kept, and nothing was done.
+    """
+    table = find_table(model)
+    rank = table.rank_for(fraction, multiple)
+    if rank is None:
+        return None
+    old: Any = model.base_model.get_submodule(table.path)
+    with torch.no_grad():
+        codes, basis, mean, error = _factors(old, counts, rank)
+        new = factor_embeddings(model, table.path, rank)
+        new.weight.copy_(codes)
+        new.projection.weight.copy_(basis.T)
+        new.projection.bias.copy_(mean)
+    _record(model, table.path, rank)
+    return FactoredTable(
+        name=table.path,
+        num_rows=table.num_rows,
+        width=table.width,
+        rank=rank,
+        parameters_before=table.parameters,
+        parameters=table.cost(rank),
+        decomposition="truncated SVD",
+        error=error,
+        tied_heads=list(table.tied_heads),
+    )
+
+
+def _factors(old: Any, counts: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """F, T, the mean row and the error; of a table that is factored, from its own factors."""
+    weight = old.weight.detach()
+    outer = old.projection.weight.detach().double().T if is_factored(old) else None
+    # What is left out of the codes of a factored table is seen through its basis.
+    metric = None if outer is None else outer @ outer.T
+    found = low_rank(weight, row_weights=counts.to(weight.device) + 1, metric=metric)
+    codes, basis, mean = found.factors(weight, rank)
+    if outer is not None:
+        basis, mean = basis @ outer, old.projection.bias.detach().double() + mean @ outer
+    largest = max(float(one.abs().max()) for one in (codes, basis, mean))
+    if not largest <= torch.finfo(weight.dtype).max:
+        raise NonFiniteWeightsError(
+            f"The factors of the embeddings reach {largest:.3g}, which {weight.dtype} cannot hold. "
+            "Prune the model in float32, and convert the result."
+        )
+    return codes, basis, mean, float(found.error_curve[rank])
+
+
+def _record(model: PreTrainedModel, path: str, rank: int) -> None:
+    record = getattr(model.config, "stat_prune", None) or {"linear": {}, "attributes": {}}
+    embeddings = record.get("embeddings", {}) | {path: rank}
+    model.config.stat_prune = {**record, "format": FORMATS[-1], "embeddings": embeddings}
+
+
+def is_factored(table: nn.Module) -> bool:
+    """Whether embeddings are factored; those of a folder's own copy of the modeling file, too."""
+    return hasattr(table, "projection")
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    """Whether a module looks rows up, and multiplies them with a number at most."""
+    scaled = isinstance(module, nn.Embedding) and hasattr(module, "embed_scale")
+    return type(module) is nn.Embedding or scaled
+
+
+def _path_below(base_model: nn.Module, table: nn.Module) -> str:
+    path: str = next(path for path, one in base_model.named_modules() if one is table)
+    return path

@@ -1,0 +1,5 @@
+"""Leave out tokens that texts of one kind never need: rows of the embeddings, and the tokenizer."""
+
+from stat_prune.trimming.trim import TrimmedModel, TrimmingReport, trim_vocabulary
+
+__all__ = ["TrimmedModel", "TrimmingReport", "trim_vocabulary"]

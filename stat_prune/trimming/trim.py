@@ -1,0 +1,235 @@
+"""`trim_vocabulary`: from texts to a model and a tokenizer that have what such texts need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stat_prune.checkpoints.checkpoint import save_checkpoint
+from stat_prune.checkpoints.pretrained import given_tokenizer
+from stat_prune.checkpoints.replacing import check_apart
+from stat_prune.data.examples import iterate_examples
+from stat_prune.data.token_rows import MAX_LENGTH, tokenized
+from stat_prune.errors import DataError
+from stat_prune.model.dispatched import own_parameters
+from stat_prune.model.model_checks import check_model
+from stat_prune.settings.arguments import flag
+from stat_prune.surgery.embeddings import find_table
+from stat_prune.trimming.rows import ids_in_configs, keep_rows
+from stat_prune.trimming.tokenizer import Vocabulary
+
+#: One text in so many is counted as if it were not there.
+HELD_OUT = 10
+
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class TrimmingReport:
+    """What trimming has changed.
+
+    Attributes
+    ----------
+    num_texts, num_tokens : int
+        Read.
+    vocabulary_before, vocabulary : int
+        Rows of the embeddings.
+    parameters_before, parameters : int
+        Of the whole model.
+    unseen : float or None
+        Fraction of the tokens of every tenth text that the other texts do not need: what is to be
+        expected of further texts of the kind. They are split otherwise. None where there are fewer
+        than ten texts.
+    """
+
+    num_texts: int
+    num_tokens: int
+    vocabulary_before: int
+    vocabulary: int
+    parameters_before: int
+    parameters: int
+    unseen: float | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"texts        {self.num_texts:,}, of {self.num_tokens:,} tokens",
+            f"vocabulary   {self.vocabulary_before:,} -> {self.vocabulary:,}",
+            f"parameters   {self.parameters_before:,} -> {self.parameters:,} "
+            f"({self.parameters / self.parameters_before:.1%} kept)",
+        ]
+        if self.unseen is not None:
+            lines.append(
+                f"unseen       {self.unseen:.2%} of the tokens of every tenth text are in no other"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class TrimmedModel:
+    """A model and its tokenizer with part of their vocabulary.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+    tokenizer : PreTrainedTokenizerBase
+    report : TrimmingReport
+    kept : list of int
+        The old id of each new one.
+    source : str or None
+        Where the model came from.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    report: TrimmingReport
+    kept: list[int]
+    source: str | None = None
+
+    def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write model, config and tokenizer; atomically, as `PruningResult.save`.
+
+        Raises
+        ------
+        SaveError
+        """
+        check_apart(directory, self.source)
+        save_checkpoint(directory, model=self.model, tokenizer=self.tokenizer, overwrite=overwrite)
+
+
+def trim_vocabulary(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str],
+    texts: Any,
+    *,
+    keep: Iterable[str] = (),
+    progress: bool = True,
+) -> TrimmedModel:
+    """Leave out the tokens that texts of one kind never need; exact on all others.
+
+    What stays: each token of `texts`, special and added tokens, single characters and bytes,
+    `keep`, and whatever these are merged of. A text whose tokens all stay is split as before, and
+    the model computes the same of it, to the bit; the logits of a head up to the rounding of a
+    smaller product. Any other text is split otherwise, into tokens that stay.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Left as it is. Pruned or not, with any head; a language model then writes what is left.
+    tokenizer : PreTrainedTokenizerBase or path
+        The model's own, of the library tokenizers: WordPiece, Unigram, byte pairs or whole words.
+    texts : object
+        As many as stand for what the model will read, in any form that `prune` takes. All of them
+        are read, and none is cut.
+    keep : iterable of str
+        Tokens that stay besides, as the tokenizer spells them.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    TrimmedModel
+        With ``model``, ``tokenizer``, ``report`` and ``save(directory)``.
+
+    Raises
+    ------
+    DataError
+        If there are no texts, `keep` names what is no token, or the tokenizer has more tokens than
+        the model.
+    SettingsError
+        If the tokenizer is of another kind.
+    ModelError
+        If the model reads no tokens, or something of it depends on the vocabulary in its own way.
+    """
+    check_model(model)
+    given = given_tokenizer(tokenizer)
+    assert given is not None
+    vocabulary, size = Vocabulary(given), find_table(model).num_rows
+    largest = max(vocabulary.ids.values())
+    if largest >= size:
+        raise DataError(
+            f"The tokenizer has ids up to {largest}, and the model {size} embeddings. Load both "
+            "from the same checkpoint; for added tokens call model.resize_token_embeddings first."
+        )
+    wanted = {*_named(keep, vocabulary), *(at for at in ids_in_configs(model) if at < size)}
+    used = _Used(texts, given, progress=flag("progress", progress))
+    kept = vocabulary.closed({*used.tokens, *wanted})
+    new = {at: number for number, at in enumerate(kept)}
+    trimmed = keep_rows(model, new)
+    report = TrimmingReport(
+        num_texts=used.num_texts,
+        num_tokens=used.num_tokens,
+        vocabulary_before=size,
+        vocabulary=len(kept),
+        parameters_before=_num_parameters(model),
+        parameters=_num_parameters(trimmed),
+        unseen=used.unseen(set(vocabulary.closed(used.of_most | wanted))),
+    )
+    source = model.name_or_path or None
+    return TrimmedModel(trimmed, vocabulary.cut(new), report, kept, source)
+
+
+class _Used:
+    """The tokens of texts, and those of nine in ten of them."""
+
+    def __init__(self, texts: Any, tokenizer: PreTrainedTokenizerBase, *, progress: bool) -> None:
+        self.of_most: set[int] = set()
+        self._held_out: dict[int, int] = {}
+        self.num_texts = self.num_tokens = 0
+        for ids in tqdm(_ids_of(texts, tokenizer), disable=not progress, unit="text"):
+            self.num_texts += 1
+            self.num_tokens += len(ids)
+            if self.num_texts % HELD_OUT:
+                self.of_most.update(ids)
+            else:
+                for at in ids:
+                    self._held_out[at] = self._held_out.get(at, 0) + 1
+        if not self.num_tokens:
+            raise DataError(
+                "There is no token in the texts, so that nothing would be left of the vocabulary. "
+                "Pass texts of the kind that the model is to read."
+            )
+
+    @property
+    def tokens(self) -> set[int]:
+        """Of all texts."""
+        return self.of_most | set(self._held_out)
+
+    def unseen(self, kept: set[int]) -> float | None:
+        """Of the tokens of the tenth that is held out, the fraction outside of `kept`."""
+        total = sum(self._held_out.values())
+        outside = sum(count for at, count in self._held_out.items() if at not in kept)
+        return outside / total if total else None
+
+
+def _ids_of(texts: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """The ids of each example, in a fixed order of their own."""
+    examples = iterate_examples(texts, seed=0)
+    while some := list(islice(examples, _AT_ONCE)):
+        rows = [one for one in some if isinstance(one, dict)]
+        rows += tokenized(
+            [(t, None) for t in some if not isinstance(t, dict)], tokenizer, MAX_LENGTH
+        )
+        for row in rows:
+            names = [name for name in row if name.endswith("input_ids") or name == "target_ids"]
+            yield [at for name in names for at in row[name].tolist()]
+
+
+def _named(keep: Iterable[str], vocabulary: Vocabulary) -> set[int]:
+    names = [keep] if isinstance(keep, str) else list(keep)
+    unknown = [name for name in names if name not in vocabulary.ids]
+    if unknown:
+        raise DataError(
+            f"keep={unknown[0]!r} is no token of the tokenizer. Name tokens as it spells them: "
+            f"{', '.join(map(repr, islice(vocabulary.ids, 5)))}, for instance."
+        )
+    return {vocabulary.ids[name] for name in names}
+
+
+def _num_parameters(model: PreTrainedModel) -> int:
+    return sum(one.numel() for one in own_parameters(model))

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from isolation import outputs_without_stat_prune
+from tiny_models import tiny_bert, tiny_llama
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertForMaskedLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import stat_prune
+from stat_prune import MACs, Parameters
+from stat_prune.errors import ModelError, SettingsError, TargetError
+from stat_prune.model.modeling_stat_prune import auto_class_of
+from stat_prune.surgery.embeddings import is_factored
+
+IDS = torch.tensor([[2, 5, 9, 7, 3], [2, 11, 4, 6, 3]])
+ROWS = [{"input_ids": ids} for ids in IDS] * 20
+HALF = Parameters({"embeddings": 0.5})
+
+
+def gemma() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, intermediate_size=48, initializer_range=0.2,
+    )  # fmt: skip
+    return Gemma3ForCausalLM(config).eval()
+
+
+def gpt2() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
+    return GPT2LMHeadModel(config).eval()
+
+
+def t5() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config).eval()
+
+
+def bart() -> PreTrainedModel:
+    torch.manual_seed(0)
+    sides = {f"{side}_{n}": 2 for side in ("encoder", "decoder") for n in ("layers",)}
+    heads = {f"{side}_attention_heads": 4 for side in ("encoder", "decoder")}
+    width = {f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")}
+    config = BartConfig(
+        vocab_size=64, d_model=32, init_std=0.2, scale_embedding=True, **sides, **heads, **width
+    )
+    return BartForConditionalGeneration(config).eval()
+
+
+BUILD = {
+    "BERT": tiny_bert,
+    "BERT with a tied head": lambda: tiny_bert(BertForMaskedLM),
+    "Llama": lambda: tiny_llama(tie_word_embeddings=True),
+    "Llama with a head of its own": tiny_llama,
+    "GPT-2": gpt2,
+    "Gemma": gemma,
+    "T5": t5,
+    "BART": bart,
+}
+
+
+@pytest.fixture(params=BUILD, ids=str)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return BUILD[request.param]()
+
+
+def factored(model: PreTrainedModel, target: Any = HALF, **settings: Any):
+    options = {"progress": False, "effort": "fast", "mask_fraction": 0.0}
+    return stat_prune.prune(model, ROWS, target=target, **options | settings)
+
+
+def auto_class_of_model(model: PreTrainedModel) -> str:
+    return auto_class_of(type(model).__name__, type(model.config))
+
+
+def output(model: PreTrainedModel) -> Tensor:
+    inputs = {"input_ids": IDS}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = IDS
+    with torch.no_grad():
+        return model(**inputs)[0]
+
+
+def table(model: PreTrainedModel) -> Tensor:
+    """The embeddings of all tokens, as the model reads them, without what they are scaled by."""
+    embeddings: Any = model.get_input_embeddings()
+    if is_factored(embeddings):
+        return nn.functional.linear(
+            embeddings.weight, embeddings.projection.weight, embeddings.projection.bias
+        ).detach()
+    return embeddings.weight.detach()
+
+
+def test_the_model_is_the_dense_one_with_another_table(model: PreTrainedModel) -> None:
+    result = factored(model)
+    after = table(result.model)
+    assert 0.01 < float((after - table(model)).norm() / table(model).norm()) < 0.9
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(after)  # type: ignore[union-attr, operator]
+    assert torch.allclose(output(result.model), output(model), atol=1e-5)
+
+
+def test_the_parameters_are_those_asked_for(model: PreTrainedModel) -> None:
+    rows, width = table(model).shape
+    dense = sum(p.numel() for p in model.parameters())
+    result = factored(model)
+    removed = dense - sum(p.numel() for p in result.model.parameters())
+    assert 0 <= removed - 0.5 * rows * width < rows + width
+    found = result.report.embeddings
+    assert found.parameters_before - found.parameters == removed
+    assert result.report.after.parameters == dense - removed
+    assert f"by rank {found.rank}" in str(result.report)
+
+
+def test_it_loads_to_the_bit_in_both_ways_and_is_saved_again(
+    model: PreTrainedModel, tmp_path: Path
+) -> None:
+    result = factored(model)
+    result.save(tmp_path / "out")
+    loaded = stat_prune.load(tmp_path / "out")
+    assert torch.equal(output(loaded), output(result.model))
+    assert loaded.state_dict().keys() == result.model.state_dict().keys()
+    loaded.save_pretrained(tmp_path / "again")
+    again = stat_prune.load(tmp_path / "again")
+    assert torch.equal(output(again), output(result.model))
+    tied = {id(p) for p in again.parameters()}
+    assert len(tied) == len({id(p) for p in result.model.parameters()})
+    base = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert torch.equal(table(base), table(result.model))
+
+
+def test_heads_neurons_and_embeddings_together(model: PreTrainedModel, tmp_path: Path) -> None:
+    result = factored(model, Parameters(0.6, embeddings=0.5))
+    size = result.report.before, result.report.after
+    assert size[1].block_parameters < 0.62 * size[0].block_parameters
+    assert result.report.embeddings.rank < 16
+    result.save(tmp_path / "out")
+    assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
+
+
+def test_a_result_is_pruned_again(model: PreTrainedModel, tmp_path: Path) -> None:
+    once = factored(model, Parameters({"embeddings": 0.7})).model
+    twice = factored(once).model
+    blocks = factored(twice, Parameters({"neurons": 0.5})).model
+    rank = blocks.get_input_embeddings().weight.shape[1]
+    assert rank == twice.get_input_embeddings().weight.shape[1]
+    assert rank < once.get_input_embeddings().weight.shape[1]
+    # As good as factors of that rank that were found at once, but for the rows' mean.
+    direct = factored(model, Parameters({"embeddings": 0.36})).model
+    errors = [float((table(one) - table(model)).norm()) for one in (twice, direct)]
+    assert direct.get_input_embeddings().weight.shape[1] == pytest.approx(rank, abs=1)
+    assert errors[0] < 1.15 * errors[1]
+    blocks.save_pretrained(tmp_path / "out")
+    assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(blocks))
+
+
+def test_what_plain_transformers_opens_is_pruned_again(tmp_path: Path) -> None:
+    factored(tiny_bert()).save(tmp_path / "out")
+    opened = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    result = factored(opened)
+    result.save(tmp_path / "again")
+    loaded = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert torch.equal(output(loaded), output(result.model))
+
+
+def test_the_folder_opens_where_stat_prune_cannot_be_imported(tmp_path: Path) -> None:
+    results = {name: factored(BUILD[name]()) for name in ("BERT with a tied head", "T5")}
+    folders = [(tmp_path / name, auto_class_of_model(one.model)) for name, one in results.items()]
+    for (folder, _), one in zip(folders, results.values(), strict=True):
+        one.save(folder)
+    batches = []
+    for one in results.values():
+        decoder = {"decoder_input_ids": IDS} if one.model.config.is_encoder_decoder else {}
+        batches.append({"input_ids": IDS, **decoder})
+    found = outputs_without_stat_prune(folders, batches, tmp_path, remote_code=True)
+    for one, alone in zip(results.values(), found, strict=True):
+        assert torch.equal(alone, output(one.model))
+
+
+def test_generating_with_a_tied_head_goes_on_as_one_forward_pass_does() -> None:
+    model = factored(tiny_llama(tie_word_embeddings=True)).model
+    written = model.generate(IDS[:1], max_new_tokens=6, do_sample=False)
+    with torch.no_grad():
+        expected = model(written)[0][0, IDS.shape[1] - 1 : -1].argmax(-1)
+    assert torch.equal(written[0, IDS.shape[1] :], expected)
+
+
+def test_frequent_tokens_are_kept_best() -> None:
+    model = tiny_bert()
+    rows = [{"input_ids": torch.tensor([2, *[7] * 20, 3])}] * 64 + ROWS
+    errors = []
+    for data in (ROWS, rows):
+        result = stat_prune.prune(model, data, target=HALF, progress=False)
+        errors.append(float((table(result.model) - table(model))[7].norm()))
+    assert errors[1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_comes_back_as_it_was(dtype: torch.dtype, tmp_path: Path) -> None:
+    config = tiny_llama(tie_word_embeddings=True).config
+    model = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
+    result = factored(model)
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+    result.save(tmp_path / "out")
+    assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
+
+
+def test_more_tokens_can_be_added() -> None:
+    model = factored(tiny_llama(tie_word_embeddings=True)).model
+    before = output(model)
+    model.resize_token_embeddings(70, mean_resizing=False)
+    after = output(model)
+    assert after.shape[-1] == 70
+    assert torch.equal(after[..., :64], before)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_uniform_results_keep_their_factors(tmp_path: Path) -> None:
+    result = factored(tiny_llama(), Parameters(0.6, embeddings=0.5), uniform=True)
+    result.save(tmp_path / "out")
+    loaded = stat_prune.load(tmp_path / "out")
+    assert torch.equal(output(loaded), output(result.model))
+    assert "linear" not in loaded.config.stat_prune or not loaded.config.stat_prune["linear"]
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        (lambda: Parameters({"embeddings": 0.01}), TargetError, "rank 1 takes"),
+        (lambda: MACs({"embeddings": 0.5}), TargetError, "embeddings=0.5"),
+        (lambda: MACs(0.5, embeddings=2), TargetError, "lie in"),
+        (lambda: Parameters({"embeddings": 0.5}, embeddings=0.5), TargetError, "twice"),
+    ],
+)
+def test_targets_out_of_reach_are_named(target: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        factored(tiny_bert(), target())
+
+
+def test_methods_that_leave_embeddings_say_so() -> None:
+    with pytest.raises(SettingsError, match="flap"):
+        factored(tiny_bert(), Parameters(0.5, embeddings=0.5), method="flap")
+
+
+def test_models_with_several_tables_or_none_say_so() -> None:
+    untied = t5()
+    for stack in (untied.encoder, untied.decoder):
+        stack.embed_tokens = nn.Embedding(64, 32)
+    with pytest.raises(ModelError, match="another table"):
+        factored(untied)
+    vision = transformers.ViTModel(
+        transformers.ViTConfig(
+            image_size=8,
+            patch_size=4,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=48,
+        )  # fmt: skip
+    )
+    pixels = [{"pixel_values": torch.randn(3, 8, 8)}] * 8
+    with pytest.raises(ModelError, match="reads no tokens"):
+        stat_prune.prune(vision, pixels, target=HALF, progress=False)
