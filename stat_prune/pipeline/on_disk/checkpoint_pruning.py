@@ -61,7 +61,7 @@ from stat_prune.surgery.config_checks import warn_if_not_plain
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PrunedCheckpoint(Reported):
     """A pruned model on disk and the account of it.
 
