@@ -55,7 +55,9 @@ def check_reached(
                     as_kept[block.name], cost, run.settings.round_to, spent_on[block.name]
                 )
                 grown[name] = grown.get(name, 0.0) + extra
-        if left < 0 or any(extra <= left for extra in grown.values()):
+        # A method that takes its units in one order stops at the first that no longer fits.
+        steps = [extra for extra in grown.values() if extra < math.inf]
+        if left < 0 or (steps and max(steps) <= left):
             raise TargetError(
                 f"{target!r} asks for {fraction:.4g} of the whole, but {spent / total:.4g} was "
                 "reached, and other sizes come nearer: what was measured of the blocks does not "
