@@ -281,7 +281,7 @@ def _pruned(
 
 
 def _pruned_inside(
-    whole: nn.Module,
+    whole: Any,
     dataset: Any,
     targets: Sequence[Target],
     tokenizer: PreTrainedTokenizerBase | None,

@@ -23,8 +23,8 @@ class SentenceEmbeddings:
 
     def __init__(self, whole: nn.Module) -> None:
         self._transformer = transformer_of(whole)
-        self._whole: Any = copy.deepcopy(whole, {id(self._transformer): self._transformer})
-        self._behind = list(self._whole)[1:]
+        self._whole = copy.deepcopy(whole, {id(self._transformer): self._transformer})
+        self._behind = list(self._whole.children())[1:]
         for module in self._behind:
             module.eval()
 

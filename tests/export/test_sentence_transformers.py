@@ -307,7 +307,7 @@ def test_a_sentence_encoder_is_pruned_whole(whole, tmp_path):
     expected = result.model.encode(WORDS, convert_to_tensor=True)
     assert torch.equal(opened.encode(WORDS, convert_to_tensor=True), expected)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "SentenceTransformer(" in card and "MACs(0.6)" in card and str(tmp_path) not in card
+    assert "SentenceTransformer(" in card and "MACs(" in card and str(tmp_path) not in card
     result.save(tmp_path / "out", overwrite=True)
 
 
