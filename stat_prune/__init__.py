@@ -1,6 +1,6 @@
 """Shrink a trained Hugging Face transformer in one call: no gradients, no labels, no retraining."""
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "StatPruneError",
     "Tolerance",
     "estimate",
+    "finish",
     "infer_architecture",
     "load",
     "prune",
@@ -26,9 +27,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    __version__: str
     from stat_prune.checkpoints.loading import load
     from stat_prune.errors import StatPruneError
     from stat_prune.families import Architecture, Attention, FeedForward, register_architecture
+    from stat_prune.finishing import finish
     from stat_prune.inferring import infer_architecture
     from stat_prune.pipeline.foreseeing.estimate import estimate
     from stat_prune.pipeline.on_disk import prune_checkpoint
@@ -53,6 +56,7 @@ else:
         "StatPruneError": "errors",
         "Tolerance": "settings.targets",
         "estimate": "pipeline.foreseeing.estimate",
+        "finish": "finishing",
         "infer_architecture": "inferring",
         "load": "checkpoints.loading",
         "prune": "pruning",
@@ -63,6 +67,8 @@ else:
     }
 
     def __getattr__(name):
+        if name == "__version__":
+            return metadata.version("stat-prune")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
@@ -70,4 +76,4 @@ else:
         return value
 
     def __dir__():
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, "__version__"})

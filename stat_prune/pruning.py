@@ -17,6 +17,7 @@ from stat_prune.baselines import PLANNERS
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
+from stat_prune.finishing import Finishing, with_finish
 from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 from stat_prune.model.running import Objective
 from stat_prune.model.whole_encoders import encoder_kind, transformer_of
@@ -27,11 +28,11 @@ from stat_prune.pipeline.run import Run, starting
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.pipeline.second_pass import HELD_OUT, can_move
-from stat_prune.pipeline.stages import choose_sizes, collect, decompose, finish, plan
+from stat_prune.pipeline.stages import choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.methods import Allocation, Method
-from stat_prune.settings.settings import MASK_FRACTION, Settings, kinds_left_alone
+from stat_prune.settings.settings import MASK_FRACTION, Settings
 from stat_prune.settings.targets import Target, checked_target
 from stat_prune.surgery.embeddings import find_table
 
@@ -58,6 +59,7 @@ def prune(
     budget: Allocation | None = None,
     passes: int | None = None,
     precision: str = "auto",
+    finish: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -66,7 +68,8 @@ def prune(
 ) -> PruningResult:
     """Shrink a trained transformer with a few hundred unlabelled examples; no gradients.
 
-    The model given is left as it is unless `inplace` is true.
+    The model given is left as it is unless `inplace` is true, and can be used meanwhile, in other
+    threads too: the run works on a copy that shares its weights.
 
     Parameters
     ----------
@@ -105,8 +108,8 @@ def prune(
         (``...ForMaskedLM``): that is what it reads in use. Examples are left as they are with 0,
         where one of them has a mask already, and for an `objective` that the head has no part in.
     device : str or torch.device, optional
-        Where to compute; the model is moved there and back. Default: where it is. A dispatched
-        model computes where its hooks say, and takes no other.
+        Where to compute; a model that is not there is copied to it. Default: where it is. A
+        dispatched model computes where its hooks say, and takes no other.
     ignore : iterable of int or str
         Layers, kinds (``"heads"``) or patterns of block names to leave alone. They still count in
         what a fraction is of.
@@ -145,6 +148,11 @@ def prune(
         channel once others explain it cannot be told from nothing below about 3e-4 of its norm
         (`stat_prune.linalg.Moments`). "auto" is "float32", and another pass with "float64" over
         blocks with channels that come near it, if there are any.
+    finish : {"scales", "lora"}, optional
+        Fit the result to the dense model's outputs: a scale for every channel that is left, biases
+        and norms, on eight times as many examples, where there are so many. It takes a few times as
+        long as reading them does, and computes gradients, of the weights (in float32) that change
+        (`stat_prune.finish`).
     output_dir : path, optional
         Save there as well. Whatever saving needs is checked before any work; where it fails all the
         same, the error says where the result is kept, and has it as its ``result``.
@@ -156,7 +164,7 @@ def prune(
     overwrite : bool
         Replace a saved model in `output_dir`; a folder that holds anything else is refused.
     inplace : bool
-        Cut the given model itself.
+        Cut the given model itself, which nothing else may use meanwhile.
     progress : bool
         Show a progress bar.
 
@@ -191,6 +199,7 @@ def prune(
         budget=budget,
         passes=passes,
         precision=precision,
+        finish=finish,
         inplace=inplace,
         progress=progress,
     )
@@ -248,8 +257,7 @@ def _pruned(
     if output is not None:
         recorded = not settings.uniform
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
-    left_alone = kinds_left_alone(settings, targets)
-    with starting(model, dataset, tokenizer, settings, left_alone, dispatched=True) as run:
+    with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
         for target in targets:
             if target.of_embeddings < 1:
                 find_table(model).rank_for(target.of_embeddings)
@@ -265,15 +273,16 @@ def _pruned(
                 if settings.leaves_heads
                 else "",
             )
+        finishing = Finishing.of(run, dataset)
         if settings.method in PLANNERS:
-            results = _planned(run, targets, work_dir)
+            results = _planned(run, targets, work_dir, finishing)
             if output is not None:
                 output.save(*results)
             return results
         _check_method(run)
         with FinishedWork(run, work_dir) as work:
             done = work.result(output, targets)
-            results = [done] if done is not None else _measured(run, targets, work)
+            results = [done] if done is not None else _measured(run, targets, work, finishing)
             if done is None and output is not None:
                 output.save(*results)
             work.delete()
@@ -300,7 +309,10 @@ def _pruned_inside(
 
 
 def _planned(
-    run: Run, targets: Sequence[Target], work_dir: str | os.PathLike[str] | None
+    run: Run,
+    targets: Sequence[Target],
+    work_dir: str | os.PathLike[str] | None,
+    finishing: Finishing | None,
 ) -> list[PruningResult]:
     """By a method that makes its plan in a way of its own."""
     method = str(run.settings.method)
@@ -308,7 +320,22 @@ def _planned(
     if work_dir is not None:
         raise SettingsError(f"method={method!r} cannot be taken up again; leave out work_dir.")
     planner = PLANNERS[method]
-    return [finish(run, target, planner(run, target)) for target in targets]
+    return [
+        _finished(finishing, target, cut(run, target, planner(run, target))) for target in targets
+    ]
+
+
+def _finished(
+    finishing: Finishing | None,
+    target: Target,
+    result: PruningResult,
+    work: FinishedWork | None = None,
+) -> PruningResult:
+    """A result, fitted to the dense model's outputs where that was asked for."""
+    if finishing is None:
+        return result
+    fit = partial(finishing.fit, result.model)
+    return with_finish(result, *(fit() if work is None else work.fit(target, fit)), finishing.run)
 
 
 def _check_method(run: Run) -> None:
@@ -329,12 +356,16 @@ def _check_method(run: Run) -> None:
         )
 
 
-def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[PruningResult]:
+def _measured(
+    run: Run, targets: Sequence[Target], work: FinishedWork, finishing: Finishing | None
+) -> list[PruningResult]:
     """By statistics of the activations."""
     recipe = run.settings.recipe
     if not run.blocks:
+        results = [_finished(finishing, one, cut(run, one, []), work) for one in targets]
         return [
-            replace(finish(run, target, []), run=work.fingerprint(target)) for target in targets
+            replace(result, run=work.fingerprint(target))
+            for result, target in zip(results, targets, strict=True)
         ]
     statistics = work.statistics(lambda: collect(run, recipe))
     candidates = decompose(run, recipe, statistics)
@@ -348,7 +379,8 @@ def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[P
             target, partial(choose_sizes, run, recipe, candidates, weights, target, search)
         )
         plans, second_pass = plan(run, recipe, statistics, candidates, weights, choice)
-        result = finish(run, target, plans, second_pass, found)
+        result = cut(run, target, plans, second_pass, found)
+        result = _finished(finishing, target, result, work)
         results.append(replace(result, run=work.fingerprint(target)))
     return results
 

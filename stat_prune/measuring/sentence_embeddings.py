@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,11 +23,14 @@ class SentenceEmbeddings:
     """
 
     def __init__(self, whole: nn.Module) -> None:
-        self._transformer = transformer_of(whole)
-        self._whole = copy.deepcopy(whole, {id(self._transformer): self._transformer})
+        dense = transformer_of(whole)
+        # Its outputs are given, so that the copy needs no weights.
+        hollow = {id(one): one.to("meta") for one in chain(dense.parameters(), dense.buffers())}
+        self._whole = copy.deepcopy(whole, hollow)
+        self._transformer = transformer_of(self._whole)
         self._behind = list(self._whole.children())[1:]
         for module in self._behind:
-            module.eval()
+            module.eval().requires_grad_(False)
 
     def distance(self, dense: Any, pruned: Any, batch: Batch) -> Tensor:
         """Squared relative error of the embeddings, of two outputs of the transformer.
