@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.baselines import PLANNERS
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
@@ -31,7 +30,7 @@ from stat_prune.pipeline.second_pass import HELD_OUT, can_move
 from stat_prune.pipeline.stages import choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
-from stat_prune.settings.methods import Allocation, Method
+from stat_prune.settings.methods import Allocation, Baseline, Method
 from stat_prune.settings.settings import MASK_FRACTION, Settings
 from stat_prune.settings.targets import Target, checked_target
 from stat_prune.surgery.embeddings import find_table
@@ -43,7 +42,7 @@ def prune(
     *,
     target: Target,
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
-    method: str | Method = "stat",
+    method: str | Method | Baseline = "stat",
     num_calibration_samples: int = 512,
     max_seq_length: int | None = None,
     batch_size: int = 32,
@@ -274,8 +273,8 @@ def _pruned(
                 else "",
             )
         finishing = Finishing.of(run, dataset)
-        if settings.method in PLANNERS:
-            results = _planned(run, targets, work_dir, finishing)
+        if settings.baseline is not None:
+            results = _planned(run, settings.baseline, targets, work_dir, finishing)
             if output is not None:
                 output.save(*results)
             return results
@@ -310,16 +309,18 @@ def _pruned_inside(
 
 def _planned(
     run: Run,
+    baseline: Baseline,
     targets: Sequence[Target],
     work_dir: str | os.PathLike[str] | None,
     finishing: Finishing | None,
 ) -> list[PruningResult]:
     """By a method that makes its plan in a way of its own."""
-    method = str(run.settings.method)
-    check_no_experts(run, method)
+    check_no_experts(run, baseline.name)
     if work_dir is not None:
-        raise SettingsError(f"method={method!r} cannot be taken up again; leave out work_dir.")
-    planner = PLANNERS[method]
+        raise SettingsError(
+            f"method={baseline.name!r} cannot be taken up again; leave out work_dir."
+        )
+    planner = baseline.planner
     return [
         _finished(finishing, target, cut(run, target, planner(run, target))) for target in targets
     ]
