@@ -237,7 +237,7 @@ def prune(
     usable_device(device)  # before the model is read
     if plot is not None or report is not None:
         import_module("stat_prune.reporting.plotting")  # says so now where matplotlib is missing
-    named = {"auto_class": auto_class, "tokenizer": tokenizer}
+    named: dict[str, Any] = {"auto_class": auto_class, "tokenizer": tokenizer}
     # First, as data that cannot be scored on should not cost a run.
     dense_scores = scoring.of(model, **named) if scoring is not None else {}
 
