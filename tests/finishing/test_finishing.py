@@ -19,6 +19,7 @@ from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.reporting.html_report import html_page
 from stat_prune.reporting.report import PruningReport
+from stat_prune.vib import VIBConfig, vib_finetune
 
 
 def rows(count=40):
@@ -101,6 +102,24 @@ def test_every_member_of_a_family_is_finished():
         classifier(), rows(), targets=targets, method="id-even", finish="scales", progress=False
     )
     assert all(one.report.finish is not None for one in members)
+
+
+def test_what_masks_have_left_is_finished():
+    model = classifier()
+    masks = VIBConfig(
+        train_weights=False, mask_steps=3, least_mask_steps=1, folding="corrected", sublayers=True
+    )
+    cut = vib_finetune(model, rows(), target=stat_prune.MACs(0.5), mode=masks, progress=False)
+    result = stat_prune.finish(cut, rows(), teacher=model, progress=False)
+    assert result.report.finish is not None and result.report.finish.taken > 0
+    assert result.plan == cut.plan
+
+
+def test_models_without_some_blocks_are_finished():
+    target = stat_prune.MACs(0.1)
+    result = pruned(method="id-unweighted", target=target, remove_blocks=True)
+    assert not all(row.kept for row in result.report.blocks)
+    assert result.report.finish is not None and result.report.finish.taken > 0
 
 
 def test_a_generator_is_read_once():
