@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 __all__ = [
     "Architecture",
     "Attention",
+    "Bytes",
     "FeedForward",
     "Latency",
     "MACs",
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from stat_prune.pruning import prune, prune_family
     from stat_prune.reporting.result import PruningResult
     from stat_prune.settings.methods import Method
-    from stat_prune.settings.targets import Latency, MACs, Parameters, Speedup, Tolerance
+    from stat_prune.settings.targets import Bytes, Latency, MACs, Parameters, Speedup, Tolerance
     from stat_prune.trimming import trim_vocabulary
 else:
     # Imported at first use: torch and transformers take seconds, and the command line's help
@@ -43,6 +44,7 @@ else:
     _MODULES = {
         "Architecture": "families",
         "Attention": "families",
+        "Bytes": "settings.targets",
         "FeedForward": "families",
         "Latency": "settings.targets",
         "MACs": "settings.targets",

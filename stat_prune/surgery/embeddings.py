@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.errors import ModelError, NonFiniteWeightsError, TargetError
 from stat_prune.families import token_embeddings
-from stat_prune.linalg import low_rank
+from stat_prune.linalg import LowRank, low_rank
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
@@ -107,16 +107,32 @@ def find_table(model: PreTrainedModel) -> Table:
     )
 
 
-def factor(
-    model: PreTrainedModel, counts: Tensor, fraction: float, multiple: int = 1
-) -> FactoredTable | None:
-    """Factor the token embeddings of a model, in place, and record it in the config.
+def decompose_table(model: PreTrainedModel, counts: Tensor) -> LowRank:
+    """Factors of every rank of a model's token embeddings; of a factored table, of its codes.
 
     Parameters
     ----------
     model : PreTrainedModel
     counts : Tensor of shape (tokens,), float64
         How often each is read. One is added: what calibration has not seen may come.
+    """
+    table: Any = token_embeddings(model)
+    weight, outer = table.weight.detach(), _outer(table)
+    # What is left out of the codes of a factored table is seen through its basis.
+    metric = None if outer is None else outer @ outer.T
+    return low_rank(weight, row_weights=counts.to(weight.device) + 1, metric=metric)
+
+
+def factor(
+    model: PreTrainedModel, decomposition: LowRank, fraction: float, multiple: int = 1
+) -> FactoredTable | None:
+    """Factor the token embeddings of a model, in place, and record it in the config.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    decomposition : LowRank
+        Of its table.
     fraction : float
         Of the table's parameters to keep.
     multiple : int
@@ -131,9 +147,8 @@ def factor(
     rank = table.rank_for(fraction, multiple)
     if rank is None:
         return None
-    old: Any = model.base_model.get_submodule(table.path)
     with torch.no_grad():
-        codes, basis, mean, error = _factors(old, counts, rank)
+        codes, basis, mean = _factors(token_embeddings(model), decomposition, rank)
         new = factor_embeddings(model, table.path, rank)
         new.weight.copy_(codes)
         new.projection.weight.copy_(basis.T)
@@ -147,19 +162,15 @@ def factor(
         parameters_before=table.parameters,
         parameters=table.cost(rank),
         decomposition="truncated SVD",
-        error=error,
+        error=float(decomposition.error_curve[rank]),
         tied_heads=list(table.tied_heads),
     )
 
 
-def _factors(old: Any, counts: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, float]:
-    """F, T, the mean row and the error; of a table that is factored, from its own factors."""
-    weight = old.weight.detach()
-    outer = old.projection.weight.detach().double().T if is_factored(old) else None
-    # What is left out of the codes of a factored table is seen through its basis.
-    metric = None if outer is None else outer @ outer.T
-    found = low_rank(weight, row_weights=counts.to(weight.device) + 1, metric=metric)
-    codes, basis, mean = found.factors(weight, rank)
+def _factors(old: Any, decomposition: LowRank, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """F, T and the mean row."""
+    weight, outer = old.weight.detach(), _outer(old)
+    codes, basis, mean = decomposition.factors(weight, rank)
     if outer is not None:
         basis, mean = basis @ outer, old.projection.bias.detach().double() + mean @ outer
     largest = max(float(one.abs().max()) for one in (codes, basis, mean))
@@ -168,7 +179,12 @@ def _factors(old: Any, counts: Tensor, rank: int) -> tuple[Tensor, Tensor, Tenso
             f"The factors of the embeddings reach {largest:.3g}, which {weight.dtype} cannot hold. "
             "Prune the model in float32, and convert the result."
         )
-    return codes, basis, mean, float(found.error_curve[rank])
+    return codes, basis, mean
+
+
+def _outer(table: Any) -> Tensor | None:
+    """T of a table that is factored, in float64."""
+    return table.projection.weight.detach().double().T if is_factored(table) else None
 
 
 def _record(model: PreTrainedModel, path: str, rank: int) -> None:

@@ -47,7 +47,7 @@ def supported_method(settings: Settings, target: Target) -> Method:
         raise SettingsError(
             "A second pass needs the whole model in memory. Use passes=1, or stat_prune.prune."
         )
-    if target.of_embeddings < 1:
+    if target.is_joint or target.of_embeddings < 1:
         raise TargetError(
             f"{target!r} is of embeddings, which stay as they are layer by layer. Leave them out, "
             "or use stat_prune.prune."
