@@ -19,8 +19,7 @@ class FactoredTable:
     decomposition : str
         "truncated SVD": no factors of that rank have a smaller `error`.
     error : float
-        Relative Frobenius error of the rows around their mean, each as often as calibration read
-        its token, and once more.
+        Relative Frobenius error of the rows around their mean, weighed as `decompose_table` does.
     tied_heads : list of str
         Paths of the heads that share the factors.
     shares : dict of str to float, or None

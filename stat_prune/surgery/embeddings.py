@@ -114,13 +114,15 @@ def decompose_table(model: PreTrainedModel, counts: Tensor) -> LowRank:
     ----------
     model : PreTrainedModel
     counts : Tensor of shape (tokens,), float64
-        How often each is read. One is added: what calibration has not seen may come.
+        How often each is read, at least one at all. Their mean is added to each: what calibration
+        has not seen may come, and the less it has read the less it knows of that.
     """
     table: Any = token_embeddings(model)
     weight, outer = table.weight.detach(), _outer(table)
     # What is left out of the codes of a factored table is seen through its basis.
     metric = None if outer is None else outer @ outer.T
-    return low_rank(weight, row_weights=counts.to(weight.device) + 1, metric=metric)
+    smoothed = (counts + counts.mean()).to(weight.device)
+    return low_rank(weight, row_weights=smoothed, metric=metric)
 
 
 def factor(
