@@ -17,6 +17,10 @@ from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
 
 
+#: What stacks that read tokens call their embeddings.
+_OF_STACKS = {"embed_tokens", "shared"}
+
+
 @dataclass(frozen=True)
 class Table:
     """Token embeddings of a model, whole or factored before.
@@ -90,9 +94,10 @@ def find_table(model: PreTrainedModel) -> Table:
                 f"{path} of {name} shares the token embeddings and is a {type(module).__name__}, "
                 "which does more than look rows up or multiply them. Leave its embeddings whole."
             )
+    names = {path.rpartition(".")[2] for path in sharing} | _OF_STACKS
     for path, module in model.named_modules():
-        alike = isinstance(module, nn.Embedding) and module.weight.shape == table.weight.shape
-        if alike and path not in sharing:
+        of_tokens = isinstance(module, nn.Embedding) and path.rpartition(".")[2] in names
+        if of_tokens and path not in sharing:
             raise ModelError(
                 f"{path} of {name} is another table of tokens, with weights of its own. Tables are "
                 "factored where there is one, or where all are tied; leave these whole."
