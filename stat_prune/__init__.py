@@ -1,6 +1,6 @@
 """Shrink a trained Hugging Face transformer in one call: no gradients, no labels, no retraining."""
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    __version__: str
     from stat_prune.checkpoints.loading import load
     from stat_prune.errors import StatPruneError
     from stat_prune.families import Architecture, Attention, FeedForward, register_architecture
@@ -65,6 +66,8 @@ else:
     }
 
     def __getattr__(name):
+        if name == "__version__":
+            return metadata.version("stat-prune")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
@@ -72,4 +75,4 @@ else:
         return value
 
     def __dir__():
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, "__version__"})

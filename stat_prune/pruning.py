@@ -29,7 +29,7 @@ from stat_prune.pipeline.stages import choose_sizes, collect, decompose, finish,
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.methods import Allocation, Method
-from stat_prune.settings.settings import MASK_FRACTION, Settings, kinds_left_alone
+from stat_prune.settings.settings import MASK_FRACTION, Settings
 from stat_prune.settings.targets import Target, checked_target
 from stat_prune.surgery.embeddings import find_table
 
@@ -64,7 +64,8 @@ def prune(
 ) -> PruningResult:
     """Shrink a trained transformer with a few hundred unlabelled examples; no gradients.
 
-    The model given is left as it is unless `inplace` is true.
+    The model given is left as it is unless `inplace` is true, and can be used meanwhile, in other
+    threads too: the run works on a copy that shares its weights.
 
     Parameters
     ----------
@@ -100,8 +101,8 @@ def prune(
         (``...ForMaskedLM``): that is what it reads in use. Examples are left as they are with 0,
         where one of them has a mask already, and for an `objective` that the head has no part in.
     device : str or torch.device, optional
-        Where to compute; the model is moved there and back. Default: where it is. A dispatched
-        model computes where its hooks say, and takes no other.
+        Where to compute; a model that is not there is copied to it. Default: where it is. A
+        dispatched model computes where its hooks say, and takes no other.
     ignore : iterable of int or str
         Layers, kinds (``"heads"``) or patterns of block names to leave alone. They still count in
         what a fraction is of.
@@ -150,7 +151,7 @@ def prune(
     overwrite : bool
         Replace a saved model in `output_dir`; a folder that holds anything else is refused.
     inplace : bool
-        Cut the given model itself.
+        Cut the given model itself, which nothing else may use meanwhile.
     progress : bool
         Show a progress bar.
 
@@ -240,8 +241,7 @@ def _pruned(
         factored = any(target.is_joint or target.of_embeddings < 1 for target in targets)
         recorded = factored or not settings.uniform
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
-    left_alone = kinds_left_alone(settings, targets)
-    with starting(model, dataset, tokenizer, settings, left_alone, dispatched=True) as run:
+    with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
         for target in targets:
             if target.of_embeddings < 1:
                 find_table(model).rank_for(target.of_embeddings)

@@ -125,7 +125,8 @@ def compare_removed(
 def cliffs_delta(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
     """``P(first > second) - P(first < second)`` over all pairs, along an axis (Cliff 1993)."""
     first, second = np.moveaxis(first, axis, -1), np.moveaxis(second, axis, -1)
-    return np.sign(first[..., :, None] - second[..., None, :]).mean((-2, -1))
+    delta: np.ndarray = np.sign(first[..., :, None] - second[..., None, :]).mean((-2, -1))
+    return delta
 
 
 def _kept(heads: Collection[int], statistics: HeadStatistics, name: str) -> np.ndarray:

@@ -147,4 +147,5 @@ def _search(part: Sequence[_Fluctuation], cost: CostFunction, budget: float) -> 
 
 
 def _relative(lost: float, energy: float) -> float:
-    return (max(lost, 0.0) / max(energy, 1e-300)) ** 0.5
+    relative: float = (max(lost, 0.0) / max(energy, 1e-300)) ** 0.5
+    return relative

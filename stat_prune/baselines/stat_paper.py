@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,7 +22,7 @@ from stat_prune.choosing.correction import activation_error, fold
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.errors import TargetError
 from stat_prune.families import architecture_of
-from stat_prune.linalg import pivoted_cholesky
+from stat_prune.linalg import GaussianSketch, pivoted_cholesky
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.statistics import BlockStatistics, statistics_of
 from stat_prune.model.blocks import Block
@@ -122,11 +123,11 @@ def _pivots(statistics: BlockStatistics, blocks: Sequence[Block]) -> _Pivots:
 
 def _gaussian_sketch(seed: int) -> Callable[[Tensor], Tensor]:
     """A fresh Gaussian projection to `SKETCH_ROWS` rows for each sequence and block."""
-    generator = torch.Generator().manual_seed(seed)
+    seeds = np.random.default_rng(seed)
 
     def sketch(rows: Tensor) -> Tensor:
-        gaussian = torch.randn(SKETCH_ROWS, len(rows), generator=generator, dtype=torch.float64)
-        return (gaussian.to(rows.device) @ rows.double()) / SKETCH_ROWS**0.5
+        fresh = GaussianSketch(rows.shape[1], SKETCH_ROWS, seed=int(seeds.integers(2**63)))
+        return fresh.update(rows).matrix
 
     return sketch
 

@@ -14,7 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.checkpoints.beside import copy_beside, encoder_of, name_model, source_of
+from stat_prune.checkpoints.beside import (
+    copy_beside,
+    encoder_of,
+    name_model,
+    source_of,
+    warn_if_opened_as_stock,
+)
 from stat_prune.checkpoints.model_card import model_card
 from stat_prune.checkpoints.replacing import check_replaceable, write_manifest
 from stat_prune.checkpoints.shards import join_shards
@@ -187,6 +193,8 @@ def save_checkpoint(
     as_pruned_class(model)
     source = source_of(model)
     encoder = None if source is None else encoder_of(source, model)
+    if encoder is not None:
+        warn_if_opened_as_stock(model)
     card = model_card(model, Path(directory).name, encoder)
     contents = {"README.md": card, **(files or {})}
     if state_dict is None and is_dispatched(model):

@@ -52,8 +52,9 @@ class Source:
             reading: Any = partial(read_weight, file, key)  # annotated as a future alone
             self.converter.add_tensor(name, key, pattern, reading)
         made = self.converter.convert(name, model=model, config=model.config)
-        tensor = made[name]
-        return tensor[0] if isinstance(tensor, list) else tensor
+        found = made[name]
+        tensor: Tensor = found[0] if isinstance(found, list) else found
+        return tensor
 
 
 def sources_of(model: PreTrainedModel, held: dict[str, Path]) -> dict[str, Source]:
@@ -95,7 +96,8 @@ def sources_of(model: PreTrainedModel, held: dict[str, Path]) -> dict[str, Sourc
     if missing:
         raise LoadError(
             f"The checkpoint has no weights for {len(missing)} parameters of "
-            f"{type(model).__name__}, such as {missing[0]}. Save the whole model again."
+            f"{type(model).__name__}, such as {missing[0]}. Save the whole model again; or, where "
+            "it has no such head, pass auto_class='AutoModel' (--auto-class AutoModel)."
         )
     return {name: sources[name] for name in state}
 

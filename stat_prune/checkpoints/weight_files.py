@@ -58,6 +58,7 @@ def read_weight(file: Path, key: str) -> Tensor:
     """A tensor in memory of its own: pages of the file are counted while it is mapped."""
     try:
         with safe_open(file, framework="pt") as opened:
-            return opened.get_tensor(key).clone()
+            tensor: Tensor = opened.get_tensor(key).clone()
+            return tensor
     except (OSError, SafetensorError) as error:
         raise _damaged(file, error) from error

@@ -87,4 +87,5 @@ def activation_error(statistics: BlockStatistics, units: Tensor) -> float:
     kept = block.channels(units.to(gram.device))
     interpolation = interpolation_from_gram(gram, kept)
     residual = float(gram.trace()) - float((interpolation * gram[kept]).sum())
-    return (max(residual, 0.0) / max(statistics.activation_energy, 1e-300)) ** 0.5
+    error: float = (max(residual, 0.0) / max(statistics.activation_energy, 1e-300)) ** 0.5
+    return error

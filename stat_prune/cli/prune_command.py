@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from stat_prune.cli.common_options import (
+    AutoClass,
     BatchSize,
     Budget,
     Device,
@@ -23,6 +24,7 @@ from stat_prune.cli.common_options import (
     MaxSeqLength,
     Objective,
     Seed,
+    Tokenizer,
     block_patterns,
     file_of,
     one_of,
@@ -51,6 +53,8 @@ def prune(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned model.")],
+    tokenizer: Tokenizer = None,
+    auto_class: AutoClass = None,
     macs: KeptMACs = None,
     parameters: KeptParameters = None,
     embeddings: KeptEmbeddings = None,
@@ -241,6 +245,8 @@ def prune(
                 model,
                 dataset,
                 output_dir=output,
+                tokenizer=tokenizer,
+                auto_class=auto_class,
                 resume=resume,
                 work_dir=working,
                 overwrite=overwrite,
@@ -250,9 +256,9 @@ def prune(
         else:
             with distributed.launched() as shared_device:
                 result = pruning.prune(
-                    load_pretrained(model),
+                    load_pretrained(model, auto_class),
                     dataset,
-                    tokenizer=load_tokenizer(model),
+                    tokenizer=tokenizer or load_tokenizer(model),
                     device=device or shared_device,
                     output_dir=output,
                     overwrite=overwrite,

@@ -58,7 +58,8 @@ def tokenized(
     if tokenizer is None:
         raise DataError(
             "The calibration dataset holds texts but there is no tokenizer. "
-            "Pass tokenizer=AutoTokenizer.from_pretrained(...), the one of the model."
+            "Pass tokenizer=AutoTokenizer.from_pretrained(...), that of the model (--tokenizer on "
+            "the command line); or save it in the model's folder."
         )
     rows: list[TokenRow] = []
     for kind, encode in _ENCODERS:
@@ -96,14 +97,16 @@ def _encoded(
 def _encode_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, **cut: Any
 ) -> Mapping[str, Any]:
-    return tokenizer(list(texts), return_attention_mask=True, **cut)
+    encoded: Mapping[str, Any] = tokenizer(list(texts), return_attention_mask=True, **cut)
+    return encoded
 
 
 def _encode_pairs(
     pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, **cut: Any
 ) -> Mapping[str, Any]:
     first, second = (list(side) for side in zip(*pairs, strict=True))
-    return tokenizer(first, second, return_attention_mask=True, **cut)
+    encoded: Mapping[str, Any] = tokenizer(first, second, return_attention_mask=True, **cut)
+    return encoded
 
 
 def _encode_words(
@@ -114,7 +117,10 @@ def _encode_words(
     words = [
         [f"{blank if at else ''}{word}" for at, word in enumerate(text.words)] for text in texts
     ]
-    return tokenizer(words, is_split_into_words=True, return_attention_mask=True, **cut)
+    encoded: Mapping[str, Any] = tokenizer(
+        words, is_split_into_words=True, return_attention_mask=True, **cut
+    )
+    return encoded
 
 
 def _encode_chats(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, **cut: Any) -> Any:

@@ -1,6 +1,7 @@
 """Measures of what a model can do: GLUE, SQuAD, similarity, perplexity, masked tokens."""
 
-from stat_prune.evaluation.glue import GLUE_TASKS, GlueData, evaluate_glue, glue_examples, read_glue
+from stat_prune.data.glue_tasks import GLUE_TASKS
+from stat_prune.evaluation.glue import GlueData, evaluate_glue, glue_examples, read_glue
 from stat_prune.evaluation.masked import masked_accuracy
 from stat_prune.evaluation.perplexity import perplexity
 from stat_prune.evaluation.similarity import (

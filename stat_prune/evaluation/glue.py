@@ -220,7 +220,8 @@ def _predictions(logits: np.ndarray, task: GlueTask, config: PreTrainedConfig) -
     numbers = _numbers(task, config)
     if numbers is not None:
         logits = logits[:, numbers]
-    return logits.argmax(axis=1)
+    predicted: np.ndarray = logits.argmax(axis=1)
+    return predicted
 
 
 def _numbers(task: GlueTask, config: PreTrainedConfig) -> list[int] | None:

@@ -109,7 +109,8 @@ def perplexity(
 
 def joined_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
     """The tokens of the texts, joined by blank lines."""
-    return tokenizer("\n\n".join(texts))["input_ids"]
+    ids: list[int] = tokenizer("\n\n".join(texts))["input_ids"]
+    return ids
 
 
 def _checked_stride(stride: int | None, context_length: int) -> int:

@@ -103,4 +103,5 @@ def _nearest(embeddings: Tensor, k: int) -> Tensor:
 
 def _mean_pool(output: Any, batch: Mapping[str, Tensor]) -> Tensor:
     mask = batch["attention_mask"].unsqueeze(2).float()
-    return (output.last_hidden_state.float() * mask).sum(dim=1) / mask.sum(dim=1)
+    states: Tensor = output.last_hidden_state.float()
+    return (states * mask).sum(dim=1) / mask.sum(dim=1)

@@ -263,7 +263,7 @@ def _frequency_factors(config: Any) -> Tensor:
     """By how much each rotary frequency is divided."""
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     size = 2 * len(scaled)
-    plain = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
+    plain: Tensor = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
     return plain / scaled
 
 

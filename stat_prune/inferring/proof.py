@@ -98,7 +98,8 @@ def _in_single_precision(model: PreTrainedModel) -> PreTrainedModel:
     for stack, layers in stacks_of(copied):
         kept = nn.ModuleList(layers[index] for index in _one_of_each_kind(layers))
         copied.base_model.set_submodule(stack.layers, kept)
-    return copy.deepcopy(copied).float()
+    wide: PreTrainedModel = copy.deepcopy(copied).float()
+    return wide
 
 
 def _one_of_each_kind(layers: Iterable[nn.Module]) -> list[int]:

@@ -139,7 +139,8 @@ class _Schur:
         block = diagonal_blocks(self.matrix, self.groups)[group]
         values, vectors = torch.linalg.eigh(block)
         inverse = torch.where(values > self.floor[group], 1.0 / values, torch.zeros_like(values))
-        return (vectors * inverse) @ vectors.T
+        pseudoinverse: Tensor = (vectors * inverse) @ vectors.T
+        return pseudoinverse
 
     def _eliminate(self, group: int) -> None:
         size = len(self.matrix) // self.groups

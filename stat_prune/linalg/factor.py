@@ -80,7 +80,8 @@ class PivotedCholesky:
             rounding = len(self.gram) * torch.finfo(torch.float64).eps
             if float(self.remainder.max()) > rounding * float(self.gram.diagonal().max()):
                 return (((weight @ self.gram) * weight).sum() - seen).clamp(min=0.0)
-        return self.remainder @ torch.linalg.vector_norm(weight, dim=0).square()
+        norms: Tensor = torch.linalg.vector_norm(weight, dim=0)
+        return self.remainder @ norms.square()
 
     def interpolation(self, rank: int) -> Float64[Tensor, "{rank} m"]:
         """Least-squares T of A ≈ A[:, order[:k]] T, from triangular solves with the factor.

@@ -44,7 +44,8 @@ def cholesky_solve(
     Without a copy where the transpose of `right` is contiguous.
     """
     torch.linalg.solve_triangular(factor, right, upper=False, out=right)
-    return torch.linalg.solve_triangular(factor.mT, right, upper=True, out=right)
+    torch.linalg.solve_triangular(factor.mT, right, upper=True, out=right)
+    return right
 
 
 def eigh(matrix: Float64[Tensor, "m m"]) -> tuple[Float64[Tensor, " m"], Float64[Tensor, "m m"]]:

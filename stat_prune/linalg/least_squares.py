@@ -172,7 +172,8 @@ def held_out_ridge(
         inverse = torch.where(values > cutoff, 1.0 / (values + ridge), 0.0)
         return float(inverse @ quadratic @ inverse - 2.0 * (inverse @ linear))
 
-    return min([0.0, *(10.0 ** (step / 2) for step in range(-26, 1))], key=error)
+    ridges: list[float] = [0.0, *(10.0 ** (step / 2) for step in range(-26, 1))]
+    return min(ridges, key=error)
 
 
 def unit_scale(gram: Float64[Tensor, "k k"]) -> Float64[Tensor, " k"]:

@@ -46,7 +46,7 @@ def rank_within(factor: PivotedCholesky, tolerance: float, norm: str, seed: int)
 
 def _spectral_error(factor: PivotedCholesky, rank: int, seed: int) -> float:
     """Upper bound of ‖A - A_J T‖₂ but for the failure probability of `spectral_norm`."""
-    beyond = float(factor.remainder.sum()) ** 0.5
+    beyond: float = float(factor.remainder.sum()) ** 0.5
     if rank == factor.rank:
         return beyond
     return spectral_norm(factor.factor[:, rank:], seed=seed)[1] + beyond

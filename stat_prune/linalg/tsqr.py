@@ -80,6 +80,6 @@ class TSQR(RowStream):
 
 def triangular_factor(rows: Float64[Tensor, "n m"]) -> Float64[Tensor, "r m"]:
     """R of the QR factorisation (r = min(n, m) rows), its diagonal made non-negative."""
-    triangle = torch.linalg.qr(rows, mode="r").R
+    triangle: Tensor = torch.linalg.qr(rows, mode="r").R
     signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(triangle.dtype)
     return triangle.mul_(signs[:, None])

@@ -122,7 +122,8 @@ def agreed(work: Callable[[], Result]) -> Result:
     with _others_alive():
         distributed.broadcast_object_list(outcome)
     _raise_first(outcome[1:], outcome[1])
-    return _unpacked(outcome[0])
+    found: Result = _unpacked(outcome[0])
+    return found
 
 
 def check_same(what: str, value: object) -> None:

@@ -155,7 +155,9 @@ class MomentsCollector:
         else:
             kept = token_mask(self._batch, block.mask).to(args[0].device)
             for sequence, tokens in zip(by_token(args[0], kept), kept, strict=True):
-                self._count(block, self._transform(sequence[tokens]))
+                with self._naming(block):
+                    rows = self._transform(sequence[tokens])
+                self._count(block, rows)
 
     def _count(self, block: Block, rows: Tensor) -> None:
         with self._naming(block):

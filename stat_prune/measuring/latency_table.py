@@ -56,7 +56,7 @@ class LatencyTable:
             by_size = {(units, groups): seconds for units, groups, seconds in self.heads}
             return by_size[num_units, num_groups] - min(by_size.values())
         sizes, seconds = zip(*self.neurons, strict=True)
-        return float(np.interp(num_units, sizes, seconds)) - min(seconds)
+        return float(np.interp(num_units, sizes, seconds) - min(seconds))
 
     def to_lists(self) -> dict[str, list[list[float]]]:
         """For JSON."""

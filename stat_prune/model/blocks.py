@@ -168,7 +168,8 @@ class Block:
 
     def groups(self, units: Tensor) -> Tensor:
         """Key/value heads that the query heads `units` need, ascending; int64."""
-        return torch.unique(units // self.units_per_group)
+        needed: Tensor = torch.unique(units // self.units_per_group)
+        return needed
 
     def part_rows(self, producer: Producer) -> list[Tensor]:
         """Output rows of each part of a producer, by unit (or key/value head) and channel.

@@ -52,4 +52,5 @@ def routed_rows(
     gate, up = made.chunk(2, dim=-1)
     activation = consumer.module.act_fn
     assert isinstance(activation, nn.Module)
-    return activation(gate) * up * weights[tokens, places, None]
+    gated: Tensor = activation(gate) * up
+    return gated * weights[tokens, places, None]

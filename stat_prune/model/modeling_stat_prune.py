@@ -55,7 +55,7 @@ logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
     lambda record: "Reading global config value" not in record.getMessage()
 )
 
-_pruned_classes: dict[Any, Any] = {}
+_pruned_classes: dict[Any, type[transformers.PreTrainedModel]] = {}
 
 _CACHE_LINE = 64  # bytes: where torch's own memory begins
 
@@ -199,7 +199,7 @@ class FactoredEmbedding(torch.nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The embeddings of ids."""
-        embedded = self.projection(super().forward(input))
+        embedded: torch.Tensor = self.projection(super().forward(input))
         return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
 
 
@@ -400,7 +400,7 @@ def pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
     return _pruned_classes[stock]
 
 
-def _make_pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
+def _make_pruned_class(stock: Any) -> Any:
 
     def __init__(
         self: Any, config: transformers.PreTrainedConfig, *args: Any, **kwargs: Any

@@ -100,12 +100,13 @@ class FinishedWork:
 
     def sensitivities(self, probe: Callable[[], list[Tensor] | None]) -> list[Tensor] | None:
         """Those of an earlier run, or those that are measured now."""
-        return self._kept(
+        kept: list[Tensor] | None = self._kept(
             "probes",
             probe,
             lambda found, folder: write(found, folder / _PROBES),
             lambda folder: read(folder / _PROBES),
         )
+        return kept
 
     def choice(
         self, target: Target, choose: Callable[[], tuple[list[int], Search | None]]

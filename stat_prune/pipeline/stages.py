@@ -39,6 +39,7 @@ from stat_prune.reporting.search_report import Search
 from stat_prune.settings.methods import Method
 from stat_prune.settings.targets import Target, Tolerance
 from stat_prune.surgery.alignment import alignment_heads, renumber_alignment_heads
+from stat_prune.surgery.config_checks import warn_if_not_plain
 from stat_prune.surgery.cut import apply
 
 
@@ -206,6 +207,8 @@ def finish(
             apply(pruned, [plan.folded for plan in plans])
             embeddings = factor_embeddings(run, target, pruned)
             as_pruned_class(pruned)
+    if run.settings.uniform:
+        warn_if_not_plain(pruned)
     kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
     renumber_alignment_heads(pruned, dense, kept)
     after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)

@@ -29,6 +29,10 @@ class Reported:
     report: PruningReport
     plan: dict[str, list[int]]
 
+    def __repr__(self) -> str:
+        before, after = self.report.before.parameters, self.report.after.parameters
+        return f"<{type(self).__name__} {self.report.title()}, {before:,} -> {after:,} parameters>"
+
     def plot(self) -> Figure:
         """What was kept in each layer and, where known, what other sizes would have cost.
 
@@ -71,7 +75,7 @@ class Reported:
             raise SaveError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruningResult(Reported):
     """A pruned model and the account of it.
 

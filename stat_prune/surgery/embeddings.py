@@ -212,4 +212,5 @@ def _is_embedding(module: nn.Module) -> bool:
 
 
 def _path_below(base_model: nn.Module, table: nn.Module) -> str:
-    return next(path for path, one in base_model.named_modules() if one is table)
+    path: str = next(path for path, one in base_model.named_modules() if one is table)
+    return path

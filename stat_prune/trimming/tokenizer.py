@@ -114,7 +114,8 @@ class Vocabulary:
                 f"The tokenizer would number {wrong[0]!r} as {found.get(wrong[0])} rather than "
                 f"{new[self.ids[wrong[0]]]}: its ids have gaps. Save it again without them."
             )
-        return cut
+        trimmed: PreTrainedTokenizerBase = cut
+        return trimmed
 
     def _own_ids(self) -> dict[str, int]:
         vocabulary = self._model["vocab"]

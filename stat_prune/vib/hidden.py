@@ -48,7 +48,7 @@ class HiddenMask(VIBMask):
         else:
             epsilon = norm.variance_epsilon
         variance = (wide.square() * share).sum(-1, keepdim=True)
-        normed = wide * torch.rsqrt(variance + epsilon) * norm.weight
+        normed: Tensor = wide * torch.rsqrt(variance + epsilon) * norm.weight
         if getattr(norm, "bias", None) is not None:
             normed = normed + norm.bias
         values = self.drawn(len(stream))

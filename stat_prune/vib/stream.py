@@ -52,7 +52,7 @@ def hidden_count(model: PreTrainedModel, fraction: float) -> int:
     if isinstance(fraction, bool) or not 0 < fraction <= 1:
         raise TargetError(f"`hidden` is the fraction that is kept, in (0, 1], got {fraction!r}.")
     step = config.num_attention_heads
-    count = int(fraction * config.hidden_size + 1e-9) // step * step
+    count: int = int(fraction * config.hidden_size + 1e-9) // step * step
     if not count:
         raise TargetError(
             f"hidden={fraction:g} of {config.hidden_size} dimensions is less than {step}, of which "
@@ -121,7 +121,7 @@ def other_parameters(model: PreTrainedModel, hidden: float | Tensor) -> float | 
     """Parameters outside the blocks' linear layers if so many hidden dimensions were left."""
     inside = {id(p) for module in _block_modules(model).values() for p in module.parameters()}
     axes = {id(getattr(module, name)): len(which) for module, name, which in _axes(model)}
-    share = hidden / model.config.hidden_size
+    share: float | Tensor = hidden / model.config.hidden_size
     return sum(
         parameter.numel() * share ** axes.get(id(parameter), 0)
         for parameter in model.parameters()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 
 import pytest
 import torch
@@ -261,6 +262,44 @@ def test_a_reranker_keeps_its_activation(word_tokenizer, tmp_path, layer_at_a_ti
         logits = stat_prune.load(tmp_path / "out")(**batch).logits[:, 0]
     torch.testing.assert_close(torch.tensor(pruned.predict(pairs)), logits)
     assert "CrossEncoder(" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.fixture
+def t5_encoder(word_tokenizer, tmp_path):
+    """The folder of a sentence encoder around the encoder of a T5."""
+    modules = pytest.importorskip("sentence_transformers.models")
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2}
+    config = transformers.T5Config(vocab_size=64, decoder_start_token_id=0, **sizes)
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "transformer")
+    word_tokenizer.save_pretrained(tmp_path / "transformer")
+    transformer = modules.Transformer(str(tmp_path / "transformer"), max_seq_length=11)
+    encoder = sentence_transformers.SentenceTransformer(
+        modules=[transformer, modules.Pooling(32, "mean")], device="cpu"
+    )
+    encoder.save(str(tmp_path / "whole"))
+    return tmp_path / "whole"
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_a_t5_encoder_whose_layers_differ_is_a_warning_that_names_the_remedy(
+    t5_encoder, word_tokenizer, tmp_path, inplace
+):
+    encoder = sentence_transformers.SentenceTransformer(str(t5_encoder), device="cpu")
+    how = {"tokenizer": word_tokenizer, "target": MACs(0.6), "effort": "fast", "progress": False}
+    with pytest.warns(
+        stat_prune.errors.ModelWarning, match=r"uniform=True and target=MACs\({'neurons': 0.5}\)"
+    ):
+        result = stat_prune.prune(encoder[0].auto_model, WORDS, inplace=inplace, **how)
+        result.save(tmp_path / "out")
+    assert stat_prune.load(tmp_path / "out").config.stat_prune
+    dense = stat_prune.load(t5_encoder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", stat_prune.errors.ModelWarning)
+        how["target"] = MACs({"neurons": 0.5})
+        uniform = stat_prune.prune(dense, WORDS, uniform=True, **how)
+        uniform.save(tmp_path / "uniform")
+    opened = sentence_transformers.SentenceTransformer(str(tmp_path / "uniform"), device="cpu")
+    assert opened.encode(SENTENCES).shape == (3, 32)
 
 
 def test_a_sparse_encoder_keeps_its_pooling(word_tokenizer, tmp_path):

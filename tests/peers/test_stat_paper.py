@@ -7,7 +7,7 @@ import torch
 from scipy.linalg import qr
 from toys import head_block, neuron_block, random_statistics
 
-from stat_prune.baselines.stat_paper import _counts, _pivots
+from stat_prune.baselines.stat_paper import SKETCH_ROWS, _counts, _gaussian_sketch, _pivots
 
 
 def test_heads_are_the_pivots_of_tall_columns():
@@ -56,3 +56,15 @@ def test_one_threshold_balances_heads_against_twice_the_neurons():
     feasible = [h for h in range(1, 7) if 0.6 * total - cost(blocks[0], h, h) >= 8]
     assert imbalance(chosen) == min(imbalance(heads) for heads in feasible)
     assert torch.equal(pivots[0].units(2), pivots[0].order[:2].sort().values)
+
+
+def test_every_sequence_has_a_sketch_of_its_own_that_keeps_the_gram_matrix_on_average():
+    rows = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    sketch, again = _gaussian_sketch(seed=1), _gaussian_sketch(seed=1)
+    sketches = [sketch(rows) for _ in range(200)]
+    assert torch.equal(sketches[0], again(rows)) and not torch.equal(sketches[0], sketches[1])
+    gram = torch.stack([one.T @ one for one in sketches]).mean(0)
+    exact = rows.double().T @ rows.double()
+    # Each entry of a sketched Gram matrix of n rows varies by at most sqrt(2/s) of the diagonal.
+    spread = (2 / SKETCH_ROWS / len(sketches)) ** 0.5 * float(exact.diagonal().max())
+    assert float((gram - exact).abs().max()) < 4 * spread

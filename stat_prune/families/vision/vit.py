@@ -12,7 +12,8 @@ def image_positions(config: Any, shape: torch.Size) -> int:
     """Patches of an image, and the class token before them."""
     size = getattr(config, "vision_config", config).patch_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return (shape[-2] // height) * (shape[-1] // width) + 1
+    patches: int = (shape[-2] // height) * (shape[-1] // width)
+    return patches + 1
 
 
 def _with_swiglu(architecture: Architecture, config: Any) -> Architecture:

@@ -191,7 +191,9 @@ def _model_of(model: str | os.PathLike[str] | PreTrainedConfig) -> PreTrainedMod
                 f"{str(model)!r} is neither a folder with config.json nor the name of a model that "
                 f"can be fetched from the Hub: {error}"
             ) from error
-    return empty_model(config, class_of(config), config.dtype or torch.float32).eval()
+    empty = empty_model(config, class_of(config), config.dtype or torch.float32)
+    empty.eval()
+    return empty
 
 
 def _shrunk(before: Size, blocks: Sequence[Block], lengths: SeqLength, target: Target) -> Size:
