@@ -16,7 +16,6 @@ from stat_prune.model.dispatched import is_dispatched
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
 
-
 #: What stacks that read tokens call their embeddings.
 _OF_STACKS = {"embed_tokens", "shared"}
 
