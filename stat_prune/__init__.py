@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 __all__ = [
     "Architecture",
     "Attention",
+    "Baseline",
     "Bytes",
     "FeedForward",
     "Latency",
@@ -17,6 +18,7 @@ __all__ = [
     "StatPruneError",
     "Tolerance",
     "estimate",
+    "finish",
     "infer_architecture",
     "load",
     "prune",
@@ -31,12 +33,13 @@ if TYPE_CHECKING:
     from stat_prune.checkpoints.loading import load
     from stat_prune.errors import StatPruneError
     from stat_prune.families import Architecture, Attention, FeedForward, register_architecture
+    from stat_prune.finishing import finish
     from stat_prune.inferring import infer_architecture
     from stat_prune.pipeline.foreseeing.estimate import estimate
     from stat_prune.pipeline.on_disk import prune_checkpoint
     from stat_prune.pruning import prune, prune_family
     from stat_prune.reporting.result import PruningResult
-    from stat_prune.settings.methods import Method
+    from stat_prune.settings.methods import Baseline, Method
     from stat_prune.settings.targets import Bytes, Latency, MACs, Parameters, Speedup, Tolerance
     from stat_prune.trimming import trim_vocabulary
 else:
@@ -45,6 +48,7 @@ else:
     _MODULES = {
         "Architecture": "families",
         "Attention": "families",
+        "Baseline": "settings.methods",
         "Bytes": "settings.targets",
         "FeedForward": "families",
         "Latency": "settings.targets",
@@ -56,6 +60,7 @@ else:
         "StatPruneError": "errors",
         "Tolerance": "settings.targets",
         "estimate": "pipeline.foreseeing.estimate",
+        "finish": "finishing",
         "infer_architecture": "inferring",
         "load": "checkpoints.loading",
         "prune": "pruning",
