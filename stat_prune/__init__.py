@@ -16,6 +16,7 @@ __all__ = [
     "StatPruneError",
     "Tolerance",
     "estimate",
+    "finish",
     "infer_architecture",
     "load",
     "prune",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from stat_prune.checkpoints.loading import load
     from stat_prune.errors import StatPruneError
     from stat_prune.families import Architecture, Attention, FeedForward, register_architecture
+    from stat_prune.finishing import finish
     from stat_prune.inferring import infer_architecture
     from stat_prune.pipeline.foreseeing.estimate import estimate
     from stat_prune.pipeline.on_disk import prune_checkpoint
@@ -54,6 +56,7 @@ else:
         "StatPruneError": "errors",
         "Tolerance": "settings.targets",
         "estimate": "pipeline.foreseeing.estimate",
+        "finish": "finishing",
         "infer_architecture": "inferring",
         "load": "checkpoints.loading",
         "prune": "pruning",

@@ -16,6 +16,7 @@ from stat_prune.baselines import PLANNERS
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
+from stat_prune.finishing import Finishing, with_finish
 from stat_prune.model.running import Objective
 from stat_prune.pipeline.method_requirements import check_no_experts
 from stat_prune.pipeline.probes import check_objective, sensitivities
@@ -24,7 +25,7 @@ from stat_prune.pipeline.run import Run, starting
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.pipeline.second_pass import HELD_OUT, can_move
-from stat_prune.pipeline.stages import choose_sizes, collect, decompose, finish, plan
+from stat_prune.pipeline.stages import choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.methods import Allocation, Method
@@ -55,6 +56,7 @@ def prune(
     budget: Allocation | None = None,
     passes: int | None = None,
     precision: str = "auto",
+    finish: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -139,6 +141,11 @@ def prune(
         channel once others explain it cannot be told from nothing below about 3e-4 of its norm
         (`stat_prune.linalg.Moments`). "auto" is "float32", and another pass with "float64" over
         blocks with channels that come near it, if there are any.
+    finish : {"scales", "lora"}, optional
+        Fit the result to the dense model's outputs: a scale for every channel that is left, biases
+        and norms, on eight times as many examples, where there are so many. It takes a few times as
+        long as reading them does, and computes gradients, of the weights (in float32) that change
+        (`stat_prune.finish`).
     output_dir : path, optional
         Save there as well. Whatever saving needs is checked before any work; where it fails all the
         same, the error says where the result is kept, and has it as its ``result``.
@@ -185,6 +192,7 @@ def prune(
         budget=budget,
         passes=passes,
         precision=precision,
+        finish=finish,
         inplace=inplace,
         progress=progress,
     )
@@ -255,15 +263,16 @@ def _pruned(
                 if settings.leaves_heads
                 else "",
             )
+        finishing = Finishing.of(run, dataset)
         if settings.method in PLANNERS:
-            results = _planned(run, targets, work_dir)
+            results = _planned(run, targets, work_dir, finishing)
             if output is not None:
                 output.save(*results)
             return results
         _check_method(run)
         with FinishedWork(run, work_dir) as work:
             done = work.result(output, targets)
-            results = [done] if done is not None else _measured(run, targets, work)
+            results = [done] if done is not None else _measured(run, targets, work, finishing)
             if done is None and output is not None:
                 output.save(*results)
             work.delete()
@@ -271,7 +280,10 @@ def _pruned(
 
 
 def _planned(
-    run: Run, targets: Sequence[Target], work_dir: str | os.PathLike[str] | None
+    run: Run,
+    targets: Sequence[Target],
+    work_dir: str | os.PathLike[str] | None,
+    finishing: Finishing | None,
 ) -> list[PruningResult]:
     """By a method that makes its plan in a way of its own."""
     method = str(run.settings.method)
@@ -279,7 +291,22 @@ def _planned(
     if work_dir is not None:
         raise SettingsError(f"method={method!r} cannot be taken up again; leave out work_dir.")
     planner = PLANNERS[method]
-    return [finish(run, target, planner(run, target)) for target in targets]
+    return [
+        _finished(finishing, target, cut(run, target, planner(run, target))) for target in targets
+    ]
+
+
+def _finished(
+    finishing: Finishing | None,
+    target: Target,
+    result: PruningResult,
+    work: FinishedWork | None = None,
+) -> PruningResult:
+    """A result, fitted to the dense model's outputs where that was asked for."""
+    if finishing is None:
+        return result
+    fit = partial(finishing.fit, result.model)
+    return with_finish(result, *(fit() if work is None else work.fit(target, fit)), finishing.run)
 
 
 def _check_method(run: Run) -> None:
@@ -300,12 +327,16 @@ def _check_method(run: Run) -> None:
         )
 
 
-def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[PruningResult]:
+def _measured(
+    run: Run, targets: Sequence[Target], work: FinishedWork, finishing: Finishing | None
+) -> list[PruningResult]:
     """By statistics of the activations."""
     recipe = run.settings.recipe
     if not run.blocks:
+        results = [_finished(finishing, one, cut(run, one, []), work) for one in targets]
         return [
-            replace(finish(run, target, []), run=work.fingerprint(target)) for target in targets
+            replace(result, run=work.fingerprint(target))
+            for result, target in zip(results, targets, strict=True)
         ]
     statistics = work.statistics(lambda: collect(run, recipe))
     candidates = decompose(run, recipe, statistics)
@@ -319,7 +350,8 @@ def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[P
             target, partial(choose_sizes, run, recipe, candidates, weights, target, search)
         )
         plans, second_pass = plan(run, recipe, statistics, candidates, weights, choice)
-        result = finish(run, target, plans, second_pass, found)
+        result = cut(run, target, plans, second_pass, found)
+        result = _finished(finishing, target, result, work)
         results.append(replace(result, run=work.fingerprint(target)))
     return results
 

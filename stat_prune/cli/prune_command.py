@@ -30,7 +30,7 @@ from stat_prune.cli.common_options import (
     print_json,
 )
 from stat_prune.cli.interrupts import resumable
-from stat_prune.settings.methods import METHODS, PEERS
+from stat_prune.settings.methods import FINISHES, METHODS, PEERS
 
 if TYPE_CHECKING:
     from stat_prune.reporting.result import Reported
@@ -132,6 +132,15 @@ def prune(
             "float32 where that is no loss.",
         ),
     ] = "auto",
+    finish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            callback=one_of(*FINISHES),
+            help="Fit scales, biases and norms of the result to MODEL's outputs, without labels; "
+            "lora: more numbers, for results that have lost much.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -230,6 +239,7 @@ def prune(
         "passes": passes,
         "objective": objective,
         "precision": precision,
+        "finish": finish,
         # Layer by layer there is another default.
         **({} if effort is None else {"effort": effort}),
     }

@@ -285,7 +285,7 @@ def opened(
             "the transformer itself."
         )
     check_weights_of_their_own(model, found)
-    if settings.reads_output and not _leaves_out_head(settings):
+    if settings.reads_output and not leaves_out_head(settings):
         check_one_text_at_a_time(model)
     left_alone = kinds_left_alone(settings, targets) if targets else []
     blocks, untouched = _to_prune(found, settings, left_alone)
@@ -304,7 +304,7 @@ def opened(
             batch_size=settings.batch_size,
             seed=settings.seed,
             # Hidden states are of texts as they are, whatever the head.
-            mask_fraction=0.0 if _leaves_out_head(settings) else settings.mask_fraction,
+            mask_fraction=0.0 if leaves_out_head(settings) else settings.mask_fraction,
         )
     check_same("The calibration set", calibration.fingerprint)
     if calibration.held_out is not None:
@@ -326,7 +326,8 @@ def _to_prune(
     return without_ignored(found, [*settings.ignored, *left_alone])
 
 
-def _leaves_out_head(settings: Settings) -> bool:
+def leaves_out_head(settings: Settings) -> bool:
+    """Whether what is to be preserved has no part of the model's head in it."""
     return objective_named(settings.objective) in OF_BASE_MODEL
 
 

@@ -194,7 +194,7 @@ def _second_pass(
     return best, second
 
 
-def finish(
+def cut(
     run: Run,
     target: Target,
     plans: Sequence[BlockPlan],

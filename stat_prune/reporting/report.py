@@ -14,6 +14,7 @@ from rich.text import Text
 
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.reporting.block_row import BlockRow
+from stat_prune.reporting.finish_report import Finish
 from stat_prune.reporting.layer_table import layer_table
 from stat_prune.reporting.search_report import Search
 
@@ -121,6 +122,8 @@ class PruningReport:
         Bytes: what `peak_memory` was predicted to be, where the model was pruned layer by layer.
     embeddings : FactoredTable or None
         What became of the token embeddings; None where they are as they were.
+    finish : Finish or None
+        What was fitted to the dense model's outputs at the end, where that was asked for.
     """
 
     blocks: list[BlockRow]
@@ -138,6 +141,7 @@ class PruningReport:
     lengths: dict[str, float] | None = None
     predicted_peak_memory: int | None = None
     embeddings: FactoredTable | None = None
+    finish: Finish | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -160,6 +164,7 @@ class PruningReport:
                 "speed": Speed(**values["speed"]) if values.get("speed") else None,
                 "search": Search.from_dict(values["search"]) if values.get("search") else None,
                 "embeddings": FactoredTable(**table) if table else None,
+                "finish": Finish(**values["finish"]) if values.get("finish") else None,
             }
         )
 
@@ -206,6 +211,7 @@ class PruningReport:
                 f"calibration       {self.calibration_text()}",
                 *([f"budget            {self.search}"] if self.search else []),
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
+                *([f"finish            {self.finish}"] if self.finish else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self._memory()}",
             )

@@ -37,6 +37,9 @@ OBJECTIVES = ("logits", "hidden-states", "pooled")
 Allocation = Literal["searched", "probed", "unweighted", "even"]
 ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
 
+#: What is fitted to the dense model's outputs when a model has been cut.
+FINISHES = ("scales", "lora")
+
 #: How much is spent on the search for a budget.
 EFFORTS = ("fast", "normal", "thorough")
 

@@ -22,6 +22,7 @@ from stat_prune.settings.arguments import (
 from stat_prune.settings.methods import (
     ALLOCATIONS,
     EFFORTS,
+    FINISHES,
     NEURON_PEERS,
     OBJECTIVES,
     OUTPUT_PEERS,
@@ -68,6 +69,7 @@ class Settings:
     budget: Allocation | None = None
     passes: int | None = None
     precision: str = "auto"
+    finish: str | None = None
     inplace: bool = False
     progress: bool = True
 
@@ -94,6 +96,10 @@ class Settings:
         if self.effort not in EFFORTS:
             raise SettingsError(
                 f"`effort` must be one of {', '.join(EFFORTS)}; got {self.effort!r}."
+            )
+        if self.finish is not None and self.finish not in FINISHES:
+            raise SettingsError(
+                f"`finish` must be one of {', '.join(FINISHES)}, or None; got {self.finish!r}."
             )
         if self.budget is not None and self.budget not in ALLOCATIONS:
             raise SettingsError(
@@ -165,6 +171,8 @@ class Settings:
     @property
     def reads_output(self) -> bool:
         """Whether the model's output has a say in what is pruned, and not activations alone."""
+        if self.finish is not None:
+            return True
         if self.method in PEERS:
             return self.method in OUTPUT_PEERS
         return self.recipe.probes or self.num_passes == 2
@@ -214,6 +222,7 @@ class Settings:
             "budget": self.budget,
             "passes": self.passes,
             "precision": self.precision,
+            "finish": self.finish,
             "objective": self.objective
             if isinstance(self.objective, str)
             else getattr(self.objective, "__qualname__", None),

@@ -47,6 +47,11 @@ def supported_method(settings: Settings, target: Target) -> Method:
         raise SettingsError(
             "A second pass needs the whole model in memory. Use passes=1, or stat_prune.prune."
         )
+    if settings.finish is not None:
+        raise SettingsError(
+            f"finish={settings.finish!r} needs the whole model in memory. Leave it out, and pass "
+            "the folder of the result to stat_prune.finish where that model and the dense one fit."
+        )
     if target.of_embeddings < 1:
         raise TargetError(
             f"{target!r} is of embeddings, which stay as they are layer by layer. Leave them out, "
