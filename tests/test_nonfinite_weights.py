@@ -9,7 +9,8 @@ import torch
 from tiny_models import tiny_bert
 from transformers import BertForMaskedLM
 
-from stat_prune.errors import NonFiniteWeightsError
+import stat_prune
+from stat_prune.errors import ModelError, NonFiniteWeightsError
 from stat_prune.families import find_blocks
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.model_checks import check_weights_are_finite
