@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 __all__ = [
     "Architecture",
     "Attention",
+    "Baseline",
     "FeedForward",
     "Latency",
     "MACs",
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from stat_prune.pipeline.on_disk import prune_checkpoint
     from stat_prune.pruning import prune, prune_family
     from stat_prune.reporting.result import PruningResult
-    from stat_prune.settings.methods import Method
+    from stat_prune.settings.methods import Baseline, Method
     from stat_prune.settings.targets import Latency, MACs, Parameters, Speedup, Tolerance
     from stat_prune.trimming import trim_vocabulary
 else:
@@ -46,6 +47,7 @@ else:
     _MODULES = {
         "Architecture": "families",
         "Attention": "families",
+        "Baseline": "settings.methods",
         "FeedForward": "families",
         "Latency": "settings.targets",
         "MACs": "settings.targets",

@@ -7,17 +7,19 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.baselines import PLANNERS
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
 from stat_prune.finishing import Finishing, with_finish
+from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 from stat_prune.model.running import Objective
+from stat_prune.model.whole_encoders import encoder_kind, transformer_of
 from stat_prune.pipeline.method_requirements import check_no_experts
 from stat_prune.pipeline.probes import check_objective, sensitivities
 from stat_prune.pipeline.resuming import FinishedWork
@@ -28,19 +30,19 @@ from stat_prune.pipeline.second_pass import HELD_OUT, can_move
 from stat_prune.pipeline.stages import choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
-from stat_prune.settings.methods import Allocation, Method
+from stat_prune.settings.methods import Allocation, Baseline, Method
 from stat_prune.settings.settings import MASK_FRACTION, Settings
 from stat_prune.settings.targets import Target, checked_target
 from stat_prune.surgery.embeddings import find_table
 
 
 def prune(
-    model: PreTrainedModel,
+    model: PreTrainedModel | nn.Module,
     dataset: Any,
     *,
     target: Target,
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
-    method: str | Method = "stat",
+    method: str | Method | Baseline = "stat",
     num_calibration_samples: int = 512,
     max_seq_length: int | None = None,
     batch_size: int = 32,
@@ -74,7 +76,9 @@ def prune(
         Of a supported family, with any head; docs/architectures.md lists them. Of another family
         that reads text, blocks are inferred and proven first (`infer_architecture`), or described
         by you (`register_architecture`). One that accelerate has dispatched (``device_map``) is
-        pruned where its hooks compute, and the result is dispatched in the same way.
+        pruned where its hooks compute, and the result is dispatched in the same way. Or a
+        ``SentenceTransformer``, ``CrossEncoder`` or ``SparseEncoder``: its transformer is pruned,
+        what is behind that stays, and the result is one of the same class.
     dataset : object
         Unlabelled examples in any common form: strings, a ``datasets.Dataset`` or its name, a
         ``DataLoader``, a file; see `stat_prune.data.calibration.build_calibration_set`.
@@ -83,6 +87,7 @@ def prune(
     tokenizer : PreTrainedTokenizerBase or path, optional
         The model's own, or where it can be loaded from, or a processor, feature extractor or image
         processor; a tokenizer is needed where `dataset` is text. It is saved with the result.
+        Models of sentence-transformers have their own.
     method : str or Method
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
         (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a criterion for heads alone
@@ -122,7 +127,8 @@ def prune(
         the final hidden state of every token, whatever the head; ``"pooled"``: their mean over a
         sequence, its embedding. Or ``(dense_output, pruned_output, batch)`` to a tensor of
         distances. Default: the logits where there are any, else the hidden states
-        (`stat_prune.measuring.objectives.output_distance`).
+        (`stat_prune.measuring.objectives.output_distance`); of a ``SentenceTransformer`` or
+        ``SparseEncoder`` its embeddings, with all that is behind the transformer.
     effort : {"fast", "normal", "thorough"}
         What is spent on the budget. ``"fast"`` measures the whole pruned model at half a dozen
         ways to spread it and takes the nearest to the dense one; ``"normal"`` searches on from
@@ -202,7 +208,7 @@ def prune(
 
 
 def prune_family(
-    model: PreTrainedModel,
+    model: PreTrainedModel | nn.Module,
     dataset: Any,
     *,
     targets: Sequence[Target],
@@ -230,7 +236,7 @@ def prune_family(
 
 
 def _pruned(
-    model: PreTrainedModel,
+    model: PreTrainedModel | nn.Module,
     dataset: Any,
     targets: Sequence[Target],
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None,
@@ -242,6 +248,9 @@ def _pruned(
     targets = _checked_targets(targets)
     check_path("work_dir", work_dir)
     tokenizer = given_tokenizer(tokenizer)
+    if encoder_kind(model) is not None:
+        return _pruned_inside(model, dataset, targets, tokenizer, work_dir, settings, output)
+    model = cast(PreTrainedModel, model)
     if settings.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
     if output is not None:
@@ -264,8 +273,8 @@ def _pruned(
                 else "",
             )
         finishing = Finishing.of(run, dataset)
-        if settings.method in PLANNERS:
-            results = _planned(run, targets, work_dir, finishing)
+        if settings.baseline is not None:
+            results = _planned(run, settings.baseline, targets, work_dir, finishing)
             if output is not None:
                 output.save(*results)
             return results
@@ -279,18 +288,39 @@ def _pruned(
         return results
 
 
+def _pruned_inside(
+    whole: Any,
+    dataset: Any,
+    targets: Sequence[Target],
+    tokenizer: PreTrainedTokenizerBase | None,
+    work_dir: str | os.PathLike[str] | None,
+    settings: Settings,
+    output: Output | None,
+) -> list[PruningResult]:
+    """Of a model of sentence-transformers, which reads its texts without masks."""
+    settings = replace(settings, mask_fraction=0.0)
+    if settings.objective is None and encoder_kind(whole) != "CrossEncoder":
+        settings = replace(settings, objective=SentenceEmbeddings(whole).distance)
+    inner, tokenizer = transformer_of(whole), tokenizer or whole.tokenizer
+    around = None if output is None else replace(output, whole=whole)
+    results = _pruned(inner, dataset, targets, tokenizer, work_dir, settings, around)
+    return [one.inside(whole) for one in results]
+
+
 def _planned(
     run: Run,
+    baseline: Baseline,
     targets: Sequence[Target],
     work_dir: str | os.PathLike[str] | None,
     finishing: Finishing | None,
 ) -> list[PruningResult]:
     """By a method that makes its plan in a way of its own."""
-    method = str(run.settings.method)
-    check_no_experts(run, method)
+    check_no_experts(run, baseline.name)
     if work_dir is not None:
-        raise SettingsError(f"method={method!r} cannot be taken up again; leave out work_dir.")
-    planner = PLANNERS[method]
+        raise SettingsError(
+            f"method={baseline.name!r} cannot be taken up again; leave out work_dir."
+        )
+    planner = baseline.planner
     return [
         _finished(finishing, target, cut(run, target, planner(run, target))) for target in targets
     ]

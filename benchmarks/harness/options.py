@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from stat_prune.cli.common_options import one_of
-from stat_prune.settings.methods import ALLOCATIONS, EFFORTS, FINISHES, METHODS, PEERS
+from stat_prune.settings.methods import ALLOCATIONS, BASELINES, EFFORTS, FINISHES, METHODS
 
-METHOD_NAMES = (*METHODS, *PEERS, "slicegpt")
+METHOD_NAMES = (*METHODS, *BASELINES, "slicegpt")
 DEFAULT_METHODS = ("stat", "id-unweighted", "stat-paper", "magnitude", "random")
 
 

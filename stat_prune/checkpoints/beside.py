@@ -206,7 +206,7 @@ def copy_beside(
     source: Path, folder: Path, encoder: Encoder | None, *, has_tokenizer: bool
 ) -> None:
     """Copy what is known to belong to a model and is not in `folder` yet; warn of what is left."""
-    if encoder is not None:
+    if encoder is not None and not (folder / MODULES).exists():
         encoder.copy(folder)
     patterns = _COMES if has_tokenizer else _COMES + _TOKENIZER
     silent = _STAYS + _TOKENIZER if has_tokenizer else _STAYS

@@ -30,7 +30,7 @@ from stat_prune.cli.common_options import (
     print_json,
 )
 from stat_prune.cli.interrupts import resumable
-from stat_prune.settings.methods import FINISHES, METHODS, PEERS
+from stat_prune.settings.methods import BASELINES, FINISHES, METHODS
 
 if TYPE_CHECKING:
     from stat_prune.reporting.result import Reported
@@ -79,8 +79,8 @@ def prune(
         str,
         typer.Option(
             metavar="NAME",
-            callback=one_of(*METHODS, *PEERS),
-            help=f"One of {', '.join([*METHODS, *PEERS])}.",
+            callback=one_of(*METHODS, *BASELINES),
+            help=f"One of {', '.join([*METHODS, *BASELINES])}.",
         ),
     ] = "stat",
     num_calibration_samples: Annotated[

@@ -48,6 +48,19 @@ class Moments(CentredStream):
     ----------
     .. [1] Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, The
        American Statistician 37(3), eq. 2.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import Moments
+    >>> moments = Moments(2)
+    >>> for batch in (torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 2.0]])):
+    ...     _ = moments.update(batch)
+    >>> moments.count, moments.mean
+    (2, tensor([2., 1.], dtype=torch.float64))
+    >>> moments.gram
+    tensor([[10.,  6.],
+            [ 6.,  4.]], dtype=torch.float64)
     """
 
     _settings = ("num_channels", "precision")

@@ -68,7 +68,9 @@ def check_fraction(target: Target, asked: float, reached: float, steps: Iterable
     left = asked - reached
     if abs(left) <= TOLERANCE * asked:
         return
-    if left < 0 or any(step <= left for step in steps):
+    # A method that takes its units in one order stops at the first that no longer fits.
+    possible = [step for step in steps if step < math.inf]
+    if left < 0 or (possible and max(possible) <= left):
         raise TargetError(
             f"{target!r} asks for {asked:.4g} of the whole, but {reached:.4g} was reached, and "
             "other sizes come nearer: what was measured of the blocks does not tell them apart, "

@@ -37,7 +37,6 @@ from stat_prune.model.model_checks import (
 )
 from stat_prune.model.one_run import model_of_run
 from stat_prune.model.running import Batch
-from stat_prune.settings.methods import PEERS
 from stat_prune.settings.settings import Settings, kinds_left_alone
 from stat_prune.settings.targets import Latency, Target
 from stat_prune.surgery.config_checks import of_sizes_that_configs_say
@@ -122,7 +121,7 @@ class Run:
         """
         if not isinstance(target, Latency):
             return None
-        if self.settings.method in PEERS:
+        if self.settings.baseline is not None:
             raise TargetError(
                 f"method={self.settings.method!r} cannot aim at a time, got {target!r}. Use "
                 "method='stat', or a fraction of MACs or parameters."

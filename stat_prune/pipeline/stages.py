@@ -16,7 +16,7 @@ from stat_prune.attention.heads import stream_statistics
 from stat_prune.checkpoints.beside import leave_source
 from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.checkpoints.outer_models import follow
-from stat_prune.choosing.criteria import CRITERIA, Candidates, candidates_for
+from stat_prune.choosing.criteria import Candidates, candidates_for, criterion_of
 from stat_prune.choosing.folding import fold_all
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.families import find_blocks
@@ -114,7 +114,7 @@ def candidates_of(run: Run, recipe: Method, statistics: BlockStatistics, number:
     own = np.random.SeedSequence([run.settings.seed, number]).generate_state(1)[0]
     return candidates_for(
         statistics,
-        CRITERIA[recipe.criterion],
+        criterion_of(recipe),
         corrected=recipe.corrected,
         generator=torch.Generator().manual_seed(int(own)),
         remove=run.settings.removes_blocks,

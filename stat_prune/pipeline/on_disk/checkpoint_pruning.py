@@ -52,6 +52,7 @@ from stat_prune.pipeline.stages import choose_sizes
 from stat_prune.pipeline.workspace import Workspace, fingerprint_of, read, write
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import Reported, read_account
+from stat_prune.reporting.what_was_done import what_was_done
 from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Target, checked_target
@@ -217,6 +218,7 @@ def prune_checkpoint(
                     state_dict=checkpoint.state_dict(outer),
                     shards=cut.shards(),
                     run=fingerprint,
+                    account=what_was_done(report),
                 )
             except SaveError as error:
                 raise SaveError(
