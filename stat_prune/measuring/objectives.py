@@ -15,6 +15,9 @@ from stat_prune.model.running import Batch, Objective
 #: Logits that are compared at a time, to bound the memory for float64 copies.
 PIECE = 2**18
 
+#: Bytes of the three float64 copies of them.
+COMPARING_BYTES = 3 * 8 * PIECE
+
 #: How far a mean of distances may be below 0.
 _ROUNDING = 1e-6
 
