@@ -27,6 +27,7 @@ from stat_prune.pipeline.run import Run, starting
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.pipeline.second_pass import HELD_OUT, can_move
+from stat_prune.pipeline.sharing import best_share, shares
 from stat_prune.pipeline.stages import choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
@@ -261,12 +262,16 @@ def _pruned(
     if settings.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
     if output is not None:
-        recorded = not settings.uniform
+        factored = any(target.is_joint or target.of_embeddings < 1 for target in targets)
+        recorded = factored or not settings.uniform
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
     with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
         for target in targets:
             if target.of_embeddings < 1:
                 find_table(model).rank_for(target.of_embeddings)
+            if target.is_joint:
+                shares(run, target)
+                continue
             check_reachable(
                 run.blocks,
                 run.untouched,
@@ -383,11 +388,14 @@ def _measured(
         search = BudgetSearch(run, recipe, statistics, candidates, weights)
     results = []
     for target in targets:
+        aim = target
+        if target.is_joint and search is not None:
+            aim = best_share(run, target, search)
         choice, found = work.choice(
-            target, partial(choose_sizes, run, recipe, candidates, weights, target, search)
+            target, partial(choose_sizes, run, recipe, candidates, weights, aim, search)
         )
         plans, second_pass = plan(run, recipe, statistics, candidates, weights, choice)
-        result = cut(run, target, plans, second_pass, found)
+        result = cut(run, aim, plans, second_pass, found)
         result = _finished(finishing, target, result, work)
         results.append(replace(result, run=work.fingerprint(target)))
     return results

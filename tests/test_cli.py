@@ -142,6 +142,16 @@ def test_prune_goes_layer_by_layer_to_the_same_model(pruned, classifier, texts, 
     assert json.loads(done.stdout)["predicted_peak_memory"] > 0
 
 
+def test_a_file_is_half_as_large(classifier, texts, run, tmp_path):
+    done = run(
+        *("prune", classifier, "-d", texts, "-o", tmp_path / "out", "--json", "--effort", "fast"),
+        *("--bytes", 0.6),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert 0.57 < report["after"]["bytes"] / report["before"]["bytes"] <= 0.601
+
+
 @pytest.mark.parametrize("others", [(), ("--macs", 0.6)])
 def test_embeddings_are_factored_alone_or_beside_blocks(others, classifier, texts, run, tmp_path):
     done = run(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.choice import share_of
 from stat_prune.choosing.budget.exploring import Point, explore
@@ -16,7 +17,7 @@ from stat_prune.choosing.folding import fold_in_float32
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
-from stat_prune.measuring.sensitivity import positions_per_sequence
+from stat_prune.measuring.sensitivity import distance, positions_per_sequence
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.run import Run
@@ -99,6 +100,20 @@ class BudgetSearch:
             taken=best.name,
             passes=self._passes - spent,
         )
+
+    def foreseen(self, target: Target) -> float:
+        """Distance of the first start for a target, on those sequences that all are compared on."""
+        start = starts_of(self._weights, self._run.settings)[0]
+        choice = spread(self._run, self._candidates, start.weights, target, levels=LEVELS)
+        with gathered_numerical_warnings("folding candidates in the search"):
+            return self._on_calibration(1).measure(choice).distance
+
+    def distance_of(self, model: PreTrainedModel) -> float:
+        """Of another model from the dense one, on the same sequences."""
+        calibration = self._run.calibration
+        count = self._effort.num_compared(calibration.num_samples)
+        batches = to_measure_on(calibration, count, self._run.settings.seed).batches
+        return distance(self._run.model, model, batches, self._objective)
 
     def _nearest(
         self,

@@ -259,10 +259,17 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
     """
     for target in map(checked_target, targets):
         kinds = target.fractions().keys()
-        if settings.baseline is not None and target.of_embeddings < 1:
+        of_embeddings = target.is_joint or target.of_embeddings < 1
+        if of_embeddings and settings.baseline is not None:
             raise SettingsError(
                 f"method={settings.method!r} prunes heads and neurons, but {target!r} is of "
                 "embeddings too. Use method='stat', or leave them out."
+            )
+        if target.is_joint and settings.recipe.allocation != "searched":
+            raise SettingsError(
+                f"{target!r} shares one budget by what whole models do, which "
+                f"method={settings.method!r} or its budget does not measure. Use method='stat', or "
+                "a fraction for embeddings by themselves: embeddings=0.5."
             )
         if not kinds:
             continue
