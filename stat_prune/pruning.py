@@ -27,6 +27,7 @@ from stat_prune.pipeline.run import Run, starting
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.pipeline.second_pass import HELD_OUT, can_move
+from stat_prune.pipeline.sharing import best_share, shares
 from stat_prune.pipeline.stages import choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
@@ -59,6 +60,7 @@ def prune(
     passes: int | None = None,
     precision: str = "auto",
     finish: str | None = None,
+    serve_with: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -152,6 +154,11 @@ def prune(
         and norms, on eight times as many examples, where there are so many. It takes a few times as
         long as reading them does, and computes gradients, of the weights (in float32) that change
         (`stat_prune.finish`).
+    serve_with : {"llama.cpp", "mlx", "vllm", "onnx", "openvino"}, optional
+        Choose only what this program holds, and refuse before any work what it would not:
+        multiples of 32 neurons for llama.cpp's quantized rows, numbers of heads that the config
+        says for vLLM, no blocks removed where there is no form for that (docs/serving.md). With
+        `uniform` nothing is asked but that.
     output_dir : path, optional
         Save there as well. Whatever saving needs is checked before any work; where it fails all the
         same, the error says where the result is kept, and has it as its ``result``.
@@ -199,6 +206,7 @@ def prune(
         passes=passes,
         precision=precision,
         finish=finish,
+        serve_with=serve_with,
         inplace=inplace,
         progress=progress,
     )
@@ -254,12 +262,16 @@ def _pruned(
     if settings.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
     if output is not None:
-        recorded = not settings.uniform
+        factored = any(target.is_joint or target.of_embeddings < 1 for target in targets)
+        recorded = factored or not settings.uniform
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
     with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
         for target in targets:
             if target.of_embeddings < 1:
                 find_table(model).rank_for(target.of_embeddings)
+            if target.is_joint:
+                shares(run, target)
+                continue
             check_reachable(
                 run.blocks,
                 run.untouched,
@@ -376,11 +388,14 @@ def _measured(
         search = BudgetSearch(run, recipe, statistics, candidates, weights)
     results = []
     for target in targets:
+        aim = target
+        if target.is_joint and search is not None:
+            aim = best_share(run, target, search)
         choice, found = work.choice(
-            target, partial(choose_sizes, run, recipe, candidates, weights, target, search)
+            target, partial(choose_sizes, run, recipe, candidates, weights, aim, search)
         )
         plans, second_pass = plan(run, recipe, statistics, candidates, weights, choice)
-        result = cut(run, target, plans, second_pass, found)
+        result = cut(run, aim, plans, second_pass, found)
         result = _finished(finishing, target, result, work)
         results.append(replace(result, run=work.fingerprint(target)))
     return results

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from .centred import CentredStream, add_upper_gram, mirror_upper
+from .centred import BLOCK_ROWS, CentredStream, add_upper_gram, mirror_upper
 from .checks import check_choice
 
 #: Dtypes in which blocks of rows can be multiplied.
@@ -78,6 +78,11 @@ class Moments(CentredStream):
         self.precision = precision
         self._product_dtype = getattr(torch, precision)
         super().__init__(num_channels, device=device)
+
+    @staticmethod
+    def num_bytes(num_channels: int) -> int:
+        """Bytes that moments of so many columns take, with the buffer of rows."""
+        return 8 * num_channels * (num_channels + BLOCK_ROWS + 1)
 
     def _allocate(self, device: torch.device) -> None:
         super()._allocate(device)
