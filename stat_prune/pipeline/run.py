@@ -288,8 +288,7 @@ def opened(
         check_one_text_at_a_time(model)
     left_alone = kinds_left_alone(settings, targets) if targets else []
     blocks, untouched = _to_prune(found, settings, left_alone)
-    # Neurons make up for numbers of heads that are far apart, but not where these are asked for.
-    if settings.uniform and not any("heads" in target.fractions() for target in targets):
+    if settings.uniform:
         blocks = of_sizes_that_configs_say(model, blocks)
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):
