@@ -60,6 +60,7 @@ def prune(
     passes: int | None = None,
     precision: str = "auto",
     finish: str | None = None,
+    serve_with: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -153,6 +154,11 @@ def prune(
         and norms, on eight times as many examples, where there are so many. It takes a few times as
         long as reading them does, and computes gradients, of the weights (in float32) that change
         (`stat_prune.finish`).
+    serve_with : {"llama.cpp", "mlx", "vllm", "onnx", "openvino"}, optional
+        Choose only what this program holds, and refuse before any work what it would not:
+        multiples of 32 neurons for llama.cpp's quantized rows, numbers of heads that the config
+        says for vLLM, no blocks removed where there is no form for that (docs/serving.md). With
+        `uniform` nothing is asked but that.
     output_dir : path, optional
         Save there as well. Whatever saving needs is checked before any work; where it fails all the
         same, the error says where the result is kept, and has it as its ``result``.
@@ -200,6 +206,7 @@ def prune(
         passes=passes,
         precision=precision,
         finish=finish,
+        serve_with=serve_with,
         inplace=inplace,
         progress=progress,
     )

@@ -289,6 +289,16 @@ def test_prune_scores_the_dense_model_and_the_result(classifier, texts, glue, ru
     assert "\nKept " in shown and "of all parameters" in shown
 
 
+def test_what_a_program_cannot_hold_is_one_line_that_names_what_to_use(
+    classifier, texts, run, tmp_path
+):
+    command = ("prune", classifier, "-d", texts, "--macs", 0.5, "-o", tmp_path / "out")
+    done = run(*command, "--serve-with", "llama.cpp")
+    assert done.returncode == 1
+    assert "cannot be written for llama.cpp" in done.stderr and "uniform=True" in done.stderr
+    assert run(*command, "--serve-with", "ollama").returncode == 2
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

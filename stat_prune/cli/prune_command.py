@@ -32,7 +32,7 @@ from stat_prune.cli.common_options import (
 )
 from stat_prune.cli.interrupts import resumable
 from stat_prune.cli.scores import ABOUT_DATA, ABOUT_TASKS, TASKS, Scoring, shown
-from stat_prune.settings.methods import BASELINES, FINISHES, METHODS
+from stat_prune.settings.methods import BASELINES, FINISHES, METHODS, SERVERS
 
 if TYPE_CHECKING:
     from stat_prune.reporting.result import Reported
@@ -135,6 +135,14 @@ def prune(
             "float32 where that is no loss.",
         ),
     ] = "auto",
+    serve_with: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            callback=one_of(*SERVERS),
+            help=f"Choose only what this program holds: {', '.join(SERVERS)}.",
+        ),
+    ] = None,
     finish: Annotated[
         str | None,
         typer.Option(
@@ -262,6 +270,7 @@ def prune(
         "objective": objective,
         "precision": precision,
         "finish": finish,
+        "serve_with": serve_with,
         # Layer by layer there is another default.
         **({} if effort is None else {"effort": effort}),
     }

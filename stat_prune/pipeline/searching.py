@@ -79,7 +79,7 @@ class BudgetSearch:
             whole = self._on_calibration(1)
             errors = self._effort.errors_on(whole.num_sequences)
             best, distances = self._nearest(whole, starts, target, share, errors=errors)
-            contenders, rounds = [best], []
+            start, contenders, rounds = best.name, [best], []
             # In equal shares there are no weights to move.
             weighed = starts[0] if best.even else best
             for number in range(len(self._rounds)):
@@ -99,6 +99,8 @@ class BudgetSearch:
             held_out_sequences=self._on_held_out().num_sequences if held_out else 0,
             taken=best.name,
             passes=self._passes - spent,
+            start=start,
+            given_up=[one.name for one in starts if one.name not in distances],
         )
 
     def foreseen(self, target: Target) -> float:

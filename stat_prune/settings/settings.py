@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -24,6 +25,7 @@ from stat_prune.settings.methods import (
     EFFORTS,
     FINISHES,
     OBJECTIVES,
+    SERVERS,
     Allocation,
     Baseline,
     Method,
@@ -43,6 +45,9 @@ MIN_HELD_OUT = 8
 
 #: Of the tokens of a text: that of BERT's pre-training (Devlin et al. 2019).
 MASK_FRACTION = 0.15
+
+#: llama.cpp quantizes rows in multiples of it: those of the matrices that read neurons.
+_ROWS_OF_LLAMA_CPP = 32
 
 #: No layer is as wide, and what is computed with it stays within 64 bits.
 _LARGEST_MULTIPLE = 2**31 - 1
@@ -69,6 +74,7 @@ class Settings:
     passes: int | None = None
     precision: str = "auto"
     finish: str | None = None
+    serve_with: str | None = None
     inplace: bool = False
     progress: bool = True
 
@@ -100,6 +106,13 @@ class Settings:
             raise SettingsError(
                 f"`finish` must be one of {', '.join(FINISHES)}, or None; got {self.finish!r}."
             )
+        if self.serve_with is not None and self.serve_with not in SERVERS:
+            raise SettingsError(
+                f"`serve_with` must be one of {', '.join(SERVERS)}, or None; got "
+                f"{self.serve_with!r}."
+            )
+        if self.serve_with == "llama.cpp":
+            self._take("round_to", math.lcm(self.round_to, _ROWS_OF_LLAMA_CPP))
         if self.budget is not None and self.budget not in ALLOCATIONS:
             raise SettingsError(
                 f"`budget` must be one of {', '.join(ALLOCATIONS)}; got {self.budget!r}."
@@ -227,6 +240,7 @@ class Settings:
             "passes": self.passes,
             "precision": self.precision,
             "finish": self.finish,
+            "serve_with": self.serve_with,
             "objective": self.objective
             if isinstance(self.objective, str)
             else getattr(self.objective, "__qualname__", None),
