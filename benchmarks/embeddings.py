@@ -1,6 +1,7 @@
 """What is left of models whose token embeddings are factored or trimmed.
 
-    STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task encoder --task stories
+    STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task encoder --objective pooled
+    STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task stories
 
 Each task's score, with the embeddings at several fractions by themselves, and with the whole file
 at several fractions: shared out between blocks and embeddings, and taken from the blocks alone.
@@ -20,6 +21,7 @@ from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
 import stat_prune
+from harness import options
 from harness.sources import data_folder
 from stat_prune.evaluation.similarity import embed
 from stat_prune.families import find_blocks
@@ -56,7 +58,7 @@ def targets_for(model: Any, embeddings: list[float], files: list[float]) -> dict
 
 
 def measure(
-    name: str, embeddings: list[float], files: list[float], samples: int, effort: str, seed: int
+    name: str, embeddings: list[float], files: list[float], **settings: Any
 ) -> list[Record]:
     """Score, size and agreement on other texts of a task's model, dense and at each target."""
     task, others = TASKS[name](), other_texts()
@@ -85,10 +87,8 @@ def measure(
             task.calibration(),
             tokenizer=tokenizer,
             target=target,
-            num_calibration_samples=samples,
-            effort=effort,
-            seed=seed,
             progress=False,
+            **settings,
         )
         table = result.report.embeddings
         note(what, result.model, rank=None if table is None else table.rank)
@@ -111,18 +111,21 @@ def main(
     task: Annotated[list[str], typer.Option(help=f"Of {', '.join(TASKS)}.")],
     embeddings: Annotated[list[float] | None, typer.Option(help="Fractions of them.")] = None,
     file: Annotated[list[float] | None, typer.Option(help="Fractions of all bytes.")] = None,
+    only_files: Annotated[bool, typer.Option(help="No embeddings by themselves.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Calibration examples.")] = 512,
-    effort: str = "normal",
+    effort: options.Effort = "normal",
+    objective: Annotated[str | None, typer.Option(help="For instance pooled.")] = None,
     seed: int = 0,
     output: Annotated[Path, typer.Option(help="Folder for the table.")] = Path(
         "results/embeddings"
     ),
 ) -> None:
     """Measure what is left of the models of some tasks."""
-    fractions = embeddings if embeddings is not None else [0.5, 0.33, 0.2]
+    fractions = [] if only_files else embeddings or [0.5, 0.33, 0.2]
     files = file if file is not None else [0.7, 0.5]
+    settings = {"num_calibration_samples": samples, "effort": effort, "objective": objective}
     records = [
-        row for name in task for row in measure(name, fractions, files, samples, effort, seed)
+        row for name in task for row in measure(name, fractions, files, **settings, seed=seed)
     ]
     output.mkdir(parents=True, exist_ok=True)
     (output / "embeddings.json").write_text(json.dumps(records, indent=2) + "\n")
