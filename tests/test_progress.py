@@ -18,7 +18,7 @@ TEXTS = ["the cat sat on the mat", "a dog ran under the house", "the bird flew o
 def test_pruning_says_a_line_a_stage_where_stderr_is_a_file(word_tokenizer, capfd):
     stat_prune.prune(tiny_bert(), TEXTS, tokenizer=word_tokenizer, target=MACs(0.6), effort="fast")
     shown = capfd.readouterr().err
-    stages = re.findall(r"^stat-prune: \d+ s: (.*)$", shown, re.M)
+    stages = re.findall(r"^\[\d+ s\] (.*)$", shown, re.M)
     assert stages[0] == "collect" and stages[-1] == "cut"
     assert len(stages) == len(set(stages))
     assert "\r" not in shown
@@ -32,7 +32,7 @@ def test_a_long_stage_says_how_far_it_has_come(capsys, monkeypatch):
     bar.set_postfix({"loss": "0.5"}, refresh=False)
     bar.update(3)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(": ", 2)[2] for line in lines] == ["train", "train, step 3 of 8, loss=0.5"]
+    assert [line.split("] ")[1] for line in lines] == ["train", "train, step 3 of 8, loss=0.5"]
 
 
 @pytest.mark.parametrize("shown", [True, False])

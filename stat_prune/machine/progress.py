@@ -84,4 +84,4 @@ class LogLines:
 
     def _say(self, what: str) -> None:
         self._last = time.monotonic()
-        print(f"stat-prune: {self._last - self._begun:.0f} s: {what}", file=sys.stderr, flush=True)
+        print(f"[{self._last - self._begun:.0f} s] {what}", file=sys.stderr, flush=True)
