@@ -84,9 +84,10 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     if not linear and not parameters:
         return
     position_bias = record.get("position_bias", {}) | separate_position_biases(base, before, kept)
-    # No config says that some layers of a family have a bias which its stock layers lack, or which
-    # heads share a position bias.
-    stock = None if added_biases or position_bias else uniform_config(model)
+    # No config says that some layers of a family have a bias which its stock layers lack, which
+    # heads share a position bias, or that values have another size than keys.
+    head_dims = record.get("head_dims")
+    stock = None if added_biases or position_bias or head_dims else uniform_config(model)
     embeddings = record.get("embeddings")
     if stock is None:
         model.config.stat_prune = {
@@ -106,6 +107,8 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
             model.config.stat_prune["added_biases"] = added_biases
         if embeddings:
             model.config.stat_prune["embeddings"] = embeddings
+        if head_dims:
+            model.config.stat_prune["head_dims"] = head_dims
         say_layer_sizes(model)
         return
     forget_layer_sizes(model.config)
@@ -227,17 +230,17 @@ def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any
         with loaded(base_model, producer.path) as old:
             rows = block.rows(producer, folded.units).to(old.weight.device)
             weight, bias = old.weight[rows], None if old.bias is None else old.bias[rows]
-        shapes[producer.path] = _replace(base_model, producer.path, weight, bias)
+        shapes[producer.path] = replace_layer(base_model, producer.path, weight, bias)
     with loaded(base_model, block.consumer) as consumer:
         bias = consumer.bias
         if folded.bias is not None:
             added = folded.bias.to(consumer.weight.device)
             bias = added if bias is None else bias.detach().double() + added
-    shapes[block.consumer] = _replace(base_model, block.consumer, folded.weight, bias)
+    shapes[block.consumer] = replace_layer(base_model, block.consumer, folded.weight, bias)
     return shapes
 
 
-def _replace(
+def replace_layer(
     base_model: nn.Module, path: str, weight: Tensor, bias: Tensor | None
 ) -> list[int | bool]:
     """A new linear layer of the old one's class, dtype, device and gradient flag; its shape.
