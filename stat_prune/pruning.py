@@ -18,13 +18,14 @@ from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
 from stat_prune.model.running import Objective
 from stat_prune.pipeline.method_requirements import check_no_experts
+from stat_prune.pipeline.narrowing_heads import check_narrowing, with_head_dims
 from stat_prune.pipeline.probes import check_objective, sensitivities
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run, starting
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.pipeline.second_pass import HELD_OUT, can_move
-from stat_prune.pipeline.stages import choose_sizes, collect, decompose, finish, plan
+from stat_prune.pipeline.stages import Decided, choose_sizes, collect, decompose, finish, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.methods import Allocation, Method
@@ -50,6 +51,7 @@ def prune(
     round_to: int = 1,
     uniform: bool = False,
     remove_blocks: bool = False,
+    head_dims: bool = False,
     objective: str | Objective | None = None,
     effort: str = "normal",
     budget: Allocation | None = None,
@@ -114,6 +116,11 @@ def prune(
         output. Ignored with `uniform` and by methods that keep the same fraction of every block.
         Off by default, as what a block's last units do is hard to foresee; for targets that are out
         of reach otherwise.
+    head_dims : bool
+        Whether dimensions inside heads may leave too, where the budget is then better spent on
+        examples held out: of each layer one number for queries and keys, one for values, in
+        multiples of `round_to`. For encoders with BERT's attention, one fraction of MACs or
+        parameters, and the default budget; it takes about four times as long.
     objective : {"logits", "hidden-states", "pooled"} or callable, optional
         What the default method preserves. ``"logits"``: what the head says; ``"hidden-states"``:
         the final hidden state of every token, whatever the head; ``"pooled"``: their mean over a
@@ -179,6 +186,7 @@ def prune(
         round_to=round_to,
         uniform=uniform,
         remove_blocks=remove_blocks,
+        head_dims=head_dims,
         objective=objective,
         effort=effort,
         budget=budget,
@@ -240,6 +248,8 @@ def _pruned(
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
     left_alone = kinds_left_alone(settings, targets)
     with starting(model, dataset, tokenizer, settings, left_alone, dispatched=True) as run:
+        if settings.head_dims:
+            check_narrowing(run, targets)
         for target in targets:
             if target.of_embeddings < 1:
                 find_table(model).rank_for(target.of_embeddings)
@@ -313,14 +323,19 @@ def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[P
     search = None
     if recipe.allocation == "searched" and weights is not None:
         search = BudgetSearch(run, recipe, statistics, candidates, weights)
-    results = []
-    for target in targets:
+
+    def decided(target: Target) -> Decided:
         choice, found = work.choice(
             target, partial(choose_sizes, run, recipe, candidates, weights, target, search)
         )
-        plans, second_pass = plan(run, recipe, statistics, candidates, weights, choice)
-        result = finish(run, target, plans, second_pass, found)
-        results.append(replace(result, run=work.fingerprint(target)))
+        return Decided(*plan(run, recipe, statistics, candidates, weights, choice), found)
+
+    results = []
+    for target in targets:
+        best = decided(target)
+        if run.settings.head_dims:
+            best = with_head_dims(run, target, best, decided)
+        results.append(replace(finish(run, target, *best), run=work.fingerprint(target)))
     return results
 
 

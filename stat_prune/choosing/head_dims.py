@@ -97,10 +97,8 @@ class HeadDims:
 
     def _narrow_scores(self, size: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Queries F^T q and keys T k, where F T is nearest to the identity between them."""
-        pairs = [
-            one.factors(torch.eye(self.block.query_key_size, dtype=torch.float64), size)
-            for one in self._score_products
-        ]
+        identity = torch.eye(self.block.query_key_size).to(self._statistics.gram)
+        pairs = [one.factors(identity, size) for one in self._score_products]
         queries, keys, _ = self.block.producers
         return {
             queries.path: _mapped(self._query, [left.T for left, _, _ in pairs]),
@@ -183,7 +181,7 @@ class HeadDims:
 def _positive(moments: Tensor) -> Tensor:
     """Second moments with every direction in them."""
     floor = _JITTER * float(moments.diagonal().max())
-    return moments + max(floor, 1e-30) * torch.eye(len(moments), dtype=moments.dtype)
+    return moments + max(floor, 1e-30) * torch.eye(len(moments)).to(moments)
 
 
 def _summed(products: list[LowRank], energies: list[float]) -> Tensor:

@@ -264,6 +264,4 @@ class Block:
         shared, shared_biases, _ = self._rows("group")
         per_unit = own * self.input_size + own_biases + self.unit_size * self.output_size
         per_group = shared * self.input_size + shared_biases
-        return (
-            num_units * per_unit + num_groups * per_group + self.consumer_bias * self.output_size
-        )
+        return num_units * per_unit + num_groups * per_group + self.consumer_bias * self.output_size

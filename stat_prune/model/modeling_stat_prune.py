@@ -20,9 +20,9 @@ format 4 no dimensions of heads.
 Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.BertForMaskedLM` with
 the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
 else changes: forward methods stay, but for those of attention layers that have lost all their
-heads, or in which values have another size than queries and keys. Where layers share a bias of the attention scores for every head (MPNet, T5), a hook gives
-each the part of its own heads. A config's ``architectures`` says ``StatPruneBertForMaskedLM``,
-which no program takes for a class of its own.
+heads, or in which values have another size than queries and keys. Where layers share a bias of the
+attention scores for every head (MPNet, T5), a hook gives each the part of its own heads. A config's
+``architectures`` says ``StatPruneBertForMaskedLM``, which no program takes for a class of its own.
 
 This file is copied into each saved folder, so that
 ``AutoModel.from_pretrained(folder, trust_remote_code=True)`` needs nothing but transformers.
@@ -321,7 +321,7 @@ def _with_own_bias(
 
 
 def compute_with_own_dims(attention: Any, query_key: int, value: int) -> None:
-    """Let each head of a BERT-like attention layer have these sizes, of queries and keys, of values.
+    """Let queries and keys of a BERT-like attention layer have one size a head, values another.
 
     The scores are scaled as before: they are what the dense head's were, or nearly.
     """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,15 +15,16 @@ from stat_prune.choosing.budget.costs import cost_function, full_cost
 from stat_prune.choosing.budget.exploring import Point, explore
 from stat_prune.choosing.budget.whole_model import WholeModel
 from stat_prune.choosing.head_dims import HeadDims
-from stat_prune.errors import ModelError, TargetError
+from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.families import find_blocks, stacks_of
 from stat_prune.machine.distributed import num_processes
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
-from stat_prune.measuring.sensitivity import positions_per_sequence
+from stat_prune.measuring.sensitivity import distance, positions_per_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.stages import Decided
 from stat_prune.pipeline.starts import (
     EXPONENTS,
     NUM_PARTS,
@@ -32,29 +33,16 @@ from stat_prune.pipeline.starts import (
     nearest,
     to_measure_on,
 )
+from stat_prune.reporting.search_report import DimensionsOfHeads
 from stat_prune.settings.targets import MACs, Parameters, Target
+from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.narrowing import NarrowedHeads, narrowed_copy
 
-#: Parts of the budget that heads and neurons are left with before dimensions leave, more than the
+#: What dimensions are to leave of a model whose heads and neurons were pruned to more than the
 #: target: which is best differs between models and budgets, and is measured.
 SHARES = (0.9, 0.8)
 
 PARTS = ("query-key", "value")
-
-
-@dataclass(frozen=True)
-class Narrowing:
-    """Dimensions of each layer's heads for a budget.
-
-    Attributes
-    ----------
-    heads : list of NarrowedHeads
-    distance : float
-        Of the output from the dense model's, on the calibration sequences it was searched on.
-    """
-
-    heads: list[NarrowedHeads]
-    distance: float
 
 
 def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
@@ -62,7 +50,7 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
 
     Raises
     ------
-    ModelError, TargetError
+    ModelError, SettingsError, TargetError
     """
     name = type(run.model).__name__
     attentions = [one for stack, _ in stacks_of(run.model) for one in stack.attentions]
@@ -76,12 +64,62 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
             f"head_dims=True takes a model without device_map and one process; {name} is dispatched"
             f", or there are {num_processes()} processes. Leave head_dims out."
         )
+    if not any(block.kind == "heads" for block in run.blocks):
+        raise SettingsError(
+            f"head_dims=True has no heads to narrow: ignore={run.settings.ignored!r} leaves all of "
+            f"{name} alone. Leave one of the two out."
+        )
     for target in targets:
         if not isinstance(target, MACs | Parameters) or "all" not in target.fractions():
             raise TargetError(
                 f"head_dims=True takes one fraction of MACs or parameters, got {target!r}. Use "
                 "MACs(0.5), or leave head_dims out."
             )
+
+
+def with_head_dims(
+    run: Run, target: Target, whole: Decided, decide: Callable[[Target], Decided]
+) -> Decided:
+    """The best way to share a budget with dimensions inside heads, or `whole` heads.
+
+    Parameters
+    ----------
+    run : Run
+    target : MACs or Parameters
+    whole : Decided
+        For the target, heads and neurons alone.
+    decide : callable
+        Has the same for other targets.
+    """
+    objective = objective_named(run.settings.objective)
+    judges = run.calibration.held_out or run.calibration
+    found = {f"{target.fractions()['all']:.3g}": whole}
+    distances: dict[str, float] = {}
+    for share in SHARES:
+        fraction = target.fractions()["all"] / share
+        if fraction > 1:
+            continue
+        wide = decide(replace(target, fraction=fraction))
+        pruned = _cut(run, wide)
+        with run.stage("search dimensions of heads"):
+            try:
+                narrowed = DimsSearch(run, pruned, target).search()
+            except TargetError:
+                continue  # heads and neurons have to bear more
+        found[f"{fraction:.3g}"] = wide._replace(narrowed=narrowed)
+    with run.stage("compare dimensions of heads"):
+        for name, one in found.items():
+            cut = narrowed_copy(_cut(run, one), one.narrowed)
+            distances[name] = distance(run.model, cut, judges.batches, objective)
+    taken = min(distances, key=lambda name: distances[name])
+    best = found[taken]
+    sizes = {one.block.name: [one.query_key, one.value] for one in best.narrowed if one.layers}
+    report = DimensionsOfHeads(distances, judges.num_samples, taken, sizes)
+    return best._replace(head_dims=report)
+
+
+def _cut(run: Run, decided: Decided) -> PreTrainedModel:
+    return pruned_copy(run.model, [one.folded for one in decided.plans])
 
 
 class DimsSearch:
@@ -110,7 +148,7 @@ class DimsSearch:
         self._objective = objective_named(run.settings.objective)
         self._whole_choice = [len(one.indices) - 1 for one in self._menus]
 
-    def search(self) -> Narrowing:
+    def search(self) -> list[NarrowedHeads]:
         """The dimensions with which the output is nearest to the dense model's.
 
         Raises
@@ -144,7 +182,7 @@ class DimsSearch:
                 passes=passes * run.calibration.num_samples / whole.num_sequences,
                 seed=run.settings.seed,
             ).point.measured
-        return Narrowing(self._narrowed(found.choice), found.distance)
+        return self._narrowed(found.choice)
 
     @property
     def _layers(self) -> list[int]:

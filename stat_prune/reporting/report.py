@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stat_prune.model.factored_table import FactoredTable
-from stat_prune.reporting.search_report import Search
+from stat_prune.reporting.search_report import DimensionsOfHeads, Search
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,8 @@ class PruningReport:
         Bytes: what `peak_memory` was predicted to be, where the model was pruned layer by layer.
     embeddings : FactoredTable or None
         What became of the token embeddings; None where they are as they were.
+    head_dims : DimensionsOfHeads or None
+        What became of dimensions inside heads, where they could leave.
     """
 
     blocks: list[BlockRow]
@@ -173,6 +175,7 @@ class PruningReport:
     lengths: dict[str, float] | None = None
     predicted_peak_memory: int | None = None
     embeddings: FactoredTable | None = None
+    head_dims: DimensionsOfHeads | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -185,7 +188,7 @@ class PruningReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PruningReport:
         """The report that `to_dict` came from."""
-        table = values.get("embeddings")
+        table, dims = values.get("embeddings"), values.get("head_dims")
         return cls(
             **{
                 **values,
@@ -195,6 +198,7 @@ class PruningReport:
                 "speed": Speed(**values["speed"]) if values.get("speed") else None,
                 "search": Search.from_dict(values["search"]) if values.get("search") else None,
                 "embeddings": FactoredTable(**table) if table else None,
+                "head_dims": DimensionsOfHeads(**dims) if dims else None,
             }
         )
 
@@ -245,6 +249,7 @@ class PruningReport:
                 *([f"embeddings        {self.embeddings}"] if self.embeddings else []),
                 f"calibration       {self.calibration_text()}",
                 *([f"budget            {self.search}"] if self.search else []),
+                *([f"inside heads      {self.head_dims}"] if self.head_dims else []),
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self._memory()}",
