@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 OLDEST := $(VENV)-oldest
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: install demo test test-oldest lint format bench docs notebooks clean
+.PHONY: install demo quick test test-oldest lint format bench docs rooms wheel notebooks clean
 
 install: $(VENV)/.installed
 	@echo "installed: run $(BIN)/stat-prune --help"
@@ -20,6 +20,12 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+# Under two minutes on two cores.
+quick: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q tests/linalg tests/budget tests/selection tests/test_layout.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q --families Bert tests/contract/test_identity.py \
+		tests/contract/test_reload.py tests/contract/test_report.py
 
 # The contract of a few families with the oldest transformers that pyproject.toml allows.
 test-oldest: $(OLDEST)/.installed
@@ -43,6 +49,18 @@ bench: $(VENV)/.installed-bench
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -c "from stat_prune import *; from pdoc.__main__ import cli; cli()" \
 		--docformat numpy --output-directory build/docs stat_prune
+
+# The picture in docs/architecture.md, from the imports.
+rooms: $(VENV)/.installed-demo
+	$(BIN)/python docs/draw_rooms.py docs/figures/rooms.svg
+
+# The wheel alone, in an environment of its own, away from the sources.
+wheel: $(VENV)/.created
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv --clear build/wheel
+	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt \
+		"stat-prune[demo] @ file://$$(ls -t $(CURDIR)/dist/stat_prune-*.whl | head -1)"
+	cd build/wheel && bin/stat-prune demo --output demo-output
 
 # Runs them all from top to bottom; those with fresh outputs are then in build/notebooks.
 notebooks: $(VENV)/.installed-notebooks

@@ -84,6 +84,7 @@ def main(
     seed: options.Seeds = None,
     effort: options.Effort = None,
     allocation: options.Allocation = None,
+    finish: options.Finish = None,
     limit: options.Limit = None,
     samples: options.Samples = 512,
     label_scale: Annotated[
@@ -122,7 +123,7 @@ def main(
         tasks,
         Grid(method, seed or [0], budget),
         output,
-        settings=options.settings_of(effort, allocation),
+        settings=options.settings_of(effort, allocation, finish),
     )
 
 

@@ -26,6 +26,7 @@ from stat_prune.errors import SaveError, TargetError, UnsupportedArchitectureErr
 from stat_prune.families import architecture_of, find_blocks
 from stat_prune.families.decoders.llama import LLAMA
 from stat_prune.pipeline.accounting import account, measure
+from stat_prune.pipeline.reached import check_fraction
 from stat_prune.pipeline.run import starting
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.settings import Settings
@@ -79,10 +80,11 @@ def slicegpt(
     with starting(model, dataset, tokenizer, Settings(**settings)) as run:
         for target in targets:
             seq_length = run.seq_length(target)
-            dimension = _hidden_size(model, target, seq_length)
-            before = measure(model, seq_length)
+            sizes = _Sizes(run.model, target, seq_length)
+            dimension = sizes.largest()
+            before = measure(run.model, seq_length)
             with run.stage("rotate and slice"):
-                sliced = sliced_copy(model, run.calibration.batches, dimension)
+                sliced = sliced_copy(run.model, run.calibration.batches, dimension)
             sliced.__class__ = type(
                 f"Sliced{type(model).__name__}",
                 (type(model),),
@@ -95,36 +97,47 @@ def slicegpt(
                 block_macs=after.block_macs + seq_length * shortcuts,
                 block_parameters=after.block_parameters + shortcuts,
             )
+            counted = "block_macs" if isinstance(target, MACs) else "block_parameters"
+            reached = getattr(after, counted) / getattr(before, counted)
+            check_fraction(target, sizes.fraction, reached, [sizes.step(dimension)])
             report = account(run, target, [], before, after)
             report = replace(report, settings={**report.settings, "method": "slicegpt"})
             results.append(SlicedResult(sliced, report, {}, tokenizer))
     return results
 
 
-def _hidden_size(model: PreTrainedModel, target: Target, seq_length: float) -> int:
-    """The largest hidden size whose blocks and residual matrices fit."""
-    if isinstance(target, Tolerance) or "all" not in target.fractions():
-        raise TargetError(
-            f"SliceGPT takes one fraction for heads and neurons, got {target!r}: it keeps them all."
-        )
-    blocks, cost = find_blocks(model), cost_function(target, seq_length)
-    total = sum(full_cost(block, cost) for block in blocks)
-    per_weight = seq_length if isinstance(target, MACs) else 1
+class _Sizes:
+    """What hidden sizes cost, as fractions of the dense blocks, residual matrices among them."""
 
-    def cost_at(size: int) -> float:
-        narrow = [replace(block, input_size=size, output_size=size) for block in blocks]
-        own = sum(full_cost(block, cost) for block in narrow)
-        return own + per_weight * len(blocks) * size**2
+    def __init__(self, model: PreTrainedModel, target: Target, seq_length: float) -> None:
+        if isinstance(target, Tolerance) or "all" not in target.fractions():
+            raise TargetError(
+                f"SliceGPT takes one fraction for heads and neurons, got {target!r}: it keeps them "
+                "all."
+            )
+        self.fraction = target.fractions()["all"]
+        self._blocks, self._cost = find_blocks(model), cost_function(target, seq_length)
+        self._total = sum(full_cost(block, self._cost) for block in self._blocks)
+        self._per_weight = seq_length if isinstance(target, MACs) else 1
 
-    fraction = target.fractions()["all"]
-    if cost_at(1) > fraction * total:
-        raise TargetError(
-            f"A kept fraction of {fraction:g} is below the least that SliceGPT can reach: a hidden "
-            f"size of 1 already costs {cost_at(1) / total:.4g} of the whole. Ask for more."
-        )
-    return max(
-        size for size in range(1, blocks[0].input_size + 1) if cost_at(size) <= fraction * total
-    )
+    def largest(self) -> int:
+        """The largest hidden size that fits."""
+        if self._at(1) > self.fraction:
+            raise TargetError(
+                f"A kept fraction of {self.fraction:g} is below the least that SliceGPT can reach: "
+                f"a hidden size of 1 already costs {self._at(1):.4g} of the whole. Ask for more."
+            )
+        sizes = range(1, self._blocks[0].input_size + 1)
+        return max(size for size in sizes if self._at(size) <= self.fraction)
+
+    def step(self, size: int) -> float:
+        """By how much the next size costs more."""
+        return self._at(size + 1) - self._at(size)
+
+    def _at(self, size: int) -> float:
+        narrow = [replace(block, input_size=size, output_size=size) for block in self._blocks]
+        own = sum(full_cost(block, self._cost) for block in narrow)
+        return (own + self._per_weight * len(self._blocks) * size**2) / self._total
 
 
 def _refuse_to_save(*_args: Any, **_kwargs: Any) -> NoReturn:

@@ -89,6 +89,7 @@ def main(
     seed: options.Seeds = None,
     effort: options.Effort = None,
     allocation: options.Allocation = None,
+    finish: options.Finish = None,
     limit: options.Limit = None,
     samples: options.Samples = 512,
     max_seq_length: Annotated[int, typer.Option(help="Tokens a window.")] = MAX_SEQ_LENGTH,
@@ -120,7 +121,7 @@ def main(
         {f"squad-v{version}": make},
         Grid(method, seed or [0], budget),
         output,
-        settings=options.settings_of(effort, allocation),
+        settings=options.settings_of(effort, allocation, finish),
     )
 
 

@@ -137,6 +137,7 @@ def main(
     seed: options.Seeds = None,
     effort: options.Effort = None,
     allocation: options.Allocation = None,
+    finish: options.Finish = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Score only so many blocks or windows.")
     ] = None,
@@ -168,7 +169,7 @@ def main(
         {"wikitext2": make},
         Grid(method, seed or [0], budget),
         output,
-        settings=options.settings_of(effort, allocation),
+        settings=options.settings_of(effort, allocation, finish),
     )
 
 

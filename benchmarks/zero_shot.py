@@ -126,6 +126,7 @@ def main(
     seed: options.Seeds = None,
     effort: options.Effort = None,
     allocation: options.Allocation = None,
+    finish: options.Finish = None,
     limit: options.Limit = None,
     samples: options.Samples = 128,
     batch_size: options.BatchSize = 8,
@@ -152,7 +153,7 @@ def main(
         {"zero-shot": make},
         Grid(method, seed or [0], budget),
         output,
-        settings=options.settings_of(effort, allocation),
+        settings=options.settings_of(effort, allocation, finish),
     )
 
 

@@ -1,11 +1,12 @@
 """Shrink a trained Hugging Face transformer in one call: no gradients, no labels, no retraining."""
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 __all__ = [
     "Architecture",
     "Attention",
+    "Baseline",
     "FeedForward",
     "Latency",
     "MACs",
@@ -16,6 +17,7 @@ __all__ = [
     "StatPruneError",
     "Tolerance",
     "estimate",
+    "finish",
     "infer_architecture",
     "load",
     "prune",
@@ -26,15 +28,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    __version__: str
     from stat_prune.checkpoints.loading import load
     from stat_prune.errors import StatPruneError
     from stat_prune.families import Architecture, Attention, FeedForward, register_architecture
+    from stat_prune.finishing import finish
     from stat_prune.inferring import infer_architecture
     from stat_prune.pipeline.foreseeing.estimate import estimate
     from stat_prune.pipeline.on_disk import prune_checkpoint
     from stat_prune.pruning import prune, prune_family
     from stat_prune.reporting.result import PruningResult
-    from stat_prune.settings.methods import Method
+    from stat_prune.settings.methods import Baseline, Method
     from stat_prune.settings.targets import Latency, MACs, Parameters, Speedup, Tolerance
     from stat_prune.trimming import trim_vocabulary
 else:
@@ -43,6 +47,7 @@ else:
     _MODULES = {
         "Architecture": "families",
         "Attention": "families",
+        "Baseline": "settings.methods",
         "FeedForward": "families",
         "Latency": "settings.targets",
         "MACs": "settings.targets",
@@ -53,6 +58,7 @@ else:
         "StatPruneError": "errors",
         "Tolerance": "settings.targets",
         "estimate": "pipeline.foreseeing.estimate",
+        "finish": "finishing",
         "infer_architecture": "inferring",
         "load": "checkpoints.loading",
         "prune": "pruning",
@@ -63,6 +69,8 @@ else:
     }
 
     def __getattr__(name):
+        if name == "__version__":
+            return metadata.version("stat-prune")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
@@ -70,4 +78,4 @@ else:
         return value
 
     def __dir__():
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, "__version__"})

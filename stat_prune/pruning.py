@@ -7,16 +7,19 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.baselines import PLANNERS
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
+from stat_prune.finishing import Finishing, with_finish
+from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 from stat_prune.model.running import Objective
+from stat_prune.model.whole_encoders import encoder_kind, transformer_of
 from stat_prune.pipeline.method_requirements import check_no_experts
 from stat_prune.pipeline.narrowing_heads import check_narrowing, with_head_dims
 from stat_prune.pipeline.probes import check_objective, sensitivities
@@ -25,22 +28,22 @@ from stat_prune.pipeline.run import Run, starting
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.pipeline.second_pass import HELD_OUT, can_move
-from stat_prune.pipeline.stages import Decided, choose_sizes, collect, decompose, finish, plan
+from stat_prune.pipeline.stages import Decided, choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
-from stat_prune.settings.methods import Allocation, Method
-from stat_prune.settings.settings import MASK_FRACTION, Settings, kinds_left_alone
+from stat_prune.settings.methods import Allocation, Baseline, Method
+from stat_prune.settings.settings import MASK_FRACTION, Settings
 from stat_prune.settings.targets import Target, checked_target
 from stat_prune.surgery.embeddings import find_table
 
 
 def prune(
-    model: PreTrainedModel,
+    model: PreTrainedModel | nn.Module,
     dataset: Any,
     *,
     target: Target,
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
-    method: str | Method = "stat",
+    method: str | Method | Baseline = "stat",
     num_calibration_samples: int = 512,
     max_seq_length: int | None = None,
     batch_size: int = 32,
@@ -57,6 +60,7 @@ def prune(
     budget: Allocation | None = None,
     passes: int | None = None,
     precision: str = "auto",
+    finish: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -65,7 +69,8 @@ def prune(
 ) -> PruningResult:
     """Shrink a trained transformer with a few hundred unlabelled examples; no gradients.
 
-    The model given is left as it is unless `inplace` is true.
+    The model given is left as it is unless `inplace` is true, and can be used meanwhile, in other
+    threads too: the run works on a copy that shares its weights.
 
     Parameters
     ----------
@@ -73,7 +78,9 @@ def prune(
         Of a supported family, with any head; docs/architectures.md lists them. Of another family
         that reads text, blocks are inferred and proven first (`infer_architecture`), or described
         by you (`register_architecture`). One that accelerate has dispatched (``device_map``) is
-        pruned where its hooks compute, and the result is dispatched in the same way.
+        pruned where its hooks compute, and the result is dispatched in the same way. Or a
+        ``SentenceTransformer``, ``CrossEncoder`` or ``SparseEncoder``: its transformer is pruned,
+        what is behind that stays, and the result is one of the same class.
     dataset : object
         Unlabelled examples in any common form: strings, a ``datasets.Dataset`` or its name, a
         ``DataLoader``, a file; see `stat_prune.data.calibration.build_calibration_set`.
@@ -82,6 +89,7 @@ def prune(
     tokenizer : PreTrainedTokenizerBase or path, optional
         The model's own, or where it can be loaded from, or a processor, feature extractor or image
         processor; a tokenizer is needed where `dataset` is text. It is saved with the result.
+        Models of sentence-transformers have their own.
     method : str or Method
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
         (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a criterion for heads alone
@@ -101,8 +109,8 @@ def prune(
         (``...ForMaskedLM``): that is what it reads in use. Examples are left as they are with 0,
         where one of them has a mask already, and for an `objective` that the head has no part in.
     device : str or torch.device, optional
-        Where to compute; the model is moved there and back. Default: where it is. A dispatched
-        model computes where its hooks say, and takes no other.
+        Where to compute; a model that is not there is copied to it. Default: where it is. A
+        dispatched model computes where its hooks say, and takes no other.
     ignore : iterable of int or str
         Layers, kinds (``"heads"``) or patterns of block names to leave alone. They still count in
         what a fraction is of.
@@ -126,7 +134,8 @@ def prune(
         the final hidden state of every token, whatever the head; ``"pooled"``: their mean over a
         sequence, its embedding. Or ``(dense_output, pruned_output, batch)`` to a tensor of
         distances. Default: the logits where there are any, else the hidden states
-        (`stat_prune.measuring.objectives.output_distance`).
+        (`stat_prune.measuring.objectives.output_distance`); of a ``SentenceTransformer`` or
+        ``SparseEncoder`` its embeddings, with all that is behind the transformer.
     effort : {"fast", "normal", "thorough"}
         What is spent on the budget. ``"fast"`` measures the whole pruned model at half a dozen
         ways to spread it and takes the nearest to the dense one; ``"normal"`` searches on from
@@ -145,6 +154,11 @@ def prune(
         channel once others explain it cannot be told from nothing below about 3e-4 of its norm
         (`stat_prune.linalg.Moments`). "auto" is "float32", and another pass with "float64" over
         blocks with channels that come near it, if there are any.
+    finish : {"scales", "lora"}, optional
+        Fit the result to the dense model's outputs: a scale for every channel that is left, biases
+        and norms, on eight times as many examples, where there are so many. It takes a few times as
+        long as reading them does, and computes gradients, of the weights (in float32) that change
+        (`stat_prune.finish`).
     output_dir : path, optional
         Save there as well. Whatever saving needs is checked before any work; where it fails all the
         same, the error says where the result is kept, and has it as its ``result``.
@@ -156,7 +170,7 @@ def prune(
     overwrite : bool
         Replace a saved model in `output_dir`; a folder that holds anything else is refused.
     inplace : bool
-        Cut the given model itself.
+        Cut the given model itself, which nothing else may use meanwhile.
     progress : bool
         Show a progress bar.
 
@@ -192,6 +206,7 @@ def prune(
         budget=budget,
         passes=passes,
         precision=precision,
+        finish=finish,
         inplace=inplace,
         progress=progress,
     )
@@ -201,7 +216,7 @@ def prune(
 
 
 def prune_family(
-    model: PreTrainedModel,
+    model: PreTrainedModel | nn.Module,
     dataset: Any,
     *,
     targets: Sequence[Target],
@@ -229,7 +244,7 @@ def prune_family(
 
 
 def _pruned(
-    model: PreTrainedModel,
+    model: PreTrainedModel | nn.Module,
     dataset: Any,
     targets: Sequence[Target],
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None,
@@ -241,13 +256,15 @@ def _pruned(
     targets = _checked_targets(targets)
     check_path("work_dir", work_dir)
     tokenizer = given_tokenizer(tokenizer)
+    if encoder_kind(model) is not None:
+        return _pruned_inside(model, dataset, targets, tokenizer, work_dir, settings, output)
+    model = cast(PreTrainedModel, model)
     if settings.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
     if output is not None:
         recorded = not settings.uniform
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
-    left_alone = kinds_left_alone(settings, targets)
-    with starting(model, dataset, tokenizer, settings, left_alone, dispatched=True) as run:
+    with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
         if settings.head_dims:
             check_narrowing(run, targets)
         for target in targets:
@@ -265,31 +282,71 @@ def _pruned(
                 if settings.leaves_heads
                 else "",
             )
-        if settings.method in PLANNERS:
-            results = _planned(run, targets, work_dir)
+        finishing = Finishing.of(run, dataset)
+        if settings.baseline is not None:
+            results = _planned(run, settings.baseline, targets, work_dir, finishing)
             if output is not None:
                 output.save(*results)
             return results
         _check_method(run)
         with FinishedWork(run, work_dir) as work:
             done = work.result(output, targets)
-            results = [done] if done is not None else _measured(run, targets, work)
+            results = [done] if done is not None else _measured(run, targets, work, finishing)
             if done is None and output is not None:
                 output.save(*results)
             work.delete()
         return results
 
 
+def _pruned_inside(
+    whole: Any,
+    dataset: Any,
+    targets: Sequence[Target],
+    tokenizer: PreTrainedTokenizerBase | None,
+    work_dir: str | os.PathLike[str] | None,
+    settings: Settings,
+    output: Output | None,
+) -> list[PruningResult]:
+    """Of a model of sentence-transformers, which reads its texts without masks."""
+    settings = replace(settings, mask_fraction=0.0)
+    if settings.objective is None and encoder_kind(whole) != "CrossEncoder":
+        settings = replace(settings, objective=SentenceEmbeddings(whole).distance)
+    inner, tokenizer = transformer_of(whole), tokenizer or whole.tokenizer
+    around = None if output is None else replace(output, whole=whole)
+    results = _pruned(inner, dataset, targets, tokenizer, work_dir, settings, around)
+    return [one.inside(whole) for one in results]
+
+
 def _planned(
-    run: Run, targets: Sequence[Target], work_dir: str | os.PathLike[str] | None
+    run: Run,
+    baseline: Baseline,
+    targets: Sequence[Target],
+    work_dir: str | os.PathLike[str] | None,
+    finishing: Finishing | None,
 ) -> list[PruningResult]:
     """By a method that makes its plan in a way of its own."""
-    method = str(run.settings.method)
-    check_no_experts(run, method)
+    check_no_experts(run, baseline.name)
     if work_dir is not None:
-        raise SettingsError(f"method={method!r} cannot be taken up again; leave out work_dir.")
-    planner = PLANNERS[method]
-    return [finish(run, target, planner(run, target)) for target in targets]
+        raise SettingsError(
+            f"method={baseline.name!r} cannot be taken up again; leave out work_dir."
+        )
+    planner = baseline.planner
+    return [
+        _finished(finishing, target, cut(run, target, planner(run, target))) for target in targets
+    ]
+
+
+def _finished(
+    finishing: Finishing | None,
+    target: Target,
+    result: PruningResult,
+    work: FinishedWork | None = None,
+) -> PruningResult:
+    """A result, fitted to the dense model's outputs where that was asked for."""
+    if finishing is None:
+        return result
+    fit = partial(finishing.fit, result.model)
+    return with_finish(result, *(fit() if work is None else work.fit(target, fit)), finishing.run)
 
 
 def _check_method(run: Run) -> None:
@@ -310,12 +367,16 @@ def _check_method(run: Run) -> None:
         )
 
 
-def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[PruningResult]:
+def _measured(
+    run: Run, targets: Sequence[Target], work: FinishedWork, finishing: Finishing | None
+) -> list[PruningResult]:
     """By statistics of the activations."""
     recipe = run.settings.recipe
     if not run.blocks:
+        results = [_finished(finishing, one, cut(run, one, []), work) for one in targets]
         return [
-            replace(finish(run, target, []), run=work.fingerprint(target)) for target in targets
+            replace(result, run=work.fingerprint(target))
+            for result, target in zip(results, targets, strict=True)
         ]
     statistics = work.statistics(lambda: collect(run, recipe))
     candidates = decompose(run, recipe, statistics)
@@ -335,7 +396,8 @@ def _measured(run: Run, targets: Sequence[Target], work: FinishedWork) -> list[P
         best = decided(target)
         if run.settings.head_dims:
             best = with_head_dims(run, target, best, decided)
-        results.append(replace(finish(run, target, *best), run=work.fingerprint(target)))
+        result = _finished(finishing, target, cut(run, target, *best), work)
+        results.append(replace(result, run=work.fingerprint(target)))
     return results
 
 

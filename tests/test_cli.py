@@ -120,8 +120,9 @@ def test_inspect_shows_what_was_kept_and_lists_removed_heads(pruned, run):
 
     assert shown.returncode == 0
     for row in printed["blocks"]:
-        (line,) = (x for x in shown.stdout.splitlines() if row["name"] in x and "│" in x)
-        assert f" {row['kept']} " in line
+        layer = row["name"].rpartition(".")[0]
+        (line,) = (x for x in shown.stdout.splitlines() if f" {layer} " in x and "│" in x)
+        assert f" {row['kept']}/{row['total']} " in line
         removed = sorted(set(range(row["total"])) - set(plan[row["name"]]))
         if row["kind"] == "heads" and removed:
             assert f"{row['name']} without {', '.join(map(str, removed))}" in shown.stdout

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from stat_prune.data.calibration import build_calibration_set
 from stat_prune.data.examples import iterate_examples, iterate_labelled_examples
 from stat_prune.data.files.records import Chat, Words
-from stat_prune.errors import DataError
+from stat_prune.errors import CalibrationWarning, DataError
 from stat_prune.evaluation import read_glue, read_squad
 
 TEXTS = ["the cat sat", "a dog ran", "the bird flew über the house"]
@@ -366,6 +366,38 @@ def test_conversations_go_through_the_chat_template(form, chat_tokenizer):
     assert ids == chat_tokenizer(text, add_special_tokens=False)["input_ids"]
     cut = build_calibration_set([CHATS[form]], tokenizer=chat_tokenizer, max_seq_length=3)
     assert cut.batches[0]["input_ids"].tolist() == [ids[:3]]
+
+
+CHOSEN = {
+    "texts": ({"chosen": "it sat", "rejected": "it ran"}, "it sat"),
+    "prompt and texts": (
+        {"prompt": "the cat", "chosen": "it sat", "rejected": "it ran"},
+        ("the cat", "it sat"),
+    ),
+    "question and texts": (
+        {"system": "", "question": "the cat", "chosen": "it sat", "rejected": "it ran"},
+        ("the cat", "it sat"),
+    ),
+    "conversations": ({"chosen": MESSAGES, "rejected": MESSAGES[:1]}, Chat(tuple(MESSAGES))),
+    "prompt and conversations": (
+        {"prompt": "the cat", "chosen": MESSAGES, "rejected": MESSAGES[:1]},
+        Chat(tuple(MESSAGES)),
+    ),
+    "prompt and what follows": (
+        {"prompt": MESSAGES[:1], "chosen": MESSAGES[1:], "rejected": MESSAGES[1:]},
+        Chat(tuple(MESSAGES)),
+    ),
+    "columns": ({"chosen": ["it sat"], "rejected": ["it ran"]}, "it sat"),
+}
+
+
+@pytest.mark.parametrize("form", CHOSEN)
+def test_of_preference_data_the_chosen_answers_are_read_and_one_note_says_so(form):
+    row, wanted = CHOSEN[form]
+    with pytest.warns(CalibrationWarning, match="the chosen ones are read") as said:
+        found = list(iterate_examples([row, row], seed=0))
+    assert found == [wanted, wanted]
+    assert len(said) == 1
 
 
 def test_conversations_without_a_template_say_what_to_set(word_tokenizer):

@@ -21,6 +21,7 @@ FLOORS = (
     ("reporting",),
     ("pipeline",),
     ("baselines", "vib"),
+    ("finishing",),
     ("pruning", "cli", "__init__", "__main__"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.metadata import version
 
 import pytest
 
@@ -17,6 +18,11 @@ def test_every_public_name_is_listed_and_can_be_imported():
     assert set(stat_prune.__all__) <= names.keys()
     assert set(stat_prune.__all__) <= set(dir(stat_prune))
     assert names["prune"] is stat_prune.prune is prune
+
+
+def test_the_version_is_that_of_the_installed_distribution():
+    assert stat_prune.__version__ == version("stat-prune")
+    assert "__version__" in dir(stat_prune)
 
 
 def test_other_names_do_not_exist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForSequenceClassification
 
+import slicegpt
 import stat_prune
 from stat_prune.errors import TargetError
 from stat_prune.pipeline import spreading
+from stat_prune.vib import VIBConfig, steps, vib_finetune
+from stat_prune.vib.mask_selection import select
 
 IDS = torch.randint(3, 40, (40, 9), generator=torch.Generator().manual_seed(3))
 ROWS = [{"input_ids": row} for row in IDS]
@@ -84,3 +88,20 @@ def test_layer_by_layer_it_is_an_error_before_anything_is_cut(monkeypatch, tmp_p
             progress=False,
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_finetuning_that_chooses_too_few_units_is_an_error_and_no_result(monkeypatch):
+    def one_of_each(masks, costs, target):
+        chosen = select(masks, costs, target)
+        return dataclasses.replace(chosen, kept=[torch.arange(len(k)) < 1 for k in chosen.kept])
+
+    monkeypatch.setattr(steps, "select", one_of_each)
+    few = VIBConfig(mask_steps=1, least_mask_steps=1, finetune_steps=1, batch_size=8)
+    with pytest.raises(TargetError, match=r"asks for 0\.6 of the whole, but 0\.\d+ was reached"):
+        vib_finetune(tiny_bert(), ROWS, target=stat_prune.MACs(0.6), mode=few, progress=False)
+
+
+def test_slicing_that_leaves_too_little_is_an_error_and_no_result(monkeypatch):
+    monkeypatch.setattr(slicegpt._Sizes, "largest", lambda _sizes: 2)
+    with pytest.raises(TargetError, match=r"asks for 0\.6 of the whole, but 0\.\d+ was reached"):
+        slicegpt.slicegpt(tiny_llama(), ROWS, targets=[stat_prune.MACs(0.6)], progress=False)

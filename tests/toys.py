@@ -63,7 +63,7 @@ def random_statistics(
         BlockStatistics.of(
             block,
             moments,
-            Projection(consumer, consumer.weight, consumer.bias),
+            Projection(consumer, consumer.weight, consumer.bias, ()),
             absorb_mean=absorb_mean,
         ),
         activations,

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from stat_prune.cli.common_options import one_of
-from stat_prune.settings.methods import ALLOCATIONS, EFFORTS, METHODS, PEERS
+from stat_prune.settings.methods import ALLOCATIONS, BASELINES, EFFORTS, FINISHES, METHODS
 
-METHOD_NAMES = (*METHODS, *PEERS, "slicegpt")
+METHOD_NAMES = (*METHODS, *BASELINES, "slicegpt")
 DEFAULT_METHODS = ("stat", "id-unweighted", "stat-paper", "magnitude", "random")
 
 
@@ -39,6 +39,16 @@ Allocation = Annotated[
         help=f"How every budget is spread: {', '.join(ALLOCATIONS)}. Default: the method's way.",
     ),
 ]
+Finish = Annotated[
+    str | None,
+    typer.Option(
+        callback=one_of(*FINISHES),
+        help=f"Fit every result to the dense model's outputs: {', '.join(FINISHES)}.",
+    ),
+]
+HeadDims = Annotated[
+    bool | None, typer.Option("--head-dims", help="Dimensions inside heads may leave too.")
+]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Repeatable. Default: 0.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Score only so many examples.")]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration examples.")]
@@ -50,10 +60,12 @@ Output = Annotated[
 ]
 
 
-def settings_of(effort: str | None, allocation: str | None) -> dict[str, Any]:
+def settings_of(
+    effort: str | None,
+    allocation: str | None,
+    finish: str | None = None,
+    head_dims: bool | None = None,
+) -> dict[str, Any]:
     """The arguments of ``prune`` among the options, where they are given."""
-    return {
-        name: value
-        for name, value in (("effort", effort), ("budget", allocation))
-        if value is not None
-    }
+    given = {"effort": effort, "budget": allocation, "finish": finish, "head_dims": head_dims}
+    return {name: value for name, value in given.items() if value is not None}

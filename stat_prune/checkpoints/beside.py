@@ -16,7 +16,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
-from stat_prune.errors import LeftBehindWarning
+from stat_prune.errors import LeftBehindWarning, ModelWarning
 
 MODULES = "modules.json"
 
@@ -76,7 +76,7 @@ _STAYS = (
 _MAX_BYTES = 64 * 2**20
 
 #: The kind of model that a task of sentence-transformers is for, by the end of its class's name.
-_HEADS = {
+_HEADS: dict[str, str] = {
     "sequence-classification": "ForSequenceClassification",
     "fill-mask": "ForMaskedLM",
     "text-generation": "ForCausalLM",
@@ -122,14 +122,18 @@ def source_of(model: PreTrainedModel) -> Path | None:
     name = noted or model.name_or_path
     if not name:
         return None
-    folder = Path(name)
-    if not folder.is_dir():
-        revision = getattr(model.config, "_commit_hash", None)
-        try:
-            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        except (OSError, ValueError):
-            return None
-    return Path(os.path.realpath(folder))
+    folder: Path | None = Path(name)
+    if not os.path.isdir(name):
+        folder = local_copy(name, getattr(model.config, "_commit_hash", None))
+    return None if folder is None else Path(os.path.realpath(folder))
+
+
+def local_copy(name: str, revision: str | None = None) -> Path | None:
+    """The folder that holds what was fetched of a repository of the Hub; None where nothing was."""
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
 
 
 def leave_source(model: PreTrainedModel) -> None:
@@ -156,23 +160,53 @@ def name_model(model: PreTrainedModel, name: str) -> None:
 
 def encoder_of(source: Path, model: PreTrainedModel) -> Encoder | None:
     """The sentence encoder whose transformer lies in `source`, where `model` can take its place."""
-    encoder = _encoder_in(source) or _encoder_in(source.parent, source.name)
+    encoder = _encoder_around(source)
     if encoder is None:
         return None
+    head = _head_in(source)
+    fits = type(model).__name__.endswith(head) if head else model.base_model is model
+    return encoder if fits else None
+
+
+def warn_if_opened_as_stock(model: PreTrainedModel) -> None:
+    """Say where sentence-transformers takes a stock class, whatever the folder's code.
+
+    It does for the encoders of encoder-decoders, which then have the sizes that configs can say.
+    """
+    config = model.config
+    encoder_decoder = config.is_encoder_decoder or config.model_type.endswith("t5")
+    if encoder_decoder and getattr(config, "stat_prune", None):
+        warnings.warn(
+            f"sentence-transformers opens the encoder of {type(model).__name__} by its stock "
+            "class, which takes no sizes that the config cannot say. For a sentence encoder that "
+            "it opens, prune with uniform=True and target=MACs({'neurons': 0.5}). stat_prune.load "
+            "opens this one, without its pooling.",
+            ModelWarning,
+            stacklevel=4,
+        )
+
+
+def is_headless_encoder(source: Path) -> bool:
+    """Whether `source` holds the transformer of a sentence encoder that is used without a head."""
+    return _encoder_around(source) is not None and not _head_in(source)
+
+
+def _encoder_around(source: Path) -> Encoder | None:
+    return _encoder_in(source) or _encoder_in(source.parent, source.name)
+
+
+def _head_in(source: Path) -> str:
+    """How the class of a sentence encoder's transformer ends; ``""`` for the base model's."""
     settings = next(iter(sorted(source.glob(_TRANSFORMER))), None)
     task = _read(settings).get("transformer_task", "") if settings is not None else ""
-    if task in _HEADS:
-        fits = type(model).__name__.endswith(_HEADS[task])
-    else:
-        fits = model.base_model is model
-    return encoder if fits else None
+    return _HEADS.get(task, "")
 
 
 def copy_beside(
     source: Path, folder: Path, encoder: Encoder | None, *, has_tokenizer: bool
 ) -> None:
     """Copy what is known to belong to a model and is not in `folder` yet; warn of what is left."""
-    if encoder is not None:
+    if encoder is not None and not (folder / MODULES).exists():
         encoder.copy(folder)
     patterns = _COMES if has_tokenizer else _COMES + _TOKENIZER
     silent = _STAYS + _TOKENIZER if has_tokenizer else _STAYS

@@ -8,13 +8,20 @@ import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.checkpoints.beside import copy_beside, encoder_of, name_model, source_of
+from stat_prune.checkpoints.beside import (
+    copy_beside,
+    encoder_of,
+    name_model,
+    source_of,
+    warn_if_opened_as_stock,
+)
 from stat_prune.checkpoints.model_card import model_card
 from stat_prune.checkpoints.replacing import check_replaceable, write_manifest
 from stat_prune.checkpoints.shards import join_shards
@@ -23,6 +30,7 @@ from stat_prune.machine.atomic import replace_directory
 from stat_prune.model import modeling_stat_prune
 from stat_prune.model.dispatched import is_dispatched, stored_tensors
 from stat_prune.model.processors import text_tokenizer
+from stat_prune.model.whole_encoders import encoder_kind
 
 
 def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
@@ -146,6 +154,8 @@ def save_checkpoint(
     state_dict: dict[str, Tensor] | None = None,
     shards: Sequence[Path] = (),
     run: dict[str, str] | None = None,
+    whole: nn.Module | None = None,
+    account: str = "",
 ) -> None:
     """Write weights (safetensors), config, tokenizer, modeling file and further text files.
 
@@ -174,6 +184,10 @@ def save_checkpoint(
         Safetensors files with the other weights, which become shards of the checkpoint.
     run : dict of str to str, optional
         All that the result depends on, by what it is; noted in the folder.
+    whole : nn.Module, optional
+        A model of sentence-transformers around `model`, whose modules are saved too.
+    account : str
+        What was done to the model, in Markdown, for its model card.
 
     Raises
     ------
@@ -187,7 +201,10 @@ def save_checkpoint(
     as_pruned_class(model)
     source = source_of(model)
     encoder = None if source is None else encoder_of(source, model)
-    card = model_card(model, Path(directory).name, encoder)
+    kind = encoder_kind(whole) or (encoder.kind if encoder is not None else None)
+    if kind is not None:
+        warn_if_opened_as_stock(model)
+    card = model_card(model, Path(directory).name, kind, account)
     contents = {"README.md": card, **(files or {})}
     if state_dict is None and is_dispatched(model):
         # transformers cannot save weights that are both tied and offloaded.
@@ -195,7 +212,10 @@ def save_checkpoint(
     try:
         check = partial(check_output_directory, directory, overwrite)
         with replace_directory(Path(directory), check, exchange=overwrite) as folder:
-            model.save_pretrained(folder, state_dict=state_dict)
+            if whole is None:
+                model.save_pretrained(folder, state_dict=state_dict)
+            else:
+                _save_whole(whole, folder)
             if shards:
                 join_shards(folder, shards)
             _let_weights_follow_umask(folder)
@@ -218,9 +238,17 @@ def save_checkpoint(
         ) from error
 
 
+def _save_whole(whole: Any, folder: Path) -> None:
+    whole.save_pretrained(os.fspath(folder), create_model_card=False)
+    for module in folder.iterdir():
+        # Modules without settings, such as Normalize, need no folder.
+        if module.is_dir() and not any(module.iterdir()):
+            module.rmdir()
+
+
 def _let_weights_follow_umask(folder: Path) -> None:
     # safetensors lets only the owner read what it writes. The folder was made under the umask,
     # which could not be asked for without setting it, for all threads.
     mode = folder.stat().st_mode & 0o666
-    for path in folder.glob("*.safetensors"):
+    for path in folder.rglob("*.safetensors"):
         path.chmod(mode)

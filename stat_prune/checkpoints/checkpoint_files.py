@@ -96,7 +96,8 @@ def sources_of(model: PreTrainedModel, held: dict[str, Path]) -> dict[str, Sourc
     if missing:
         raise LoadError(
             f"The checkpoint has no weights for {len(missing)} parameters of "
-            f"{type(model).__name__}, such as {missing[0]}. Save the whole model again."
+            f"{type(model).__name__}, such as {missing[0]}. Save the whole model again; or, where "
+            "it has no such head, pass auto_class='AutoModel' (--auto-class AutoModel)."
         )
     return {name: sources[name] for name in state}
 

@@ -31,6 +31,8 @@ class Checkpoint:
         With ``config.json`` and ``model.safetensors``, or shards and their index.
     device : torch.device
         Where weights go.
+    auto_class : str, optional
+        As for `stat_prune.load`.
 
     Attributes
     ----------
@@ -48,12 +50,12 @@ class Checkpoint:
         If the model makes several weights of one that is stored.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, auto_class: str | None = None) -> None:
         self.folder, self.device = folder, device
         self.files = weight_files(folder)
         held = {key: file for file in self.files for key in keys_in(file)}
         self.model = _empty_model(
-            folder, lambda: read_weight(*next(iter(held.items()))[::-1]).dtype
+            folder, lambda: read_weight(*next(iter(held.items()))[::-1]).dtype, auto_class
         )
         for module in self.model.modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
@@ -180,9 +182,11 @@ class Checkpoint:
                 setattr(owner, last, tensor)
 
 
-def _empty_model(folder: Path, stored_dtype: Callable[[], torch.dtype]) -> PreTrainedModel:
+def _empty_model(
+    folder: Path, stored_dtype: Callable[[], torch.dtype], auto_class: str | None
+) -> PreTrainedModel:
     """The model that a folder's config names, its parameters on the meta device."""
-    config, model_class = saved_class(folder)
+    config, model_class = saved_class(folder, auto_class)
     model = empty_model(config, model_class, config.dtype or stored_dtype())
     if model.can_generate() and (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)

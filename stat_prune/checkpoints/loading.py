@@ -12,10 +12,14 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
+from stat_prune.checkpoints.beside import is_headless_encoder
 from stat_prune.checkpoints.loading_checks import check_complete, check_layers
 from stat_prune.checkpoints.weight_files import keys_in, weight_files
 from stat_prune.errors import LoadError
 from stat_prune.model import modeling_stat_prune
+
+#: How classes with a head of pre-training end.
+HEADS = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForPreTraining")
 
 
 def load(
@@ -82,6 +86,9 @@ def saved_class(
 ) -> tuple[transformers.PreTrainedConfig, Any]:
     """The config in a folder, and the class of the model that it makes.
 
+    Sentence encoders were often saved from the base model of a class that the config still names
+    with its head: such a folder holds a base model.
+
     Raises
     ------
     LoadError
@@ -95,7 +102,19 @@ def saved_class(
         raise LoadError(
             f"{str(directory)!r} cannot be loaded: its config.json: {error}. Save the model again."
         ) from error
-    return config, class_of(config, auto_class)
+    model_class = class_of(config, auto_class)
+    if auto_class is None and _is_without_head(Path(directory), model_class):
+        model_class = class_of(config, "AutoModel")
+    return config, model_class
+
+
+def _is_without_head(folder: Path, model_class: type[PreTrainedModel]) -> bool:
+    """Whether a sentence encoder's folder lacks the head of the class that its config names."""
+    if not model_class.__name__.endswith(HEADS) or not is_headless_encoder(folder):
+        return False
+    inside = f"{model_class.base_model_prefix}."
+    keys = (key for file in weight_files(folder) for key in keys_in(file))
+    return not any(key.startswith(inside) for key in keys)
 
 
 def class_of(config: transformers.PreTrainedConfig, auto_class: type | str | None = None) -> Any:

@@ -82,7 +82,7 @@ def check_complete(
         raise LoadError(
             f"{place!r} lacks {len(missing)} weights of the {name} that is to be made of it, such "
             f"as {missing[0]}. Save the model again; or, where it has no such head, pass "
-            "auto_class='AutoModel'."
+            "auto_class='AutoModel' (--auto-class AutoModel)."
         )
     pruned = bool(getattr(model.config, "stat_prune", None))
     patterns = {_pattern(key) for key in model.state_dict()}

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from stat_prune.checkpoints.beside import Encoder
 from stat_prune.model import modeling_stat_prune
 
 
-def model_card(model: PreTrainedModel, name: str, encoder: Encoder | None) -> str:
-    """How the model is loaded, and what with.
+def model_card(
+    model: PreTrainedModel, name: str, encoder_kind: str | None = None, account: str = ""
+) -> str:
+    """What was done to the model, how it is loaded, and what with.
 
     Parameters
     ----------
     model : PreTrainedModel
     name : str
         Of the folder.
-    encoder : Encoder or None
-        What the folder is to sentence-transformers.
+    encoder_kind : str or None
+        The class of sentence-transformers that opens the folder.
+    account : str
+        What was done, in Markdown.
     """
     pruned = bool(getattr(model.config, "stat_prune", None))
     loader = modeling_stat_prune.auto_class_of(type(model).__name__, type(model.config))
@@ -26,9 +29,12 @@ def model_card(model: PreTrainedModel, name: str, encoder: Encoder | None) -> st
         "\nThe layers differ in size, which transformers cannot read from a config: the flag lets\n"
         "it run `modeling_stat_prune.py` in this folder, which gives them their recorded sizes.\n"
     )
-    whole = "" if encoder is None else f'\n`{encoder.kind}("{name}"{flag})` is the whole of it.\n'
+    whole = ""
+    if encoder_kind is not None:
+        whole = f'\n`{encoder_kind}("{name}"{flag})` is the whole of it.\n'
+    done = f"\n## What was done\n\n{account}\n" if account else ""
     return f"""---
-library_name: {"transformers" if encoder is None else "sentence-transformers"}
+library_name: {"transformers" if encoder_kind is None else "sentence-transformers"}
 tags: [stat-prune, pruned]
 ---
 
@@ -44,4 +50,4 @@ model = {loader}.from_pretrained("{name}"{flag})
 {why if pruned else ""}{whole}
 With stat-prune installed, `stat_prune.load("{name}")` gives the same model and runs no code from
 this folder.
-"""
+{done}"""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from stat_prune.checkpoints.beside import warn_if_opened_as_stock
 from stat_prune.checkpoints.checkpoint import as_pruned_class, stock_class
 from stat_prune.errors import ModelWarning
 
@@ -29,6 +30,7 @@ def follow(inner: PreTrainedModel) -> None:
             _take_record(outer, inner)
         else:
             outer.trust_remote_code = True
+            warn_if_opened_as_stock(inner)
 
 
 def _around(inner: PreTrainedModel) -> list[Any]:

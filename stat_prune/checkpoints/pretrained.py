@@ -6,13 +6,18 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from stat_prune.checkpoints.beside import download_beside
-from stat_prune.checkpoints.loading import load
+from stat_prune.checkpoints.beside import download_beside, is_headless_encoder, local_copy
+from stat_prune.checkpoints.loading import class_of, load
+from stat_prune.checkpoints.loading_checks import check_complete
 from stat_prune.errors import LoadError, SettingsError
-from stat_prune.model import modeling_stat_prune
 from stat_prune.model.processors import processor_classes
 
 #: What a tokenizer is saved in, by whichever library.
@@ -22,37 +27,47 @@ _TOKENIZER_FILES = (
 )
 
 
-def load_pretrained(name: str) -> PreTrainedModel:
+def load_pretrained(name: str, auto_class: str | None = None) -> PreTrainedModel:
     """Load a model from a folder or the Hub, in the dtype that it was saved in.
+
+    `auto_class` is the kind of model to make of it (`stat_prune.load`).
 
     Raises
     ------
     LoadError
-        If there is none of that name, the Hub cannot be reached, or its class is unknown.
+        If there is none of that name, the Hub cannot be reached, its class is unknown, or a weight
+        is missing.
     """
     if os.path.isdir(name):
-        return load(name)
+        return load(name, auto_class=auto_class)
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # of every kind, as what is read is anyone's
         raise LoadError(
             f"{name!r} is neither a folder nor a model that could be loaded from the Hub: {error}"
         ) from error
-    pruned = bool(getattr(config, "stat_prune", None))
-    architecture = next(iter(config.architectures or ()), "")
-    architecture = architecture.removeprefix(modeling_stat_prune.PREFIX)
-    if not hasattr(transformers, architecture):
-        raise LoadError(
-            f"The config of {name!r} names the architecture {architecture!r}, which transformers "
-            "does not have. Load the model in Python and call stat_prune.prune."
-        )
-    model_class = getattr(modeling_stat_prune if pruned else transformers, architecture)
-    try:
-        model: PreTrainedModel = model_class.from_pretrained(name, config=config)
-    except Exception as error:
-        raise LoadError(f"{name!r} cannot be loaded from the Hub: {error}") from error
     download_beside(name)
-    return model
+    try:
+        return _from_hub(name, config, auto_class)
+    except LoadError:
+        source = local_copy(name)
+        if auto_class is not None or source is None or not is_headless_encoder(source):
+            raise
+    # The config of a sentence encoder may name a head that it was saved without.
+    return _from_hub(name, config, "AutoModel")
+
+
+def _from_hub(name: str, config: PreTrainedConfig, auto_class: str | None) -> PreTrainedModel:
+    try:
+        model, found = class_of(config, auto_class).from_pretrained(
+            name, config=config, output_loading_info=True
+        )
+    except LoadError:
+        raise
+    except Exception as error:  # of every kind, as what is read is anyone's
+        raise LoadError(f"{name!r} cannot be loaded from the Hub: {error}") from error
+    check_complete(model, found, name, new_head=auto_class is not None)
+    return cast(PreTrainedModel, model)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
@@ -68,7 +83,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     if folder is not None and not any(any(folder.glob(files)) for files in _TOKENIZER_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(name)
+        found = AutoTokenizer.from_pretrained(name)
+        return None if folder is None and not knows_words(found) else found
     except Exception as error:  # of every kind, as the formats are many
         if folder is None and isinstance(error, OSError | ValueError | KeyError):
             return None
@@ -76,6 +92,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
             f"The tokenizer in {name!r} cannot be loaded: {error}. Save it there again, or pass "
             "another one."
         ) from error
+
+
+def knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether there is more in a tokenizer's vocabulary than special tokens."""
+    return len(tokenizer.get_vocab()) > len(set(tokenizer.all_special_tokens))
 
 
 def given_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase | None:
@@ -88,6 +109,12 @@ def given_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase | None:
     LoadError, SettingsError
         If there is none, or it is something else.
     """
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and not knows_words(tokenizer):
+        raise SettingsError(
+            f"The {type(tokenizer).__name__} that was given as `tokenizer` knows no words: "
+            "transformers makes such a one for a folder or repository without a tokenizer's files. "
+            "Load it from where the model's own tokenizer is."
+        )
     if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
     if isinstance(tokenizer, processor_classes()):

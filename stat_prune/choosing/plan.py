@@ -20,7 +20,7 @@ class BlockPlan:
     sensitivity : float or None
         Effect on the model's output for each unit of squared output error, if it was probed.
     error_curve : list of [int, float], or None
-        As in `stat_prune.reporting.report.BlockRow`.
+        As in `stat_prune.reporting.block_row.BlockRow`.
     """
 
     folded: FoldedConsumer

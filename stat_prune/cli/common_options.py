@@ -78,6 +78,18 @@ Objective = Annotated[
         "sequence (pooled). Default: logits where there are any.",
     ),
 ]
+AutoClass = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The kind of model to make of MODEL, such as AutoModel where it lacks the head that "
+        "its config names. Default: what the config names.",
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="A folder, or a name on the Hub. Default: that of MODEL."),
+]
 Device = Annotated[str | None, typer.Option(help="For instance cuda. Default: cpu.")]
 
 

@@ -14,6 +14,7 @@ from stat_prune.cli.common_options import (
     Json,
     MaxSeqLength,
     Seed,
+    Tokenizer,
     block_patterns,
     file_of,
     one_of,
@@ -57,6 +58,7 @@ def finetune(
             "that `prune --dataset` takes. With --task the folder that holds TASK/train.tsv.",
         ),
     ] = None,
+    tokenizer: Tokenizer = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -176,7 +178,7 @@ def finetune(
             target=target,
             mode=settings,
             teacher=None if teacher is None else _in_float32(teacher),
-            tokenizer=load_tokenizer(model),
+            tokenizer=tokenizer or load_tokenizer(model),
             labels=labels,
             gradual=gradual or (),
             hidden=hidden,

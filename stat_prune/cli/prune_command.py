@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from stat_prune.cli.common_options import (
+    AutoClass,
     BatchSize,
     Budget,
     Device,
@@ -22,13 +23,14 @@ from stat_prune.cli.common_options import (
     MaxSeqLength,
     Objective,
     Seed,
+    Tokenizer,
     block_patterns,
     file_of,
     one_of,
     print_json,
 )
 from stat_prune.cli.interrupts import resumable
-from stat_prune.settings.methods import METHODS, PEERS
+from stat_prune.settings.methods import BASELINES, FINISHES, METHODS
 
 if TYPE_CHECKING:
     from stat_prune.reporting.result import Reported
@@ -50,6 +52,8 @@ def prune(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned model.")],
+    tokenizer: Tokenizer = None,
+    auto_class: AutoClass = None,
     macs: KeptMACs = None,
     parameters: KeptParameters = None,
     embeddings: KeptEmbeddings = None,
@@ -75,8 +79,8 @@ def prune(
         str,
         typer.Option(
             metavar="NAME",
-            callback=one_of(*METHODS, *PEERS),
-            help=f"One of {', '.join([*METHODS, *PEERS])}.",
+            callback=one_of(*METHODS, *BASELINES),
+            help=f"One of {', '.join([*METHODS, *BASELINES])}.",
         ),
     ] = "stat",
     num_calibration_samples: Annotated[
@@ -132,6 +136,15 @@ def prune(
             "float32 where that is no loss.",
         ),
     ] = "auto",
+    finish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            callback=one_of(*FINISHES),
+            help="Fit scales, biases and norms of the result to MODEL's outputs, without labels; "
+            "lora: more numbers, for results that have lost much.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -231,6 +244,7 @@ def prune(
         "passes": passes,
         "objective": objective,
         "precision": precision,
+        "finish": finish,
         # Layer by layer there is another default.
         **({} if effort is None else {"effort": effort}),
     }
@@ -242,6 +256,8 @@ def prune(
                 model,
                 dataset,
                 output_dir=output,
+                tokenizer=tokenizer,
+                auto_class=auto_class,
                 resume=resume,
                 work_dir=working,
                 overwrite=overwrite,
@@ -251,9 +267,9 @@ def prune(
         else:
             with distributed.launched() as shared_device:
                 result = pruning.prune(
-                    load_pretrained(model),
+                    load_pretrained(model, auto_class),
                     dataset,
-                    tokenizer=load_tokenizer(model),
+                    tokenizer=tokenizer or load_tokenizer(model),
                     device=device or shared_device,
                     output_dir=output,
                     overwrite=overwrite,

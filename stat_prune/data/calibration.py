@@ -182,7 +182,8 @@ def build_calibration_set(
         ``datasets.load_dataset``, with its configuration after a slash ("glue/sst2").
         Records may hold conversations (``messages`` with role and content, or ``conversations`` as
         ShareGPT has them), which go through the tokenizer's chat template, and words already split
-        (``tokens``). Texts that are blank or null are left out.
+        (``tokens``). Of answers ``chosen`` and ``rejected`` the chosen ones are read. Texts that
+        are blank or null are left out.
     tokenizer : PreTrainedTokenizerBase, optional
         Needed for texts; it must be the one of the model.
     num_samples : int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,10 +15,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from stat_prune.data.files.data_files import open_named
-from stat_prune.data.files.records import Label, Text, is_blank, labels_of, no_text, text_of
+from stat_prune.data.files.records import (
+    Label,
+    Text,
+    has_preferences,
+    is_blank,
+    labels_of,
+    no_text,
+    text_of,
+)
 from stat_prune.data.files.tables import Records, by_position, is_columns, plain
 from stat_prune.data.input_rows import TokenRow, holds_model_inputs, input_rows
-from stat_prune.errors import DataError
+from stat_prune.errors import CalibrationWarning, DataError
 
 Example: TypeAlias = Text | TokenRow
 
@@ -84,7 +93,16 @@ def _shuffled_examples(source: Any, seed: int) -> Iterator[tuple[Example | None,
 def _taken_apart(
     elements: Iterable[tuple[int, Any]],
 ) -> Iterator[tuple[Example | None, Label | None]]:
+    noted = False
     for number, element in elements:
+        if not noted and isinstance(element, Mapping) and has_preferences(element):
+            noted = True
+            warnings.warn(
+                "The dataset has chosen and rejected answers: the chosen ones are read, behind "
+                "their prompts where these have a column of their own.",
+                CalibrationWarning,
+                stacklevel=2,
+            )
         try:
             examples = _as_examples(element)
         except DataError as error:

@@ -58,7 +58,8 @@ def tokenized(
     if tokenizer is None:
         raise DataError(
             "The calibration dataset holds texts but there is no tokenizer. "
-            "Pass tokenizer=AutoTokenizer.from_pretrained(...), the one of the model."
+            "Pass tokenizer=AutoTokenizer.from_pretrained(...), that of the model (--tokenizer on "
+            "the command line); or save it in the model's folder."
         )
     rows: list[TokenRow] = []
     for kind, encode in _ENCODERS:

@@ -11,21 +11,33 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def outside_inference_mode(model: nn.Module) -> Iterator[None]:
-    """Compute outside of the caller's `torch.inference_mode`, on a model of ordinary tensors.
-
-    Where the model itself was made in that mode, its tensors are replaced by ordinary copies, as
-    nothing could be done with them outside of it but read them.
-    """
+def outside_inference_mode() -> Iterator[None]:
+    """Compute outside of the caller's `torch.inference_mode`."""
     # Leaving it allows gradients, which the caller may have forbidden by torch.no_grad.
     gradients = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        for places in _inference_tensors(model):
-            owner, name = places[0]
-            copied = _ordinary(owner[name])
-            for owner, name in places:
-                owner[name] = copied
         yield
+
+
+def make_ordinary(model: nn.Module) -> None:
+    """Put ordinary copies in place of a model's tensors that were made in that mode.
+
+    Nothing could be done with them outside of it but read them. Tied weights stay tied.
+    """
+    for places in _inference_tensors(model):
+        owner, name = places[0]
+        copied = ordinary(owner[name])
+        for owner, name in places:
+            owner[name] = copied
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """A tensor of the same values that can be trained, in the same memory where it could before."""
+    detached = tensor.detach()
+    values = detached.clone() if tensor.is_inference() else detached
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(values, requires_grad=tensor.requires_grad)
+    return values
 
 
 def _inference_tensors(model: nn.Module) -> list[list[tuple[dict[str, Any], str]]]:
@@ -37,10 +49,3 @@ def _inference_tensors(model: nn.Module) -> list[list[tuple[dict[str, Any], str]
                 if tensor is not None and tensor.is_inference():
                     places.setdefault(id(tensor), []).append((tensors, name))
     return list(places.values())
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    copied = tensor.detach().clone()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(copied, requires_grad=tensor.requires_grad)
-    return copied

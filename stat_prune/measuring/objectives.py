@@ -78,8 +78,10 @@ def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
     if "logits" not in dense and "start_logits" not in dense:
         if "image_embeds" in dense and "text_embeds" in dense:
             names = ("image_embeds", "text_embeds")
-            return sum((_relative(dense[name], pruned[name]) for name in names), torch.zeros(()))
-        return _of_tokens(_relative(dense[0], pruned[0]), batch)
+            return sum(
+                (relative_error(dense[name], pruned[name]) for name in names), torch.zeros(())
+            )
+        return _of_tokens(relative_error(dense[0], pruned[0]), batch)
     return logits_distance(dense, pruned, batch)
 
 
@@ -111,7 +113,7 @@ def logits_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
 def states_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
     """Squared relative error of every real token's final hidden state, whatever head there is."""
     states = _entries(dense, pruned, "last_hidden_state", "hidden-states")
-    return _of_tokens(_relative(*states), batch)
+    return _of_tokens(relative_error(*states), batch)
 
 
 def pooled_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
@@ -119,9 +121,9 @@ def pooled_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
     states = _entries(dense, pruned, "last_hidden_state", "pooled")
     mask = _mask_of(states[0][..., 0], batch)
     if mask is None:
-        return _relative(*(one.float().mean(1) for one in states))
+        return relative_error(*(one.float().mean(1) for one in states))
     share = (mask / mask.sum(1, keepdim=True))[..., None]
-    return _relative(*((one.float() * share).sum(1) for one in states))
+    return relative_error(*((one.float() * share).sum(1) for one in states))
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -143,7 +145,7 @@ def _entries(dense: Any, pruned: Any, name: str, objective: str) -> tuple[Tensor
     return dense[name], pruned[name]
 
 
-def _relative(dense: Tensor, pruned: Tensor) -> Tensor:
+def relative_error(dense: Tensor, pruned: Tensor) -> Tensor:
     """Squared error of vectors along the last dimension, relative to their squared norm."""
     before, after = dense.float(), pruned.float()
     return (after - before).square().sum(-1) / before.square().sum(-1).clamp_min(1e-30)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.data.batching import num_sequences
@@ -15,7 +15,7 @@ from stat_prune.families import transformer_layers
 from stat_prune.measuring.objectives import distances, judged, output_distance
 from stat_prune.model.dispatched import input_device, loaded
 from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.model.projections import Projection
+from stat_prune.model.projections import projection
 from stat_prune.model.running import Batch, Objective, answering, evaluating, model_inputs
 
 
@@ -107,10 +107,8 @@ def probe(
                 }
                 with answering(known), ExitStack() as stack:
                     for folded in members:
-                        consumer = stack.enter_context(
-                            loaded(model.base_model, folded.block.consumer)
-                        )
-                        stack.enter_context(replaced(consumer, folded))
+                        stack.enter_context(loaded(model.base_model, folded.block.consumer))
+                    stack.enter_context(replaced(model.base_model, members))
                     values = distances(objective, dense, reader(**inputs), batch)
                 sums[name] += float(values.double().sum())
                 for folded in members:
@@ -136,15 +134,24 @@ def recorded(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
 
 
 @contextmanager
-def replaced(consumer: Projection, folded: FoldedConsumer) -> Iterator[None]:
-    """The consumer computes with the probe's weight and bias."""
-    dense = [(consumer.weight, consumer.weight.clone())]
-    consumer.weight.copy_(folded.scattered_weight())
-    if consumer.bias is not None and folded.bias is not None:
-        dense.append((consumer.bias, consumer.bias.clone()))
-        consumer.bias.copy_(consumer.bias.double() + folded.bias)
+def replaced(base_model: nn.Module, probes: Iterable[FoldedConsumer]) -> Iterator[None]:
+    """The consumers compute with the weights and biases of their probes.
+
+    These are in memory of their own: that of the dense weights may be shared with a model which is
+    used meanwhile (`stat_prune.model.one_run`).
+    """
+    dense: dict[Tensor, Tensor] = {}
     try:
+        for folded in probes:
+            for held in projection(base_model, folded.block.consumer).held_in:
+                if held not in dense:  # experts have one in common
+                    dense[held] = held.data
+                    held.data = held.data.clone()
+            consumer = projection(base_model, folded.block.consumer)
+            consumer.weight.copy_(folded.scattered_weight())
+            if consumer.bias is not None and folded.bias is not None:
+                consumer.bias.copy_(consumer.bias.double() + folded.bias)
         yield
     finally:
-        for tensor, before in dense:
-            tensor.copy_(before)
+        for held, values in dense.items():
+            held.data = values

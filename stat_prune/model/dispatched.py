@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.errors import ModelError
+from stat_prune.machine.ordinary_tensors import ordinary
 from stat_prune.model.projections import Projection, projection
 
 Device = torch.device | str | int
@@ -129,9 +130,42 @@ def own_parameters(model: PreTrainedModel) -> Iterator[nn.Parameter]:
 
 
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy that has every tensor, and every hook of accelerate, in common with the model."""
+    """A copy that has every tensor, and every hook of accelerate, in common with the model.
+
+    Raises
+    ------
+    ModelError
+        If something in the model cannot be copied.
+    """
     hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
-    return copy.deepcopy(model, {id(one): one for one in chain(_tensors(model), hooks)})
+    return _copied(model, {id(one): one for one in chain(_tensors(model), hooks)})
+
+
+def same_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose modules, hooks, modes and config are its own and whose weights are shared.
+
+    Parameters and buffers are new tensors in the memory of the old ones: the copy can be moved to
+    another device, and its tensors replaced, without a trace in the model. Only tensors that were
+    made in `torch.inference_mode` are copied.
+
+    Raises
+    ------
+    ModelError
+        If something in the model cannot be copied.
+    """
+    return _copied(model, {id(tensor): ordinary(tensor) for tensor in _tensors(model)})
+
+
+def _copied(model: PreTrainedModel, known: dict[int, Any]) -> PreTrainedModel:
+    """A deep copy but for what is known, by its id."""
+    try:
+        return copy.deepcopy(model, known)
+    except Exception as error:  # of every kind, as anything may hang on a model
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), which "
+            "pruning does many times. Take off what attributes and hooks of your own hold, such as "
+            "locks, open files and connections."
+        ) from error
 
 
 @contextmanager

@@ -35,8 +35,8 @@ def check_is_model(name: str, model: Any) -> None:
     raise ModelError(
         f"`{name}` must be a transformers PreTrainedModel, got {type(model).__name__}. Wrapped "
         "models (DataParallel, torch.compile) hold it as an attribute: pass that one; of a "
-        "model of PEFT pass merge_and_unload(); of a SentenceTransformer pass "
-        "model[0].auto_model with inplace=True, and save the whole by its own save()."
+        "model of PEFT pass merge_and_unload(); of a SentenceTransformer, which "
+        "prune and prune_family take whole, pass model.transformers_model."
     )
 
 

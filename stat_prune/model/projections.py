@@ -19,6 +19,8 @@ class Projection:
     weight : Tensor of shape (out_features, in_features)
         A view: what is written into it is written into the model.
     bias : Tensor of shape (out_features,), or None
+    held_in : tuple of Tensor
+        The parameters of `module` that weight and bias are in.
     expert : int or None
         Which expert of `module` it belongs to.
     """
@@ -26,6 +28,7 @@ class Projection:
     module: nn.Module
     weight: Tensor
     bias: Tensor | None
+    held_in: tuple[Tensor, ...]
     expert: int | None = None
 
 
@@ -51,8 +54,9 @@ def projection(base_model: nn.Module, path: str) -> Projection:
         module = base_model.get_submodule(module_path)
         weights = getattr(module, name)
         if isinstance(weights, nn.Parameter):
-            return Projection(module, weights[int(last)], None, int(last))
+            return Projection(module, weights[int(last)], None, (weights,), int(last))
     layer = base_model.get_submodule(path)
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
-    return Projection(layer, weight.T if isinstance(layer, Conv1D) else weight, bias)
+    held_in = (weight,) if bias is None else (weight, bias)
+    return Projection(layer, weight.T if isinstance(layer, Conv1D) else weight, bias, held_in)

@@ -21,7 +21,8 @@ from stat_prune.model.dispatched import own_parameters
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.second_pass import SecondPass
-from stat_prune.reporting.report import BlockRow, PruningReport, Size, Speed
+from stat_prune.reporting.block_row import BlockRow
+from stat_prune.reporting.report import PruningReport, Size, Speed
 from stat_prune.reporting.search_report import Search
 from stat_prune.settings.targets import Target
 

@@ -108,8 +108,12 @@ def weights_by_block(
 ) -> list[float]:
     """Distance for each unit of relative squared error.
 
-    Experts of a set were probed together, so their distance is spread over their errors by the
-    energy of what each adds to the residual stream.
+    Experts of a set were probed together, so their distance d is spread over them by the energies
+    E_j of what each adds to the residual stream, e_j being their relative errors:
+
+    ``w_i = d E_i / sum_j E_j e_j**2``, so that ``sum_i w_i e_i**2 = d``.
+
+    Of a block alone that is ``d / e**2``.
 
     Parameters
     ----------

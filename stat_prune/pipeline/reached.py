@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stat_prune.choosing.budget.costs import CostFunction, cost_function, full_cost
 from stat_prune.errors import TargetError
@@ -44,9 +44,6 @@ def check_reached(
     for members, fraction in target.budgets([*run.blocks, *run.untouched]):
         total = sum(full_cost(block, cost) for block in members)
         spent = sum(spent_on.get(block.name, full_cost(block, cost)) for block in members)
-        left = fraction * total - spent
-        if abs(left) <= TOLERANCE * fraction * total:
-            continue
         grown: dict[str, float] = {}  # what growing by a size costs all that are of one size
         for block in members:
             if block.name in spent_on:
@@ -55,13 +52,31 @@ def check_reached(
                     as_kept[block.name], cost, run.settings.round_to, spent_on[block.name]
                 )
                 grown[name] = grown.get(name, 0.0) + extra
-        if left < 0 or any(extra <= left for extra in grown.values()):
-            raise TargetError(
-                f"{target!r} asks for {fraction:.4g} of the whole, but {spent / total:.4g} was "
-                "reached, and other sizes come nearer: what was measured of the blocks does not "
-                "tell them apart, or the method cannot keep to this target. Use other calibration "
-                "examples, another target, or method='stat'."
-            )
+        check_fraction(target, fraction, spent / total, (one / total for one in grown.values()))
+
+
+def check_fraction(target: Target, asked: float, reached: float, steps: Iterable[float]) -> None:
+    """Refuse a kept fraction that is further than 1 % from what was asked for, but with reason.
+
+    Parameters
+    ----------
+    target : Target
+    asked, reached : float
+    steps : iterable of float
+        By how much the next possible sizes would be more.
+    """
+    left = asked - reached
+    if abs(left) <= TOLERANCE * asked:
+        return
+    # A method that takes its units in one order stops at the first that no longer fits.
+    possible = [step for step in steps if step < math.inf]
+    if left < 0 or (possible and max(possible) <= left):
+        raise TargetError(
+            f"{target!r} asks for {asked:.4g} of the whole, but {reached:.4g} was reached, and "
+            "other sizes come nearer: what was measured of the blocks does not tell them apart, "
+            "or the method cannot keep to this target. Use other calibration examples, another "
+            "target, or method='stat'."
+        )
 
 
 def _next_size(block: Block, cost: CostFunction, round_to: int, spent: float) -> float:

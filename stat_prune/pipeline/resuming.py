@@ -26,13 +26,14 @@ from stat_prune.pipeline.workspace import (
     write,
     write_statistics,
 )
+from stat_prune.reporting.finish_report import Finish
 from stat_prune.reporting.result import PruningResult
 from stat_prune.reporting.search_report import Search
 from stat_prune.settings.targets import Target
 
 Value = TypeVar("Value")
 
-_PROBES, _CHOICE = "sensitivities.pt", "choice.pt"
+_PROBES, _CHOICE, _FIT = "sensitivities.pt", "choice.pt", "fit.pt"
 
 
 class FinishedWork:
@@ -121,8 +122,22 @@ class FinishedWork:
             choice, search = read(folder / _CHOICE)
             return choice, None if search is None else Search.from_dict(search)
 
-        name = hashlib.sha256(repr(target).encode()).hexdigest()[:16]
-        return self._kept(f"choice-{name}", choose, save, load)
+        return self._kept(f"choice-{_key(target)}", choose, save, load)
+
+    def fit(
+        self, target: Target, fit: Callable[[], tuple[dict[str, Tensor], Finish]]
+    ) -> tuple[dict[str, Tensor], Finish]:
+        """What an earlier run has fitted for a target, or what is fitted now."""
+
+        def save(found: tuple[dict[str, Tensor], Finish], folder: Path) -> None:
+            changed, report = found
+            write((changed, asdict(report)), folder / _FIT)
+
+        def load(folder: Path) -> tuple[dict[str, Tensor], Finish]:
+            changed, report = read(folder / _FIT)
+            return changed, Finish(**report)
+
+        return self._kept(f"finish-{_key(target)}", fit, save, load)
 
     def delete(self) -> None:
         """Nothing of it is needed any more: the results are saved, or in the caller's hands."""
@@ -155,6 +170,10 @@ class FinishedWork:
 
         agreed(finish)
         return found
+
+
+def _key(target: Target) -> str:
+    return hashlib.sha256(repr(target).encode()).hexdigest()[:16]
 
 
 def fingerprint(run: Run) -> dict[str, str]:

@@ -23,7 +23,6 @@ from stat_prune.families import architecture_of, find_blocks
 from stat_prune.inferring import describe
 from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.distributed import check_same, num_processes, rank, together
-from stat_prune.machine.one_run import only_run
 from stat_prune.machine.ordinary_tensors import outside_inference_mode
 from stat_prune.measuring.objectives import OF_BASE_MODEL, objective_named
 from stat_prune.measuring.timing import TimedModel, time_model
@@ -36,9 +35,9 @@ from stat_prune.model.model_checks import (
     check_weights_are_finite,
     check_weights_of_their_own,
 )
+from stat_prune.model.one_run import model_of_run
 from stat_prune.model.running import Batch
-from stat_prune.settings.methods import PEERS
-from stat_prune.settings.settings import Settings
+from stat_prune.settings.settings import Settings, kinds_left_alone
 from stat_prune.settings.targets import Latency, Target
 from stat_prune.surgery.config_checks import of_sizes_that_configs_say
 
@@ -58,7 +57,7 @@ class Run:
     Attributes
     ----------
     model : PreTrainedModel
-        The dense model; no stage changes it.
+        The dense model, or a copy that shares its weights; no stage changes it for good.
     blocks : list of Block
         To be pruned.
     untouched : list of Block
@@ -122,7 +121,7 @@ class Run:
         """
         if not isinstance(target, Latency):
             return None
-        if self.settings.method in PEERS:
+        if self.settings.baseline is not None:
             raise TargetError(
                 f"method={self.settings.method!r} cannot aim at a time, got {target!r}. Use "
                 "method='stat', or a fraction of MACs or parameters."
@@ -228,14 +227,15 @@ def starting(
     dataset: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     settings: Settings,
-    left_alone: Sequence[str] = (),
+    targets: Sequence[Target] = (),
     *,
     dispatched: bool = False,
 ) -> Iterator[Run]:
-    """Check model and data, and put the model where the computation is to be.
+    """Check model and data, and put a model with these weights where the computation is to be.
 
-    `left_alone` names kinds of blocks to ignore besides those in the settings; with `dispatched`
-    the model may be one of accelerate's, which stays where it is.
+    The run's model is the given one only where that is to be cut itself, or is one of accelerate's
+    (`dispatched`), which stays where it is; else a copy that shares its weights. Kinds of blocks
+    that no target speaks of are ignored; without targets none is.
 
     Raises
     ------
@@ -243,14 +243,15 @@ def starting(
         Before any work, if model or data cannot be used.
     """
     check_model(model, settings.device, dispatched=dispatched)
-    module: nn.Module = model
-    home = None if is_dispatched(model) else next(module.parameters()).device
+    itself = settings.inplace or is_dispatched(model)
     with (
-        only_run(model),
-        outside_inference_mode(model),
-        opened(model, dataset, tokenizer, settings, left_alone) as run,
+        outside_inference_mode(),
+        model_of_run(model, itself=itself) as own,
+        opened(own, dataset, tokenizer, settings, targets) as run,
     ):
-        together(lambda: check_weights_are_finite(model, stored_tensors(model)))
+        together(lambda: check_weights_are_finite(own, stored_tensors(own)))
+        module: nn.Module = own
+        home = None if is_dispatched(own) else next(module.parameters()).device
         try:
             if settings.device is not None:
                 module.to(settings.device)
@@ -266,7 +267,7 @@ def opened(
     dataset: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     settings: Settings,
-    left_alone: Sequence[str] = (),
+    targets: Sequence[Target] = (),
 ) -> Iterator[Run]:
     """Find the blocks and read the data; the model stays where it is, and may have no weights yet.
 
@@ -283,10 +284,12 @@ def opened(
             "the transformer itself."
         )
     check_weights_of_their_own(model, found)
-    if settings.reads_output and not _leaves_out_head(settings):
+    if settings.reads_output and not leaves_out_head(settings):
         check_one_text_at_a_time(model)
+    left_alone = kinds_left_alone(settings, targets) if targets else []
     blocks, untouched = _to_prune(found, settings, left_alone)
-    if settings.uniform:
+    # Neurons make up for numbers of heads that are far apart, but not where these are asked for.
+    if settings.uniform and not any("heads" in target.fractions() for target in targets):
         blocks = of_sizes_that_configs_say(model, blocks)
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):
@@ -300,7 +303,7 @@ def opened(
             batch_size=settings.batch_size,
             seed=settings.seed,
             # Hidden states are of texts as they are, whatever the head.
-            mask_fraction=0.0 if _leaves_out_head(settings) else settings.mask_fraction,
+            mask_fraction=0.0 if leaves_out_head(settings) else settings.mask_fraction,
         )
     check_same("The calibration set", calibration.fingerprint)
     if calibration.held_out is not None:
@@ -322,7 +325,8 @@ def _to_prune(
     return without_ignored(found, [*settings.ignored, *left_alone])
 
 
-def _leaves_out_head(settings: Settings) -> bool:
+def leaves_out_head(settings: Settings) -> bool:
+    """Whether what is to be preserved has no part of the model's head in it."""
     return objective_named(settings.objective) in OF_BASE_MODEL
 
 

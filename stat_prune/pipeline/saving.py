@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -30,6 +30,7 @@ from stat_prune.checkpoints.replacing import (
 from stat_prune.errors import SaveError
 from stat_prune.machine.distributed import agreed, rank
 from stat_prune.model.dispatched import stored_tensors
+from stat_prune.model.whole_encoders import transformer_of
 from stat_prune.reporting.result import PruningResult, saved_result
 
 
@@ -42,10 +43,13 @@ class Output:
     directory : path
     overwrite : bool
         Replace the saved model that it holds.
+    whole : nn.Module or None
+        The model of sentence-transformers whose transformer is pruned, and which is saved with it.
     """
 
     directory: str | os.PathLike[str]
     overwrite: bool = False
+    whole: nn.Module | None = None
 
     def check(
         self,
@@ -111,6 +115,8 @@ class Output:
         SaveError
             Its ``result`` is the result, and its message says where that is kept.
         """
+        if self.whole is not None:
+            result = result.inside(self.whole)
         try:
             agreed(lambda: result.save(self.directory, overwrite=self.overwrite))
         except Exception as error:
@@ -152,13 +158,14 @@ def _write(folder: Path, result: PruningResult) -> None:
     """Without what transformers checks, as it may have refused it."""
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, tensor in stored_tensors(result.model):
+    model = transformer_of(result.model)
+    for name, tensor in stored_tensors(model):
         stored = tensor.detach().cpu().contiguous()
         # Tied weights are written as often as they are named.
         tensors[name] = stored.clone() if stored.data_ptr() in seen else stored
         seen.add(stored.data_ptr())
     save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-    config = result.model.config.to_dict() | {"architectures": [type(result.model).__name__]}
+    config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     text = json.dumps(config, indent=2, default=str)
     (folder / "config.json").write_text(text, encoding="utf-8")
     (folder / REPORT_FILE).write_text(result.report.to_json(), encoding="utf-8")

@@ -16,7 +16,7 @@ from stat_prune.attention.heads import stream_statistics
 from stat_prune.checkpoints.beside import leave_source
 from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.checkpoints.outer_models import follow
-from stat_prune.choosing.criteria import CRITERIA, Candidates, candidates_for
+from stat_prune.choosing.criteria import Candidates, candidates_for, criterion_of
 from stat_prune.choosing.folding import fold_all
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.families import find_blocks
@@ -41,6 +41,7 @@ from stat_prune.reporting.search_report import DimensionsOfHeads, Search
 from stat_prune.settings.methods import Method
 from stat_prune.settings.targets import Target, Tolerance
 from stat_prune.surgery.alignment import alignment_heads, renumber_alignment_heads
+from stat_prune.surgery.config_checks import warn_if_not_plain
 from stat_prune.surgery.cut import apply
 from stat_prune.surgery.embeddings import factor, find_table
 from stat_prune.surgery.narrowing import NarrowedHeads, narrow
@@ -124,7 +125,7 @@ def candidates_of(run: Run, recipe: Method, statistics: BlockStatistics, number:
     own = np.random.SeedSequence([run.settings.seed, number]).generate_state(1)[0]
     return candidates_for(
         statistics,
-        CRITERIA[recipe.criterion],
+        criterion_of(recipe),
         corrected=recipe.corrected,
         generator=torch.Generator().manual_seed(int(own)),
         remove=run.settings.removes_blocks,
@@ -204,7 +205,7 @@ def _second_pass(
     return best, second
 
 
-def finish(
+def cut(
     run: Run,
     target: Target,
     plans: Sequence[BlockPlan],
@@ -224,6 +225,8 @@ def finish(
             narrow(pruned, narrowed)
             embeddings = factor_embeddings(run, target, pruned)
             as_pruned_class(pruned)
+    if run.settings.uniform:
+        warn_if_not_plain(pruned)
     kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
     renumber_alignment_heads(pruned, dense, kept)
     after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)

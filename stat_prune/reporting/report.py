@@ -9,48 +9,14 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, Group
+from rich.text import Text
 
 from stat_prune.model.factored_table import FactoredTable
+from stat_prune.reporting.block_row import BlockRow
+from stat_prune.reporting.finish_report import Finish
+from stat_prune.reporting.layer_table import layer_table
 from stat_prune.reporting.search_report import DimensionsOfHeads, Search
-
-
-@dataclass(frozen=True)
-class BlockRow:
-    """One block of a report.
-
-    Attributes
-    ----------
-    name, kind, layer
-        As in `Block`.
-    kept, total : int
-        Neurons or query heads.
-    kept_groups, total_groups : int
-        Key/value heads; equal to `kept` and `total` where nothing is shared.
-    activation_error : float
-        ``||A - A_J T||_F / ||A||_F`` of the consumer's input on the calibration set.
-    output_error : float
-        The same of the consumer's output.
-    sensitivity : float or None
-        Effect on the model's output for each unit of squared `output_error`, as probed.
-    error_curve : list of [int, float], or None
-        What every size would have cost: units kept and relative error of the consumer's output,
-        before a second pass; of large blocks a selection of sizes. None where the method prices
-        only what it takes.
-    """
-
-    name: str
-    kind: str
-    layer: int
-    kept: int
-    total: int
-    kept_groups: int
-    total_groups: int
-    activation_error: float
-    output_error: float
-    sensitivity: float | None
-    error_curve: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +122,8 @@ class PruningReport:
         Bytes: what `peak_memory` was predicted to be, where the model was pruned layer by layer.
     embeddings : FactoredTable or None
         What became of the token embeddings; None where they are as they were.
+    finish : Finish or None
+        What was fitted to the dense model's outputs at the end, where that was asked for.
     head_dims : DimensionsOfHeads or None
         What became of dimensions inside heads, where they could leave.
     """
@@ -175,6 +143,7 @@ class PruningReport:
     lengths: dict[str, float] | None = None
     predicted_peak_memory: int | None = None
     embeddings: FactoredTable | None = None
+    finish: Finish | None = None
     head_dims: DimensionsOfHeads | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,6 +167,7 @@ class PruningReport:
                 "speed": Speed(**values["speed"]) if values.get("speed") else None,
                 "search": Search.from_dict(values["search"]) if values.get("search") else None,
                 "embeddings": FactoredTable(**table) if table else None,
+                "finish": Finish(**values["finish"]) if values.get("finish") else None,
                 "head_dims": DimensionsOfHeads(**dims) if dims else None,
             }
         )
@@ -218,14 +188,9 @@ class PruningReport:
             for row in self.blocks
         ]
 
-    def table(self) -> Table:
-        """A row for each block, for a terminal."""
-        table = Table(title=self.title(), caption=self.summary(), caption_justify="left")
-        for heading in self.HEADINGS:
-            table.add_column(heading, justify="left" if heading == "block" else "right")
-        for cells in self.cells():
-            table.add_row(*cells)
-        return table
+    def table(self) -> Group:
+        """A row for each layer, and the totals, for a terminal."""
+        return Group(Text(self.title()), layer_table(self.blocks), Text(self.summary()))
 
     def title(self) -> str:
         """One line: what was pruned, how, and to what."""
@@ -251,6 +216,7 @@ class PruningReport:
                 *([f"budget            {self.search}"] if self.search else []),
                 *([f"inside heads      {self.head_dims}"] if self.head_dims else []),
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
+                *([f"finish            {self.finish}"] if self.finish else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self._memory()}",
             )

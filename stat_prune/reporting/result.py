@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.checkpoints.loading import load
 from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE, check_apart, run_of
 from stat_prune.errors import LoadError, SaveError
+from stat_prune.model.whole_encoders import transformer_of, with_transformer
 from stat_prune.reporting.report import PruningReport
+from stat_prune.reporting.what_was_done import what_was_done
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +31,10 @@ class Reported:
 
     report: PruningReport
     plan: dict[str, list[int]]
+
+    def __repr__(self) -> str:
+        before, after = self.report.before.parameters, self.report.after.parameters
+        return f"<{type(self).__name__} {self.report.title()}, {before:,} -> {after:,} parameters>"
 
     def plot(self) -> Figure:
         """What was kept in each layer and, where known, what other sizes would have cost.
@@ -71,7 +78,7 @@ class Reported:
             raise SaveError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruningResult(Reported):
     """A pruned model and the account of it.
 
@@ -79,7 +86,8 @@ class PruningResult(Reported):
     ----------
     model : PreTrainedModel
         Of the same class as the dense model, or a subclass of the same name that knows how to
-        reload shapes that differ by layer.
+        reload shapes that differ by layer. Where a model of sentence-transformers was given, one of
+        its class.
     report : PruningReport
     plan : dict of str to list of int
         By block name, the units (neurons or query heads) of the dense model that were kept.
@@ -98,6 +106,11 @@ class PruningResult(Reported):
     source: str | None = None
     run: dict[str, str] | None = None
 
+    def inside(self, whole: nn.Module) -> PruningResult:
+        """The same with a model of sentence-transformers, in which the pruned transformer is."""
+        model = with_transformer(whole, self.model)
+        return replace(self, model=cast(PreTrainedModel, model))
+
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write model, config, tokenizer, report and plan; atomically.
 
@@ -115,13 +128,16 @@ class PruningResult(Reported):
             if it is, holds or shares files with the folder of the dense model; if the disk is full.
         """
         check_apart(directory, self.source)
+        transformer = transformer_of(self.model)
         save_checkpoint(
             directory,
-            model=self.model,
+            model=transformer,
+            whole=None if transformer is self.model else self.model,
             tokenizer=self.tokenizer,
             files={REPORT_FILE: self.report.to_json(), PLAN_FILE: json.dumps(self.plan)},
             overwrite=overwrite,
             run=self.run,
+            account=what_was_done(self.report),
         )
 
     def export(
@@ -144,9 +160,8 @@ class PruningResult(Reported):
         """
         from stat_prune.exporting import export  # few who prune export
 
-        return export(
-            self.model, path, to, tokenizer=self.tokenizer, overwrite=overwrite, **options
-        )
+        model = transformer_of(self.model)
+        return export(model, path, to, tokenizer=self.tokenizer, overwrite=overwrite, **options)
 
 
 def saved_result(

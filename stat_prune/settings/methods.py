@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pkgutil import resolve_name
+from typing import Any, Literal, get_args
 
 from stat_prune.errors import SettingsError
 
@@ -37,18 +39,31 @@ OBJECTIVES = ("logits", "hidden-states", "pooled")
 Allocation = Literal["searched", "probed", "unweighted", "even"]
 ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
 
+#: What is fitted to the dense model's outputs when a model has been cut.
+FINISHES = ("scales", "lora")
+
 #: How much is spent on the search for a budget.
 EFFORTS = ("fast", "normal", "thorough")
 
 
-@dataclass(frozen=True)
-class Method:
+class _Named:
+    """Functions go by their names, which are the same in every process."""
+
+    def __repr__(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        parts = (f"{k}={getattr(v, '__qualname__', repr(v))}" for k, v in values.items())
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Method(_Named):
     """A retraining-free method, as a choice of its parts.
 
     Attributes
     ----------
-    criterion : str
-        One of `CriterionName`: which units stay.
+    criterion : str or callable
+        Which units stay: one of `CriterionName`, or a function that ranks them
+        (`stat_prune.choosing.criteria.Criterion`).
     corrected : bool
         Whether the least-squares correction is folded into the consumer.
     absorb_mean : bool
@@ -61,7 +76,7 @@ class Method:
         Whether the correction is solved a second time, from the pruned network's activations.
     """
 
-    criterion: CriterionName = "interpolative"
+    criterion: CriterionName | Callable[..., Any] = "interpolative"
     corrected: bool = True
     absorb_mean: bool = True
     allocation: Allocation = "searched"
@@ -79,9 +94,10 @@ class Method:
 
     def __post_init__(self) -> None:
         criteria = get_args(CriterionName)
-        if self.criterion not in criteria:
+        if self.criterion not in criteria and not callable(self.criterion):
             raise SettingsError(
-                f"`criterion` must be one of {', '.join(criteria)}; got {self.criterion!r}."
+                f"`criterion` must be one of {', '.join(criteria)}, or a function that ranks "
+                f"units; got {self.criterion!r}."
             )
         if self.allocation not in ALLOCATIONS:
             raise SettingsError(
@@ -98,14 +114,51 @@ class Method:
             )
 
 
-#: Pipelines of their own; see `stat_prune.baselines`.
-PEERS = ("stat-paper", "flap", "fisher", "fisher-untuned", "kprune", "kcm", "kcm-untuned")
+@dataclass(frozen=True, repr=False)
+class Baseline(_Named):
+    """A method that is a pipeline of its own, from data to plan, to compare with.
 
-#: Those that look at the model's output.
-OUTPUT_PEERS = ("fisher", "fisher-untuned", "kprune")
+    It has no uniform mode, aims at MACs and parameters and at no time, and is not taken up again.
 
-#: Those that leave all heads.
-NEURON_PEERS = ("kcm", "kcm-untuned")
+    Attributes
+    ----------
+    name : str
+    plan : callable or str
+        From a `stat_prune.pipeline.run.Run` and a target to a list with the
+        `stat_prune.choosing.plan.BlockPlan` of each of the run's blocks; or where it is, as
+        ``"module:function"``.
+    reads_output : bool
+        Whether the model's output has a say, and not activations alone.
+    leaves_heads : bool
+        Whether neurons alone leave.
+    """
+
+    name: str
+    plan: Callable[..., Any] | str
+    reads_output: bool = False
+    leaves_heads: bool = False
+
+    @property
+    def planner(self) -> Callable[..., Any]:
+        """`plan`, imported."""
+        return resolve_name(self.plan) if isinstance(self.plan, str) else self.plan
+
+
+#: Where the published ones are; each is imported when it is asked for.
+_BASELINES = "stat_prune.baselines."
+
+BASELINES: dict[str, Baseline] = {
+    one.name: one
+    for one in (
+        Baseline("stat-paper", f"{_BASELINES}stat_paper:plan"),
+        Baseline("flap", f"{_BASELINES}flap:plan"),
+        Baseline("fisher", f"{_BASELINES}fisher:plan", reads_output=True),
+        Baseline("fisher-untuned", f"{_BASELINES}fisher:plan_untuned", reads_output=True),
+        Baseline("kprune", f"{_BASELINES}kprune:plan", reads_output=True),
+        Baseline("kcm", f"{_BASELINES}kcm:plan", leaves_heads=True),
+        Baseline("kcm-untuned", f"{_BASELINES}kcm:plan_untuned", leaves_heads=True),
+    )
+}
 
 METHODS: dict[str, Method] = {
     "stat": Method(),
@@ -133,6 +186,13 @@ METHODS: dict[str, Method] = {
 }
 
 
+def baseline_named(method: str | Method | Baseline) -> Baseline | None:
+    """The `Baseline` of a name; one is returned as it is. None for a method of parts."""
+    if isinstance(method, Baseline):
+        return method
+    return BASELINES.get(method) if isinstance(method, str) else None
+
+
 def method_named(method: str | Method) -> Method:
     """The `Method` of a name; a `Method` is returned as it is.
 
@@ -145,7 +205,7 @@ def method_named(method: str | Method) -> Method:
         return method
     if not isinstance(method, str) or method not in METHODS:
         raise SettingsError(
-            f"Unknown method {method!r}. Known: {', '.join([*METHODS, *PEERS])}, or a "
+            f"Unknown method {method!r}. Known: {', '.join([*METHODS, *BASELINES])}, or a "
             "stat_prune.Method(...)."
         )
     return METHODS[method]

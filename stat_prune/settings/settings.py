@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -22,12 +22,12 @@ from stat_prune.settings.arguments import (
 from stat_prune.settings.methods import (
     ALLOCATIONS,
     EFFORTS,
-    NEURON_PEERS,
+    FINISHES,
     OBJECTIVES,
-    OUTPUT_PEERS,
-    PEERS,
     Allocation,
+    Baseline,
     Method,
+    baseline_named,
     method_named,
 )
 from stat_prune.settings.targets import Target, checked_target
@@ -52,7 +52,7 @@ _LARGEST_MULTIPLE = 2**31 - 1
 class Settings:
     """How to prune; every attribute is documented at `stat_prune.prune`."""
 
-    method: str | Method = "stat"
+    method: str | Method | Baseline = "stat"
     num_calibration_samples: int = 512
     max_seq_length: int | None = None
     batch_size: int = 32
@@ -69,6 +69,7 @@ class Settings:
     budget: Allocation | None = None
     passes: int | None = None
     precision: str = "auto"
+    finish: str | None = None
     inplace: bool = False
     progress: bool = True
 
@@ -96,11 +97,15 @@ class Settings:
             raise SettingsError(
                 f"`effort` must be one of {', '.join(EFFORTS)}; got {self.effort!r}."
             )
+        if self.finish is not None and self.finish not in FINISHES:
+            raise SettingsError(
+                f"`finish` must be one of {', '.join(FINISHES)}, or None; got {self.finish!r}."
+            )
         if self.budget is not None and self.budget not in ALLOCATIONS:
             raise SettingsError(
                 f"`budget` must be one of {', '.join(ALLOCATIONS)}; got {self.budget!r}."
             )
-        if not isinstance(self.method, str) or self.method not in PEERS:
+        if self.baseline is None:
             _ = self.recipe
         elif self.uniform:
             raise SettingsError(f"method={self.method!r} has no uniform mode; use method='stat'.")
@@ -122,19 +127,24 @@ class Settings:
             )
 
     @property
+    def baseline(self) -> Baseline | None:
+        """A method that is a pipeline of its own; None for one that is made of parts."""
+        return baseline_named(self.method)
+
+    @property
     def _solves_correction(self) -> bool:
-        return self.method not in PEERS and self.recipe.corrected
+        return self.baseline is None and self.recipe.corrected
 
     @property
     def recipe(self) -> Method:
-        """The method's parts, with the budget that is asked for; not for those in `PEERS`.
+        """The method's parts, with the budget that is asked for; not of a `baseline`.
 
         Raises
         ------
         SettingsError
             If there is no such method, or it cannot be combined with the budget.
         """
-        recipe = method_named(self.method)
+        recipe = method_named(cast("str | Method", self.method))
         if self.budget is None:
             return recipe
         if recipe.heads_only and self.budget != "even":
@@ -145,7 +155,7 @@ class Settings:
 
     @property
     def num_passes(self) -> int:
-        """Of the correction, as asked for or as the method says; not for those in `PEERS`."""
+        """Of the correction, as asked for or as the method says; not of a `baseline`."""
         return self.passes or self.recipe.passes
 
     @property
@@ -157,7 +167,7 @@ class Settings:
 
     @property
     def _searches(self) -> bool:
-        return self.method not in PEERS and self.recipe.allocation == "searched"
+        return self.baseline is None and self.recipe.allocation == "searched"
 
     def _take(self, name: str, value: Any) -> None:
         """Set an attribute to what was meant by it."""
@@ -175,8 +185,10 @@ class Settings:
     @property
     def reads_output(self) -> bool:
         """Whether the model's output has a say in what is pruned, and not activations alone."""
-        if self.method in PEERS:
-            return self.method in OUTPUT_PEERS
+        if self.finish is not None:
+            return True
+        if self.baseline is not None:
+            return self.baseline.reads_output
         return self.recipe.probes or self.num_passes == 2
 
     @property
@@ -192,19 +204,19 @@ class Settings:
     @property
     def removes_blocks(self) -> bool:
         """Whether blocks may leave altogether: not where all layers are to be alike."""
-        if not self.remove_blocks or self.uniform or self.method in PEERS:
+        if not self.remove_blocks or self.uniform or self.baseline is not None:
             return False
         return self.recipe.allocation != "even"
 
     @property
     def ranks_heads_only(self) -> bool:
         """Whether the method's criterion has nothing to say of neurons."""
-        return self.method not in PEERS and self.recipe.heads_only
+        return self.baseline is None and self.recipe.heads_only
 
     @property
     def leaves_heads(self) -> bool:
         """Whether neurons alone bear a budget of both kinds."""
-        return self.method in NEURON_PEERS
+        return self.baseline is not None and self.baseline.leaves_heads
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the report."""
@@ -225,6 +237,7 @@ class Settings:
             "budget": self.budget,
             "passes": self.passes,
             "precision": self.precision,
+            "finish": self.finish,
             "objective": self.objective
             if isinstance(self.objective, str)
             else getattr(self.objective, "__qualname__", None),
@@ -243,7 +256,7 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
     """
     for target in map(checked_target, targets):
         kinds = target.fractions().keys()
-        if settings.method in PEERS and target.of_embeddings < 1:
+        if settings.baseline is not None and target.of_embeddings < 1:
             raise SettingsError(
                 f"method={settings.method!r} prunes heads and neurons, but {target!r} is of "
                 "embeddings too. Use method='stat', or leave them out."

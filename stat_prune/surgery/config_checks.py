@@ -72,6 +72,22 @@ def of_sizes_that_configs_say(model: PreTrainedModel, blocks: Sequence[Block]) -
     return [replace(block, sizes=sizes(block)) for block in blocks]
 
 
+def warn_if_not_plain(model: PreTrainedModel) -> None:
+    """Say that a model whose layers are alike has sizes all the same that its config cannot say."""
+    if not getattr(model.config, "stat_prune", None):
+        return
+    attentions = [one for stack, _ in stacks_of(model) for one in stack.attentions]
+    together = any(one.config_heads is not None for one in attentions)
+    warnings.warn(
+        f"uniform=True: the layers are alike, but a {type(model.config).__name__} cannot say their "
+        "sizes: the folder opens with stat_prune.load or trust_remote_code=True. For one that "
+        "plain transformers opens, prune neurons alone (target=MACs({'neurons': ...}))"
+        f"{', or heads and neurons by one fraction' if together else ''}.",
+        UniformSizesWarning,
+        stacklevel=3,
+    )
+
+
 def _sizes_of(block: Block) -> list[tuple[int, int]]:
     """Numbers of query heads, equally many of each key/value head that stays, and of those."""
     members = range(1, block.units_per_group + 1)

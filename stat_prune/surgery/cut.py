@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.errors import NonFiniteWeightsError
-from stat_prune.families import architecture_of, find_blocks, remember, stacks_of
+from stat_prune.families import architecture_of, find_blocks, remember
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import (
     in_memory,
@@ -22,15 +22,13 @@ from stat_prune.model.dispatched import (
 )
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.modeling_stat_prune import (
-    FORMATS,
     compute_without_heads,
     empty_layer,
     set_attributes,
 )
 from stat_prune.model.position_bias import separate_position_biases
 from stat_prune.model.projections import projection
-from stat_prune.surgery.config_checks import set_fields, takes
-from stat_prune.surgery.per_layer_config import forget_layer_sizes, say_layer_sizes
+from stat_prune.surgery.recording import record
 
 
 def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
@@ -51,18 +49,24 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     NonFiniteWeightsError
         If a weight is beyond the numbers of its dtype; nothing is changed then.
     """
-    base = model.base_model
     for one in folded:
-        _check_range(base, one)
-    record = getattr(model.config, "stat_prune", None) or {}
-    remembered: dict[str, dict[str, Any]] = record.get("attributes", {})
+        _check_range(model.base_model, one)
+    architecture = architecture_of(model)
+    changes = _cut(model, folded)
+    if changes is not None:
+        record(model, changes)
+        remember(model, architecture)  # which may have gone by the sizes in the config
+
+
+def _cut(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> dict[str, Any] | None:
+    """Make the layers smaller; what to record of it, or None if nothing has changed."""
+    base, before = model.base_model, find_blocks(model)
     linear: dict[str, list[Any]] = {}
     parameters: dict[str, list[int]] = {}
     attributes: dict[str, dict[str, int]] = {}
-    no_heads: dict[str, dict[str, Any]] = dict(record.get("no_heads", {}))
-    added_biases = list(record.get("added_biases", []))
-    architecture = architecture_of(model)
-    before, kept = find_blocks(model), {}
+    no_heads: dict[str, dict[str, Any]] = {}
+    added_biases: list[str] = []
+    kept: dict[str, Tensor] = {}
     for members in _together(folded):
         if not any(_changes(base, one) for one in members):
             continue
@@ -82,44 +86,15 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
         if block.kind == "heads" and len(one.units) == 0:
             no_heads |= _remove_heads(base, block)
     if not linear and not parameters:
-        return
-    position_bias = record.get("position_bias", {}) | separate_position_biases(base, before, kept)
-    # No config says that some layers of a family have a bias which its stock layers lack, which
-    # heads share a position bias, or that values have another size than keys.
-    head_dims = record.get("head_dims")
-    stock = None if added_biases or position_bias or head_dims else uniform_config(model)
-    embeddings = record.get("embeddings")
-    if stock is None:
-        model.config.stat_prune = {
-            "format": FORMATS[-1],
-            "linear": {**record.get("linear", {}), **linear},
-            "parameters": {**record.get("parameters", {}), **parameters},
-            "attributes": {
-                path: {**remembered.get(path, {}), **attributes.get(path, {})}
-                for path in {**remembered, **attributes}
-            },
-        }
-        if position_bias:
-            model.config.stat_prune["position_bias"] = position_bias
-        if no_heads:
-            model.config.stat_prune["no_heads"] = no_heads
-        if added_biases:
-            model.config.stat_prune["added_biases"] = added_biases
-        if embeddings:
-            model.config.stat_prune["embeddings"] = embeddings
-        if head_dims:
-            model.config.stat_prune["head_dims"] = head_dims
-        say_layer_sizes(model)
-        return
-    forget_layer_sizes(model.config)
-    set_fields(model.config, stock)
-    if embeddings:
-        record = {"format": FORMATS[-1], "linear": {}, "attributes": {}, "embeddings": embeddings}
-        model.config.stat_prune = record
-        return
-    if hasattr(model.config, "stat_prune"):
-        del model.config.stat_prune
-    remember(model, architecture)  # which went by the sizes in the config
+        return None
+    return {
+        "linear": linear,
+        "parameters": parameters,
+        "attributes": attributes,
+        "position_bias": separate_position_biases(base, before, kept),
+        "no_heads": no_heads,
+        "added_biases": added_biases,
+    }
 
 
 def cut_copy(model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]]) -> PreTrainedModel:
@@ -157,40 +132,6 @@ def _first_units(
     weight = projection(model.base_model, block.consumer).weight.detach()
     channels = block.channels(units).to(weight.device)
     return FoldedConsumer(block, units, weight[:, channels], bias=None, output_error=0.0)
-
-
-def uniform_config(model: PreTrainedModel) -> dict[str, int] | None:
-    """The config fields that say a model's sizes, or None if its family's config cannot.
-
-    It cannot where layers differ, where a block has nothing left, and where the number of heads is
-    bound to the hidden size, by the family's layers or by checks of the config's own.
-    """
-    sizes: dict[str, set[tuple[int, int, int]]] = {}
-    blocks = find_blocks(model)
-    for block in blocks:
-        size = (block.num_units, block.num_groups, block.unit_size)
-        sizes.setdefault(block.part, set()).add(size)
-    if any(len(found) > 1 for found in sizes.values()) or not all(b.num_units for b in blocks):
-        return None
-    input_sizes = {block.part: block.input_size for block in blocks}
-    fields: dict[str, int] = {}
-    for stack, _ in stacks_of(model):
-        for attention in stack.attentions:
-            for size in sizes.get(attention.name, ()):
-                if attention.config_heads is not None:
-                    fields |= dict(zip(attention.config_heads, size, strict=True))
-                # Heads of a narrowed stream are larger than the config would make them.
-                elif (size[0], size[0] * size[2]) != (
-                    getattr(model.config, "num_attention_heads", size[0]),
-                    input_sizes[attention.name],
-                ):
-                    return None
-        for feed_forward in stack.feed_forwards:
-            for size in sizes.get(feed_forward.name, ()):
-                if feed_forward.config_neurons is None:
-                    return None
-                fields[feed_forward.config_neurons] = size[0]
-    return fields if takes(model.config, fields) else None
 
 
 def _together(folded: Sequence[FoldedConsumer]) -> list[list[FoldedConsumer]]:
@@ -330,8 +271,8 @@ def _follow(
         "heads_per_group": num_units // max(num_groups, 1),
         "neurons": num_units,
     }
-    record: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, int]] = {}
     for path, names in block.attributes.items():
-        record[path] = {name: values[count] for name, count in names.items()}
-        set_attributes(base_model.get_submodule(path), record[path])
-    return record
+        found[path] = {name: values[count] for name, count in names.items()}
+        set_attributes(base_model.get_submodule(path), found[path])
+    return found

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from stat_prune.errors import NonFiniteWeightsError
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import shared_copy
-from stat_prune.model.modeling_stat_prune import FORMATS, compute_with_own_dims
+from stat_prune.model.modeling_stat_prune import compute_with_own_dims, set_attributes
 from stat_prune.model.projections import projection
 from stat_prune.surgery.cut import replace_layer
+from stat_prune.surgery.recording import record
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,22 @@ def narrow(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> None:
         return
     for one in changed:
         _check_range(model, one)
-    record = getattr(model.config, "stat_prune", None) or {"linear": {}, "attributes": {}}
-    linear, attributes = dict(record["linear"]), dict(record["attributes"])
-    dims: dict[str, dict[str, int]] = dict(record.get("head_dims", {}))
+    linear: dict[str, Any] = {}
+    attributes: dict[str, dict[str, int]] = {}
+    dims: dict[str, dict[str, int]] = {}
     for one in changed:
         for path, (weight, bias) in one.layers.items():
             linear[path] = replace_layer(base, path, weight, bias)
         ((path, counts),) = one.block.attributes.items()
         dims[path] = {"query_key": one.query_key, "value": one.value}
         compute_with_own_dims(base.get_submodule(path), **dims[path])
-        channels = {
+        attributes[path] = {
             name: one.block.num_units * one.value
             for name, count in counts.items()
             if count == "channels"
         }
-        for name, value in channels.items():
-            setattr(base.get_submodule(path), name, value)
-        attributes[path] = {**attributes.get(path, {}), **channels}
-    changes: dict[str, Any] = {"linear": linear, "attributes": attributes, "head_dims": dims}
-    model.config.stat_prune = {**record, "format": FORMATS[-1], **changes}
+        set_attributes(base.get_submodule(path), attributes[path])
+    record(model, {"linear": linear, "attributes": attributes, "head_dims": dims})
 
 
 def narrowed_copy(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from stat_prune.checkpoints.rehearsal import check_can_be_saved
 from stat_prune.errors import SettingsError, TargetError
 from stat_prune.machine.lock import Lock
 from stat_prune.model.model_checks import check_is_model
+from stat_prune.model.one_run import model_of_run
 from stat_prune.pipeline.method_requirements import check_single_fraction
 from stat_prune.pipeline.run import Run, starting
 from stat_prune.reporting.result import PruningResult
@@ -191,15 +192,11 @@ def _numbers(name: str, values: Any) -> list[float]:
 
 @contextmanager
 def _teaching(run: Run, teacher: PreTrainedModel | None) -> Iterator[PreTrainedModel]:
-    """The teacher in evaluation mode, on the run's device; as it was afterwards."""
-    chosen: nn.Module = run.model if teacher is None else teacher
-    if teacher is not None:
-        check_teacher(run.model, teacher)
-    home = next(chosen.parameters()).device
-    modes = {module: module.training for module in chosen.modules()}
-    try:
-        yield chosen.to(run.device).eval()  # type: ignore[misc]
-    finally:
-        chosen.to(home)
-        for module, mode in modes.items():
-            module.training = mode
+    """The teacher in evaluation mode, on the run's device; the given one is as it was."""
+    if teacher is None:
+        yield run.model.eval()
+        return
+    check_teacher(run.model, teacher)
+    with model_of_run(teacher) as one:
+        module: nn.Module = one.eval()
+        yield module.to(run.device)  # type: ignore[misc]

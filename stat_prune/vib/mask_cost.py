@@ -83,6 +83,11 @@ class MaskCosts:
             staying=tuple(compress(self.staying, present)),
         )
 
+    def steps(self, whole: Iterable[bool]) -> list[float]:
+        """The fraction that one more mask costs, of each block that is not kept whole."""
+        priced = zip(self.per_mask, whole, strict=True)
+        return [each / self.total for each, kept in priced if not kept]
+
     def fraction(self, counts: Iterable[float | Tensor]) -> float | Tensor:
         """Fraction of the whole that so many masks of each block cost."""
         paid = sum(each * count for each, count in zip(self.per_mask, counts, strict=True))

@@ -23,6 +23,7 @@ from stat_prune.model.blocks import Block
 from stat_prune.model.ignoring import without_ignored
 from stat_prune.pipeline.accounting import account, measure
 from stat_prune.pipeline.method_requirements import check_no_experts
+from stat_prune.pipeline.reached import check_fraction
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.saving import Output
 from stat_prune.reporting.result import PruningResult
@@ -155,11 +156,14 @@ class Finetuning:
         masks, hidden = None, None
         facts: dict[str, Any] = {}
         units = [torch.arange(block.num_units) for block in blocks]
+        steps: list[float] = []
         if fraction < 1 or self.hidden is not None:
             masks = make_masks(blocks, self.config, seed=run.settings.seed)
             hidden = self._hidden_mask()
             self._train_masks(student, blocks, masks, hidden, fraction, place)
-            selection = select(masks, self._prices_of(blocks, self.hidden), fraction)
+            prices = self._prices_of(blocks, self.hidden)
+            selection = select(masks, prices, fraction)
+            steps = prices.steps([bool(kept.all()) for kept in selection.kept])
             units = [kept_units(b, kept) for b, kept in zip(blocks, selection.kept, strict=True)]
             facts["threshold_fraction"] = selection.threshold_fraction
         plans = fold_masks(student, blocks, masks, units, self.config, run)
@@ -169,13 +173,11 @@ class Finetuning:
                 kept = hidden.log_alpha().argsort()[: self.hidden].sort().values.cpu()
                 cut_hidden(student, kept, hidden.mean)
             as_pruned_class(student)
-        report = account(
-            run,
-            self.target,
-            plans,
-            measure(run.model, run.seq_length(self.target)),
-            measure(student, run.seq_length(self.target)),
-        )
+        dense, cut = (measure(m, run.seq_length(self.target)) for m in (run.model, student))
+        counted = self._counted
+        reached = getattr(cut, counted) / getattr(dense, counted)
+        check_fraction(self.target, fraction, reached, steps)
+        report = account(run, self.target, plans, dense, cut)
         leave_source(student)
         settings = report.settings | {
             "method": "vib",
@@ -191,6 +193,13 @@ class Finetuning:
             plan["hidden"] = kept.tolist()
         result = PruningResult(student, replace(report, settings=settings), plan, run.tokenizer)
         return in_dense_units(result, run.blocks, before) if before else result
+
+    @property
+    def _counted(self) -> str:
+        """What of a model's size the target is a fraction of."""
+        if not isinstance(self.target, Parameters):
+            return "block_macs"
+        return "block_parameters" if self.hidden is None else "parameters"
 
     def _hidden_mask(self) -> HiddenMask | None:
         if self.hidden is None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import stat_prune
 from stat_prune.reporting.result import PruningResult
-from stat_prune.settings.methods import PEERS
+from stat_prune.settings.methods import BASELINES
 
 Prune = Callable[..., PruningResult]
 
@@ -62,7 +62,7 @@ def refused(callspec: Any) -> bool:
     family = parameters.get("family")
     # Items of the whole session come by, with parameters of their own.
     mixture = isinstance(family, Family) and family.has_experts
-    return mixture and parameters.get("method") in PEERS
+    return mixture and parameters.get("method") in BASELINES
 
 
 @pytest.fixture(scope="session")

@@ -9,18 +9,18 @@ from families import FAMILIES, Family, output
 import stat_prune
 from stat_prune import MACs, Parameters
 from stat_prune.errors import ModelError
-from stat_prune.settings.methods import PEERS
+from stat_prune.settings.methods import BASELINES
 
 # Of encoders: tests/peers/test_published.py.
 ENCODERS_ONLY = ("fisher", "fisher-untuned", "kprune", "kcm", "kcm-untuned")
 #: Layouts that differ in what a method touches; the other families differ in names.
 LABELS = ("Bert", "DistilBert", "Llama", "GPT2", "Falcon-grouped", "Olmo2", "Mixtral")
-METHODS = ["wanda-sp", "obs", *(peer for peer in PEERS if peer not in ENCODERS_ONLY)]
+METHODS = ["wanda-sp", "obs", *(peer for peer in BASELINES if peer not in ENCODERS_ONLY)]
 CASES = [
     (family, method)
     for family in FAMILIES
     for method in METHODS
-    if family.label in LABELS and not (family.name == "Mixtral" and method in PEERS)
+    if family.label in LABELS and not (family.name == "Mixtral" and method in BASELINES)
 ]
 EVERY_PEER = pytest.mark.parametrize(
     "case", CASES, ids=[f"{family.label}-{method}" for family, method in CASES]
@@ -57,7 +57,7 @@ def test_peers_that_keep_everything_change_nothing(case: tuple[Family, str], pru
     assert all(row.kept == row.total for row in result.report.blocks)
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method in PEERS])
+@pytest.mark.parametrize("method", [method for method in METHODS if method in BASELINES])
 def test_peers_that_give_every_block_its_own_size_refuse_experts(prune, method):
     (mixtral,) = (family for family in FAMILIES if family.label == "Mixtral")
     with pytest.raises(ModelError, match="experts of a layer"):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from families import FAMILIES, Family, output, reads
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -89,7 +90,19 @@ def test_kept_units_are_those_of_the_model_and_of_the_plan(family: Family, prune
 def test_the_report_survives_json(family: Family, prune):
     report = prune(family.build(), MACs(0.6)).report
     assert PruningReport.from_dict(json.loads(report.to_json())) == report
-    assert all(row.name in str(report) for row in report.blocks)
+
+
+def test_a_printed_report_has_every_block_in_80_columns(family: Family, prune):
+    report = prune(family.build(), MACs(0.6)).report
+    console = Console(width=80, color_system=None, force_jupyter=False)
+    with console.capture() as capture:
+        console.print(report.table())
+    shown = capture.get()
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    cells = re.sub(r"[│\s]+", " ", shown)
+    for row in report.blocks:
+        assert f" {row.kept}/{row.total} " in cells
+        assert re.match(r".*?\.\d+", row.name)[0] in cells
 
 
 def test_a_target_for_heads_leaves_neurons_alone(family: Family, prune):
@@ -120,3 +133,9 @@ def test_a_printed_report_is_plain_text_in_a_notebook_too(prune, monkeypatch):
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 110
     assert f"{report.after.parameters:,}" in text
+
+
+def test_a_result_shows_itself_in_one_line(prune):
+    result = prune(FAMILIES[0].build(), MACs(0.6))
+    assert "\n" not in repr(result) and len(repr(result)) < 200
+    assert f"{result.report.after.parameters:,} parameters" in repr(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from stat_prune.checkpoints import beside
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.cli import app
 from stat_prune.cli.demo.demo_data import find_sentence_encoder
+from stat_prune.errors import ModelError
+from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 
 sentence_transformers = pytest.importorskip(
     "sentence_transformers", reason="needs sentence-transformers (the extra `export`)"
@@ -263,6 +266,44 @@ def test_a_reranker_keeps_its_activation(word_tokenizer, tmp_path, layer_at_a_ti
     assert "CrossEncoder(" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.fixture
+def t5_encoder(word_tokenizer, tmp_path):
+    """The folder of a sentence encoder around the encoder of a T5."""
+    modules = pytest.importorskip("sentence_transformers.models")
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2}
+    config = transformers.T5Config(vocab_size=64, decoder_start_token_id=0, **sizes)
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "transformer")
+    word_tokenizer.save_pretrained(tmp_path / "transformer")
+    transformer = modules.Transformer(str(tmp_path / "transformer"), max_seq_length=11)
+    encoder = sentence_transformers.SentenceTransformer(
+        modules=[transformer, modules.Pooling(32, "mean")], device="cpu"
+    )
+    encoder.save(str(tmp_path / "whole"))
+    return tmp_path / "whole"
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+def test_a_t5_encoder_whose_layers_differ_is_a_warning_that_names_the_remedy(
+    t5_encoder, word_tokenizer, tmp_path, inplace
+):
+    encoder = sentence_transformers.SentenceTransformer(str(t5_encoder), device="cpu")
+    how = {"tokenizer": word_tokenizer, "target": MACs(0.6), "effort": "fast", "progress": False}
+    with pytest.warns(
+        stat_prune.errors.ModelWarning, match=r"uniform=True and target=MACs\({'neurons': 0.5}\)"
+    ):
+        result = stat_prune.prune(encoder[0].auto_model, WORDS, inplace=inplace, **how)
+        result.save(tmp_path / "out")
+    assert stat_prune.load(tmp_path / "out").config.stat_prune
+    dense = stat_prune.load(t5_encoder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", stat_prune.errors.ModelWarning)
+        how["target"] = MACs({"neurons": 0.5})
+        uniform = stat_prune.prune(dense, WORDS, uniform=True, **how)
+        uniform.save(tmp_path / "uniform")
+    opened = sentence_transformers.SentenceTransformer(str(tmp_path / "uniform"), device="cpu")
+    assert opened.encode(SENTENCES).shape == (3, 32)
+
+
 def test_a_sparse_encoder_keeps_its_pooling(word_tokenizer, tmp_path):
     modules = pytest.importorskip("sentence_transformers.sparse_encoder.modules")
     build("BertForMaskedLM").save_pretrained(tmp_path / "head")
@@ -280,3 +321,91 @@ def test_a_sparse_encoder_keeps_its_pooling(word_tokenizer, tmp_path):
     )
     assert [type(one) for one in pruned] == [type(one) for one in encoder]
     assert pruned[1].pooling_strategy == "sum"
+
+
+FAST = {"effort": "fast", "num_calibration_samples": 16, "progress": False}
+
+
+def saved_and_opened(result, folder):
+    result.save(folder)
+    return type(result.model)(str(folder), device="cpu", trust_remote_code=True)
+
+
+def test_a_sentence_encoder_is_pruned_whole(whole, tmp_path):
+    encoder = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    before = encoder.encode(WORDS, convert_to_tensor=True)
+    result = stat_prune.prune(encoder, WORDS, target=MACs(0.6), **FAST)
+    assert [type(one) for one in result.model] == [type(one) for one in encoder]
+    assert result.report.settings["objective"] == "SentenceEmbeddings.distance"
+    assert result.report.after.parameters < result.report.before.parameters
+    assert torch.equal(encoder.encode(WORDS, convert_to_tensor=True), before)
+    # What lay behind the transformer when it was pruned is saved, not what the old folder has.
+    with torch.no_grad():
+        result.model[2].linear.weight.mul_(-1)
+    opened = saved_and_opened(result, tmp_path / "out")
+    expected = result.model.encode(WORDS, convert_to_tensor=True)
+    assert torch.equal(opened.encode(WORDS, convert_to_tensor=True), expected)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "SentenceTransformer(" in card and "MACs(" in card and str(tmp_path) not in card
+    result.save(tmp_path / "out", overwrite=True)
+
+
+def test_a_sentence_encoder_is_pruned_in_place_and_goes_on_where_it_was_saved(whole, tmp_path):
+    encoder = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    places = {"output_dir": tmp_path / "out", "work_dir": tmp_path / "work"}
+    settings = {"target": MACs(0.6), **FAST, **places}
+    first = stat_prune.prune(encoder, WORDS, **settings)
+    expected = first.model.encode(WORDS, convert_to_tensor=True)
+    again = stat_prune.prune(encoder, WORDS, **settings)  # what is saved there is loaded
+    assert torch.equal(again.model.encode(WORDS, convert_to_tensor=True), expected)
+    result = stat_prune.prune(encoder, WORDS, target=MACs(0.6), inplace=True, **FAST)
+    assert result.model is encoder
+    assert torch.equal(encoder.encode(WORDS, convert_to_tensor=True), expected)
+
+
+def test_the_budget_is_spread_for_the_embeddings_as_their_modules_make_them(whole):
+    encoder = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    batch = encoder.tokenizer(WORDS[:4], padding=True, return_tensors="pt")
+    other = cut(transformers.AutoModel.from_pretrained(whole))
+    with torch.no_grad():
+        dense, pruned = encoder[0].auto_model(**batch), other(**batch)
+        found = SentenceEmbeddings(encoder).distance(dense, pruned, batch)
+        encoded = [encoder.encode(WORDS[:4], convert_to_tensor=True)]
+        encoder[0].model = other
+        encoded += [encoder.encode(WORDS[:4], convert_to_tensor=True)]
+    assert found.max() > 1e-6
+    torch.testing.assert_close(found, (encoded[0] - encoded[1]).square().sum(1))
+
+
+def test_rerankers_and_sparse_encoders_are_pruned_whole(word_tokenizer, tmp_path):
+    modules = pytest.importorskip("sentence_transformers.sparse_encoder.modules")
+    for head in ("BertForSequenceClassification", "BertForMaskedLM"):
+        build(head).save_pretrained(tmp_path / head)
+        word_tokenizer.save_pretrained(tmp_path / head)
+    reranker = sentence_transformers.CrossEncoder(
+        str(tmp_path / "BertForSequenceClassification"), device="cpu"
+    )
+    pairs = list(zip(WORDS[::2], WORDS[1::2], strict=True))
+    result = stat_prune.prune(reranker, pairs * 2, target=MACs(0.6), **FAST)
+    opened = saved_and_opened(result, tmp_path / "reranker")
+    assert (opened.predict(pairs) == result.model.predict(pairs)).all()
+    assert (opened.predict(pairs) != reranker.predict(pairs)).any()
+    transformer = sentence_transformers.base.modules.Transformer(
+        str(tmp_path / "BertForMaskedLM"), transformer_task="fill-mask"
+    )
+    splade = modules.SpladePooling(pooling_strategy="sum")
+    sparse = sentence_transformers.SparseEncoder(modules=[transformer, splade], device="cpu")
+    (result,) = stat_prune.prune_family(sparse, WORDS, targets=[MACs(0.6)], **FAST)
+    assert result.report.settings["calibration_masked_tokens"] == 0
+    opened = saved_and_opened(result, tmp_path / "sparse")
+    found, expected = (
+        one.encode(WORDS, convert_to_sparse_tensor=False) for one in (opened, result.model)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_encoder_without_one_transformer_is_refused():
+    modules = pytest.importorskip("sentence_transformers.models")
+    bow = sentence_transformers.SentenceTransformer(modules=[modules.BoW(["cat"])], device="cpu")
+    with pytest.raises(ModelError, match="holds no model of transformers"):
+        stat_prune.prune(bow, WORDS, target=MACs(0.6))

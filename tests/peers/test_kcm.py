@@ -13,7 +13,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 import stat_prune
 from stat_prune import MACs, Parameters
-from stat_prune.baselines import PLANNERS, kcm
+from stat_prune.baselines import kcm
 from stat_prune.data.batching import token_mask
 from stat_prune.errors import TargetError
 from stat_prune.surgery.cut import apply
@@ -109,7 +109,7 @@ def test_neurons_bear_the_whole_budget_and_nearly_use_it_up(method, target):
 
 
 def test_a_budget_that_heads_alone_exceed_is_refused_before_any_work(monkeypatch):
-    monkeypatch.setitem(PLANNERS, "kcm", None)  # not even reached
+    monkeypatch.setattr(kcm, "plan", None)  # not even reached
     with pytest.raises(TargetError, match=r"below the least .* method='kcm' leaves all heads"):
         stat_prune.prune_family(
             build(), rows(), targets=[MACs(0.9), MACs(0.3)], method="kcm", progress=False

@@ -93,7 +93,7 @@ def test_an_unpruned_model_knows_all_predictions_and_each_channel_its_output(mod
 @torch.no_grad()
 def test_what_the_dense_model_knows_is_in_the_statistics_already(model):
     with ready(model) as run:
-        dense = LayerwiseModel(model, run.calibration.batches)
+        dense = LayerwiseModel(run.model, run.calibration.batches)
         found, statistics = kprune._collect(run, dense)
         for one, other in zip(found, predictions(dense), strict=True):
             assert all(map(torch.equal, one, other))

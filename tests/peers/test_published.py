@@ -19,7 +19,7 @@ from transformers import BertForTokenClassification as TokenClassification
 
 import stat_prune
 from stat_prune import MACs, Parameters, Tolerance
-from stat_prune.baselines import PLANNERS, fisher
+from stat_prune.baselines import fisher
 from stat_prune.errors import DataError, ModelError, TargetError
 from stat_prune.families import find_blocks
 from stat_prune.model.folded_consumer import FoldedConsumer
@@ -202,8 +202,8 @@ def test_without_scores_a_regression_has_the_gradient_of_its_prediction():
 def test_folded_masks_give_the_masked_model():
     model = build(num_labels=3)
     with ready(model) as run:
-        plans = PLANNERS["fisher"](run, MACs(0.5))
-        untuned = PLANNERS["fisher-untuned"](run, MACs(0.5))
+        plans = fisher.plan(run, MACs(0.5))
+        untuned = fisher.plan_untuned(run, MACs(0.5))
         pruned = copy.deepcopy(model)
         apply(pruned, [plan.folded for plan in plans])
         masks = {}

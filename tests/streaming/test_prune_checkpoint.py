@@ -220,7 +220,8 @@ report = stat_prune.prune_checkpoint(
     progress=False,
 ).report
 assert 0.75 < report.predicted_peak_memory / report.peak_memory < 1.25
-assert f"({report.predicted_peak_memory / 2**20:.0f} predicted)" in str(report)
+predicted = f"({report.predicted_peak_memory / 2**20:.0f} predicted)"
+assert predicted in report.summary()  # a table may break the line
 """
 
 

@@ -24,7 +24,7 @@ from stat_prune.choosing.criteria import Candidates
 from stat_prune.errors import TargetError
 from stat_prune.measuring.timing import TimedModel
 from stat_prune.model.blocks import Block, SeqLength
-from stat_prune.settings.targets import MACs, Target, Tolerance
+from stat_prune.settings.targets import Target, Tolerance
 
 
 def choose(
@@ -301,8 +301,8 @@ def _whole(cost: float) -> Menu:
 
 
 def _within_tolerance(candidates: Candidates, tolerance: float, round_to: int) -> int:
-    """The cheapest candidate whose activation error is within the tolerance."""
-    menu = menu_for(candidates, 1.0, cost_function(MACs(1.0), 1.0), round_to)
+    """The candidate of the fewest parameters whose activation error is within the tolerance."""
+    menu = menu_for(candidates, 1.0, Block.parameters, round_to)
     errors = candidates.activation_errors[menu.indices].clamp_min(0).sqrt()
     return int(menu.indices[(errors <= tolerance).nonzero()[0, 0]])
 

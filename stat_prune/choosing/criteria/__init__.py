@@ -5,7 +5,7 @@ from stat_prune.choosing.criteria.candidates import Candidates, Criterion, Ranki
 from stat_prune.choosing.criteria.decompositions import interpolative
 from stat_prune.choosing.criteria.obs import obs
 from stat_prune.choosing.criteria.simple import magnitude, random, wanda_sp
-from stat_prune.settings.methods import CriterionName
+from stat_prune.settings.methods import CriterionName, Method
 
 CRITERIA: dict[CriterionName, Criterion] = {
     "attention-combined": combined,
@@ -19,4 +19,10 @@ CRITERIA: dict[CriterionName, Criterion] = {
     "wanda-sp": wanda_sp,
 }
 
-__all__ = ["CRITERIA", "Candidates", "Criterion", "Ranking", "candidates_for"]
+
+def criterion_of(method: Method) -> Criterion:
+    """The function that ranks units for a method."""
+    return method.criterion if callable(method.criterion) else CRITERIA[method.criterion]
+
+
+__all__ = ["CRITERIA", "Candidates", "Criterion", "Ranking", "candidates_for", "criterion_of"]

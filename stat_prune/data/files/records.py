@@ -92,6 +92,8 @@ FORMS: tuple[tuple[tuple[str, ...], Callable[..., Text | None]], ...] = (
     (("conversations",), _chat),
     (("conversation",), _chat),
     (("prompt", "completion"), _chat),
+    (("prompt", "chosen"), _chat),
+    (("chosen",), _chat),
     (("anchor", "positive"), _texts),
     (("query", "positive"), _texts),
     (("query", "document"), _texts),
@@ -108,6 +110,11 @@ FORMS: tuple[tuple[tuple[str, ...], Callable[..., Text | None]], ...] = (
     (("instruction", "response"), _texts),
     (("prompt", "completion"), _texts),
     (("prompt", "response"), _texts),
+    (("prompt", "chosen"), _texts),
+    (("question", "chosen"), _texts),
+    (("instruction", "chosen"), _texts),
+    (("input", "chosen"), _texts),
+    (("chosen",), _texts),
     (("input", "output"), _texts),
     (("source", "target"), _texts),
     (("sentence",), _texts),
@@ -139,6 +146,11 @@ def text_of(record: Mapping[str, Any]) -> Text | None:
     if any(known[name] is None for names, _ in present for name in names):
         return None
     raise LookupError
+
+
+def has_preferences(record: Mapping[str, Any]) -> bool:
+    """Whether a record has answers that were chosen and rejected."""
+    return {"chosen", "rejected"} <= {str(name).strip().lower() for name in record}
 
 
 def no_text(record: Mapping[str, Any]) -> DataError:

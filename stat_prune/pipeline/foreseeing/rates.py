@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import linear
 
 from stat_prune.choosing.correction import fold
-from stat_prune.choosing.criteria import CRITERIA, candidates_for
+from stat_prune.choosing.criteria import candidates_for, criterion_of
 from stat_prune.linalg import Moments
 from stat_prune.machine.half_products import fast_half_products
 from stat_prune.measuring.latency import take_turns
@@ -86,7 +86,7 @@ def block_seconds(
     def decompose() -> None:
         candidates_for(
             known,
-            CRITERIA[recipe.criterion],
+            criterion_of(recipe),
             corrected=recipe.corrected,
             generator=torch.Generator(),
         )

@@ -12,7 +12,7 @@ from stat_prune.errors import ModelError, SaveError, SettingsError, TargetError
 from stat_prune.families import find_blocks, stacks_of
 from stat_prune.machine.distributed import num_processes
 from stat_prune.pipeline.foreseeing.peak_memory import Needs
-from stat_prune.settings.methods import PEERS, Method
+from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Latency, Target
 
@@ -25,7 +25,7 @@ def supported_method(settings: Settings, target: Target) -> Method:
     SettingsError, TargetError
         Where it is not.
     """
-    if settings.method in PEERS or settings.recipe.heads_only:
+    if settings.baseline is not None or settings.recipe.heads_only:
         raise SettingsError(
             f"method={settings.method!r} looks at more than one layer's inputs, and cannot prune "
             "layer by layer. Use method='stat', or stat_prune.prune where the model fits in memory."
@@ -51,6 +51,11 @@ def supported_method(settings: Settings, target: Target) -> Method:
     if settings.num_passes > 1:
         raise SettingsError(
             "A second pass needs the whole model in memory. Use passes=1, or stat_prune.prune."
+        )
+    if settings.finish is not None:
+        raise SettingsError(
+            f"finish={settings.finish!r} needs the whole model in memory. Leave it out, and pass "
+            "the folder of the result to stat_prune.finish where that model and the dense one fit."
         )
     if target.of_embeddings < 1:
         raise TargetError(

@@ -52,15 +52,17 @@ from stat_prune.pipeline.stages import choose_sizes
 from stat_prune.pipeline.workspace import Workspace, fingerprint_of, read, write
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import Reported, read_account
+from stat_prune.reporting.what_was_done import what_was_done
 from stat_prune.settings.arguments import check_path, flag
-from stat_prune.settings.settings import Settings, kinds_left_alone
+from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Target, checked_target
+from stat_prune.surgery.config_checks import warn_if_not_plain
 
 #: Files of a checkpoint that are fetched from the Hub.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PrunedCheckpoint(Reported):
     """A pruned model on disk and the account of it.
 
@@ -86,6 +88,7 @@ def prune_checkpoint(
     target: Target,
     output_dir: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
+    auto_class: str | None = None,
     resume: bool = False,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -108,6 +111,8 @@ def prune_checkpoint(
         Appears when it is complete.
     tokenizer : PreTrainedTokenizerBase or path, optional
         Default: the one in the folder, where there is one.
+    auto_class : str, optional
+        ``"AutoModel"`` where the folder lacks the head that its config names (`stat_prune.load`).
     resume : bool
         Take up a run that was broken off. Settings, data, model files and versions have to be the
         same, and so, on a CPU, is the result, to the bit. Without such a run, begin one; of one
@@ -155,12 +160,11 @@ def prune_checkpoint(
     folder = _folder(model)
     check_apart(output, folder)
     check_working_folder(output, working)
-    checkpoint = Checkpoint(folder, torch.device(chosen_settings.device or "cpu"))
+    checkpoint = Checkpoint(folder, torch.device(chosen_settings.device or "cpu"), auto_class)
     check_model(checkpoint)
-    left_alone = kinds_left_alone(chosen_settings, [target])
     tokenizer = load_tokenizer(str(folder)) if given is None else given
     check_can_be_saved(checkpoint.model, tokenizer, recorded=not chosen_settings.uniform)
-    with opened(checkpoint.model, dataset, tokenizer, chosen_settings, left_alone) as run:
+    with opened(checkpoint.model, dataset, tokenizer, chosen_settings, [target]) as run:
         check_reachable(
             run.blocks,
             run.untouched,
@@ -195,6 +199,8 @@ def prune_checkpoint(
             cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
             rows = cut.write_layers()
             as_pruned_class(run.model)
+            if chosen_settings.uniform:
+                warn_if_not_plain(run.model)
             after = measure(run.model, run.lengths(target))
             outer = checkpoint.outer_names(base=True, head=True)
             checkpoint.load(outer)
@@ -212,6 +218,7 @@ def prune_checkpoint(
                     state_dict=checkpoint.state_dict(outer),
                     shards=cut.shards(),
                     run=fingerprint,
+                    account=what_was_done(report),
                 )
             except SaveError as error:
                 raise SaveError(
@@ -277,6 +284,7 @@ def _fingerprint(run: Run, checkpoint: Checkpoint, target: Target) -> dict[str, 
     return fingerprint_of(
         run,
         target=repr(target),
+        model=type(run.model).__name__,
         **{"config.json": hashlib.sha256(config).hexdigest(), "weights": weights.hexdigest()},
     )
 

@@ -22,7 +22,7 @@ from stat_prune.pipeline.on_disk.walk import layer_name
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.stages import planned
 from stat_prune.pipeline.workspace import Workspace, read_statistics
-from stat_prune.reporting.report import BlockRow
+from stat_prune.reporting.block_row import BlockRow
 from stat_prune.settings.methods import Method
 from stat_prune.surgery.cut import apply
 

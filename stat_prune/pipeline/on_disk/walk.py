@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,7 @@ class Walk:
             for stream in streams:
                 self._pass(number, stream, folder)
             for variant, members in probed.items():
-                with ExitStack() as stack:
-                    for one in members:
-                        consumer = projection(run.model.base_model, one.block.consumer)
-                        stack.enter_context(replaced(consumer, one))
+                with replaced(run.model.base_model, members):
                     self._pass(number, DENSE, folder, to=variant)
         checkpoint.release(names)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from stat_prune.errors import DataError
 from stat_prune.model.blocks import KINDS
+from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.plotting.search_plots import draw_search, height_of
 from stat_prune.reporting.plotting.style import (
     KEPT,
@@ -19,7 +20,7 @@ from stat_prune.reporting.plotting.style import (
     Shades,
     figure,
 )
-from stat_prune.reporting.report import BlockRow, PruningReport
+from stat_prune.reporting.report import PruningReport
 
 #: Cells of the grid beyond which removed heads are not crossed out one by one.
 MAX_CROSSES = 600

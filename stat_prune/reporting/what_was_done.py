@@ -1,0 +1,30 @@
+"""A report in a few lines of Markdown, for the model card of what was pruned."""
+
+from __future__ import annotations
+
+from stat_prune.reporting.report import PruningReport
+
+
+def what_was_done(report: PruningReport) -> str:
+    """Method, target, sizes and data of a run; no names of files.
+
+    Returns
+    -------
+    str
+        A list in Markdown.
+    """
+    s, before, after = report.settings, report.before, report.after
+    lines = [
+        f"Heads and neurons were removed by `{s['method']}` to `{s['target']}`, seed {s['seed']}; "
+        "nothing was trained.",
+        f"Parameters: {before.parameters:,} before, {after.parameters:,} now; of the transformer "
+        f"blocks {before.block_parameters:,} and {after.block_parameters:,}.",
+        f"Multiply-accumulates of the blocks at {report.seq_length:.4g} tokens: "
+        f"{before.block_macs:.4g} before, {after.block_macs:.4g} now.",
+        f"Calibration: {s['calibration_samples']:,} examples, {s['calibration_tokens']:,} tokens.",
+        "`stat_prune_report.json` has what was kept of each layer, all settings and versions; "
+        "`stat-prune inspect` shows it.",
+    ]
+    if report.embeddings is not None:
+        lines.insert(2, f"Token embeddings: {report.embeddings}.")
+    return "\n".join(f"- {line}" for line in lines)

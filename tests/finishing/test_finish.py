@@ -1,0 +1,206 @@
+"""What is left of a model is fitted to the dense one's outputs, from the call to the report."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from tiny_models import tiny_bert, tiny_llama
+from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+import stat_prune
+from stat_prune.errors import DataError, ModelError, SettingsError
+from stat_prune.families import find_blocks
+from stat_prune.finishing import fitting, results
+from stat_prune.finishing.updates import Updates
+from stat_prune.reporting.html_report import html_page
+from stat_prune.reporting.report import PruningReport
+
+
+def rows(count=40):
+    generator = torch.Generator().manual_seed(3)
+    return [{"input_ids": torch.randint(3, 40, (9,), generator=generator)} for _ in range(count)]
+
+
+def classifier():
+    return tiny_bert(BertForSequenceClassification)
+
+
+def pruned(model=None, count=40, **options):
+    options = {"target": stat_prune.MACs(0.5), "method": "id-even", "finish": "scales"} | options
+    return stat_prune.prune(model or classifier(), rows(count), progress=False, **options)
+
+
+def same(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("kind", ["scales", "lora"])
+def test_a_finish_comes_closer_to_the_dense_model_and_says_how_far(kind):
+    report = pruned(finish=kind).report
+    found = report.finish
+    assert found is not None and found.taken > 0
+    assert found.distances[found.taken] < 0.9 * found.distances[0]
+    assert found.held_out_sequences == 5
+    assert "held out" in str(report) and f"finish            {kind}" in str(report)
+    assert PruningReport.from_dict(json.loads(report.to_json())) == report
+
+
+def test_the_web_page_says_so():
+    result = pruned()
+    assert f"Finish: {result.report.finish}." in html_page(result.report, result.plan)
+
+
+def test_the_start_is_kept_where_nothing_is_better():
+    # Nothing is removed, so that there is no distance to be less than.
+    model = classifier()
+    result = pruned(model, target=stat_prune.MACs(1.0))
+    assert result.report.finish is not None and result.report.finish.taken == 0
+    assert same(result.model, model)
+
+
+def test_a_fit_that_goes_wrong_leaves_the_start(monkeypatch):
+    monkeypatch.setitem(fitting.RATES, "scales", 1e30)
+    plain, result = pruned(finish=None), pruned()
+    assert result.report.finish is not None and result.report.finish.taken == 0
+    assert same(plain.model, result.model)
+
+
+def test_the_same_seed_gives_the_same_bits_and_in_place_too():
+    model = classifier()
+    results = [pruned(), pruned(), pruned(model, inplace=True)]
+    assert results[2].model is model
+    assert same(results[0].model, results[1].model) and same(results[0].model, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_half_precision_come_back_in_it(dtype):
+    result = pruned(classifier().to(dtype))
+    assert {parameter.dtype for parameter in result.model.parameters()} == {dtype}
+    assert result.report.finish is not None and result.report.finish.taken > 0
+
+
+def test_methods_with_a_way_of_their_own_are_finished_too():
+    assert pruned(method="flap").report.finish is not None
+
+
+def test_every_member_of_a_family_is_finished():
+    targets = [stat_prune.MACs(0.6), stat_prune.MACs(0.4)]
+    members = stat_prune.prune_family(
+        classifier(), rows(), targets=targets, method="id-even", finish="scales", progress=False
+    )
+    assert all(one.report.finish is not None for one in members)
+
+
+def test_a_generator_is_read_once():
+    result = stat_prune.prune(
+        classifier(),
+        iter(rows()),
+        target=stat_prune.MACs(0.5),
+        method="id-even",
+        finish="scales",
+        progress=False,
+    )
+    assert result.report.finish is not None and result.report.finish.sequences == 35
+
+
+def test_a_saved_result_is_finished_with_its_dense_model(tmp_path):
+    model = classifier()
+    pruned(model, finish=None, output_dir=tmp_path / "out")
+    folder = tmp_path / "out"
+    with pytest.raises(SettingsError, match="teacher=model"):
+        stat_prune.finish(folder, rows(), progress=False)
+    result = stat_prune.finish(folder, rows(), teacher=model, progress=False)
+    assert result.report.finish is not None and result.report.finish.taken > 0
+    assert not same(result.model, stat_prune.load(folder))
+    result.save(tmp_path / "finished")
+    assert same(stat_prune.load(tmp_path / "finished"), result.model)
+
+
+def test_the_dense_model_is_loaded_where_it_came_from(tmp_path):
+    classifier().save_pretrained(tmp_path / "dense")
+    result = pruned(stat_prune.load(tmp_path / "dense"), finish=None)
+    before = copy.deepcopy(result.model)
+    finished = stat_prune.finish(result, rows(), progress=False)
+    assert finished.report.finish is not None
+    assert same(result.model, before)
+
+
+def test_a_fit_that_was_done_is_not_done_again(tmp_path, monkeypatch):
+    def broken_off(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stat_prune.pruning.with_finish", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            pruned(work_dir=tmp_path / "work")
+    monkeypatch.setattr(results, "fit", broken_off)
+    again = pruned(work_dir=tmp_path / "work")
+    monkeypatch.undo()
+    assert same(again.model, pruned().model)
+
+
+def test_other_kinds_are_refused():
+    with pytest.raises(SettingsError, match=r"finish.*scales.*'more'"):
+        pruned(finish="more")
+    with pytest.raises(SettingsError, match=r"kind.*scales.*'more'"):
+        stat_prune.finish(pruned(finish=None), rows(), kind="more")
+
+
+def test_one_example_cannot_be_fitted_and_judged_on():
+    with pytest.raises(DataError, match="held out"):
+        pruned(count=1)
+
+
+def test_an_objective_without_a_gradient_is_refused():
+    def counted(dense, found, _batch):
+        return (dense.logits - found.logits).detach().square().sum(-1)
+
+    with pytest.raises(SettingsError, match="no gradient"):
+        pruned(objective=counted)
+
+
+def test_layer_by_layer_there_is_no_finish_but_afterwards(tmp_path):
+    classifier().save_pretrained(tmp_path / "dense")
+    with pytest.raises(SettingsError, match=r"stat_prune\.finish"):
+        stat_prune.prune_checkpoint(
+            tmp_path / "dense",
+            rows(),
+            target=stat_prune.MACs(0.5),
+            output_dir=tmp_path / "out",
+            finish="scales",
+        )
+
+
+def test_dispatched_models_are_refused_before_any_work():
+    from accelerate import cpu_offload
+
+    with pytest.raises(ModelError, match="device_map"):
+        pruned(cpu_offload(classifier()))
+
+
+@pytest.mark.parametrize("kind", ["scales", "lora"])
+@pytest.mark.parametrize("build", [classifier, tiny_llama, lambda: tiny_gpt2()])
+def test_updates_change_nothing_before_they_are_fitted(build, kind):
+    model = build()
+    before = copy.deepcopy(model)
+    updates = Updates(model, find_blocks(before), kind, seed=0)
+    assert len(updates.weights) >= 4
+    changed = updates.folded()
+    assert same(model, before)
+    assert set(changed) <= set(dict(before.named_parameters()))
+
+
+def test_scales_are_of_what_a_transposed_layer_reads():
+    model = tiny_gpt2()
+    updates = Updates(model, find_blocks(model), "scales", seed=0)
+    assert [tuple(one.shape) for one in updates.weights] == [(32, 1), (48, 1)] * 2
+
+
+def tiny_gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_embd=32, n_head=4, n_layer=2, n_inner=48, n_positions=64)
+    return GPT2LMHeadModel(config).eval()
