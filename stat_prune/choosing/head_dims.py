@@ -88,7 +88,7 @@ class HeadDims:
 
     def narrowed(self, query_key: int, value: int) -> NarrowedHeads:
         """The linear layers for so many dimensions; all of a kind leaves its layers as they are."""
-        layers = {}
+        layers: dict[str, tuple[Tensor, Tensor | None]] = {}
         if query_key < self.block.query_key_size:
             layers |= self.query_key(query_key)
         if value < self.block.unit_size:
@@ -174,8 +174,8 @@ class HeadDims:
         starts = range(0, len(gram), size)
         return [gram[start : start + size, start : start + size] for start in starts]
 
-    def _head_weights(self) -> tuple[Tensor, ...]:
-        return self._statistics.weight.split(self.block.unit_size, dim=1)
+    def _head_weights(self) -> list[Tensor]:
+        return list(self._statistics.weight.split(self.block.unit_size, dim=1))
 
 
 def _positive(moments: Tensor) -> Tensor:

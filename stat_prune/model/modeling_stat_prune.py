@@ -327,11 +327,13 @@ def compute_with_own_dims(attention: Any, query_key: int, value: int) -> None:
     """
     attention.query_key_size = query_key
     attention.attention_head_size = value
-    attention.forward = partial(_with_own_dims, attention)
+    stock = sys.modules[type(attention).__module__]
+    attention.forward = partial(_with_own_dims, attention, stock.eager_attention_forward)
 
 
 def _with_own_dims(
     attention: Any,
+    eager: Any,
     hidden_states: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     _past_key_values: Any = None,
@@ -343,10 +345,7 @@ def _with_own_dims(
         layer(hidden_states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
         for layer in (attention.query, attention.key, attention.value)
     )
-    stock = sys.modules[type(attention).__module__]
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-        attention.config._attn_implementation, stock.eager_attention_forward
-    )
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
     context, weights = attend(
         attention,
         query,

@@ -18,6 +18,7 @@ from stat_prune.choosing.head_dims import HeadDims
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.families import find_blocks, stacks_of
 from stat_prune.machine.distributed import num_processes
+from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import distance, positions_per_sequence
@@ -54,7 +55,9 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
     """
     name = type(run.model).__name__
     attentions = [one for stack, _ in stacks_of(run.model) for one in stack.attentions]
-    if not all(one.own_dims for one in attentions) or getattr(run.model.config, "is_decoder", 0):
+    if not all(one.own_dims for one in attentions) or getattr(
+        run.model.config, "is_decoder", False
+    ):
         raise ModelError(
             f"head_dims=True is for encoders with BERT's attention (BERT, RoBERTa, XLM-RoBERTa, "
             f"CamemBERT, ELECTRA), and {name} is none. Leave head_dims out."
@@ -101,7 +104,10 @@ def with_head_dims(
             continue
         wide = decide(replace(target, fraction=fraction))
         pruned = _cut(run, wide)
-        with run.stage("search dimensions of heads"):
+        with (
+            run.stage("search dimensions of heads"),
+            gathered_numerical_warnings("folding dimensions of heads"),
+        ):
             try:
                 narrowed = DimsSearch(run, pruned, target).search()
             except TargetError:
@@ -144,6 +150,8 @@ class DimsSearch:
         ]
         self._dims = _collected(run, pruned, blocks)
         self._menus = list(self._priced(target))
+        if not self._menus:
+            raise TargetError(f"{target!r} leaves no heads that dimensions could leave.")
         self._fraction = self._left_for_heads(target) / sum(one.full_cost for one in self._menus)
         self._objective = objective_named(run.settings.objective)
         self._whole_choice = [len(one.indices) - 1 for one in self._menus]
@@ -193,15 +201,14 @@ class DimsSearch:
         cost = cost_function(target, self._run.lengths(target))
         for one in self._dims:
             block, multiple = one.block, self._run.settings.round_to
-            for errors, sized in (
-                (one.query_key_errors, lambda n, b=block: b.with_dims(n, 0)),
-                (one.value_errors, lambda n, b=block: b.with_dims(0, n)),
-            ):
+            for errors, kinds in ((one.query_key_errors, (1, 0)), (one.value_errors, (0, 1))):
                 full = len(errors) - 1
                 ranks = torch.tensor([n for n in range(1, full) if n % multiple == 0] + [full])
-                nothing = full_cost(sized(0), cost)
-                costs = [full_cost(sized(n), cost) - nothing for n in ranks.tolist()]
-                prices = torch.tensor(costs, dtype=torch.float64)
+                costs = [
+                    full_cost(block.with_dims(*(rank * kind for kind in kinds)), cost)
+                    for rank in (0, *ranks.tolist())
+                ]
+                prices = torch.tensor(costs[1:], dtype=torch.float64) - costs[0]
                 yield Menu(ranks, prices, errors[ranks], float(prices[-1]))
 
     def _left_for_heads(self, target: Target) -> float:
