@@ -23,7 +23,7 @@ test: $(VENV)/.installed-test
 
 # Under two minutes on two cores.
 quick: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q tests/linalg tests/budget tests/selection tests/test_layout.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q tests/linalg tests/choosing tests/test_layout.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q --families Bert tests/contract/test_identity.py \
 		tests/contract/test_reload.py tests/contract/test_report.py
 

@@ -245,16 +245,55 @@ def test_files_that_cannot_be_drawn_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_scores_a_pruned_classifier_on_local_glue_files(pruned, run, tmp_path):
+@pytest.fixture
+def glue(tmp_path) -> Path:
     (tmp_path / "sst2").mkdir()
     rows = "\n".join(f"{text}\t{i % 2}" for i, text in enumerate(TEXTS))
     (tmp_path / "sst2" / "dev.tsv").write_text(f"sentence\tlabel\n{rows}\n")
+    return tmp_path
 
-    done = run("evaluate", pruned[0], "--task", "sst2", "--data", tmp_path, "--json")
+
+def test_evaluate_scores_a_pruned_classifier_on_local_glue_files(pruned, run, glue):
+    done = run("evaluate", pruned[0], "--task", "sst2", "--data", glue, "--json")
 
     scores = json.loads(done.stdout)
     assert 0 <= scores["accuracy"] <= 1
     assert scores["num_examples"] == len(TEXTS)
+
+
+def test_prune_scores_the_dense_model_and_the_result(classifier, texts, glue, run):
+    command = ("prune", classifier, "-d", texts, "--macs", 0.5, "--effort", "fast")
+    command += ("--evaluate", "sst2", "--evaluate-data", glue)
+    done = run(*command, "-o", glue / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    before, after = (
+        json.loads(run("evaluate", model, "--task", "sst2", "--data", glue, "--json").stdout)
+        for model in (classifier, glue / "out")
+    )
+    names = before.keys() - {"model", "task"}
+    dense, pruned = json.loads(done.stdout)["scores"]
+    assert {name: before[name] for name in names} == dense
+    assert {name: after[name] for name in names} == pruned
+    shown = run(*command, "-o", glue / "again").stdout
+    assert f"sst2 num_examples: {len(TEXTS)}\n" in shown
+    assert "\nKept " in shown and "of all parameters" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--evaluate", "sst2", "--evaluate-data", "no-such-folder"), 1, "no-such-folder"),
+        (("--evaluate", "perplexity"), 2, "perplexity needs texts"),
+        (("--evaluate-data", "texts.txt"), 2, "goes with --evaluate TASK"),
+    ],
+)
+def test_what_cannot_be_scored_is_known_before_the_work(
+    classifier, texts, run, tmp_path, options, code, message
+):
+    done = run("prune", classifier, "-d", texts, "--macs", 0.5, "-o", tmp_path / "out", *options)
+    assert done.returncode == code
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_scores_a_question_answering_model_on_a_squad_file(run, tmp_path, word_tokenizer):
@@ -420,7 +459,7 @@ def test_export_writes_a_file_and_says_what_it_added(run, tmp_path):
 
     assert done.returncode == again.returncode == 0, done.stderr
     assert "note: layers.1: 16 neurons of zeros make 64" in done.stdout
-    assert f"Written to {tmp_path / 'new' / 'm.gguf'}." in " ".join(done.stdout.split())
+    assert f"Written to {tmp_path / 'new' / 'm.gguf'}: 0." in " ".join(done.stdout.split())
     assert json.loads(again.stdout)["to"] == "gguf"
     reader = gguf.GGUFReader(tmp_path / "new" / "m.gguf")
     assert reader.fields["llama.feed_forward_length"].contents() == 48
@@ -673,5 +712,7 @@ def test_help_teaches_by_example(run):
     assert all(name in overview.stdout for name in names)
     assert "--dataset glue/sst2 --macs 0.6 -o out" in detail.stdout
     assert "--task sst2 --macs 0.5 -o run" in second.stdout
+    for shown in (overview, detail, second):
+        assert "1 an error" in shown.stdout and "130 stopped" in shown.stdout
     assert set(finetune_modes) == MODES.keys()
     assert all(f"{name}: " in second.stdout for name in MODES)

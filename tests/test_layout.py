@@ -87,6 +87,13 @@ def test_no_two_modules_have_one_name():
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def test_no_two_files_of_tests_have_one_name():
+    """pytest takes one for the other, and collects neither."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py"))
+    del names["conftest.py"]
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_no_folder_is_crowded():
     counts = Counter(path.parent for path in MODULES.values() if path.name != "__init__.py")
     crowded = {str(folder): count for folder, count in counts.items() if count > MOST_FILES}

@@ -9,6 +9,7 @@ from stat_prune.linalg import interpolation_from_gram
 from stat_prune.linalg.in_place import principal_part
 from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.measuring.statistics import BlockStatistics, complement, quadratic
+from stat_prune.model.blocks import Block
 from stat_prune.model.folded_consumer import FoldedConsumer
 
 #: Rows or columns that are worked on at once.
@@ -71,6 +72,16 @@ def fold(
     if output_error is None:
         output_error = (max(lost, 0.0) / max(statistics.output_energy, 1e-300)) ** 0.5
     return FoldedConsumer(block, units, folded, bias, output_error)
+
+
+def folding_bytes(block: Block, kept: float, *, expendable: bool = False) -> int:
+    """What `fold` takes beside the Gram matrix: cross products, and dropped weights or the system.
+
+    The system has the memory of an expendable Gram matrix.
+    """
+    m, d = block.num_channels, block.output_size
+    k = round(kept * m)
+    return 8 * (k * d + max((m - k) * d, 0 if expendable else k * k))
 
 
 def _cross_products(gram: Tensor, weight: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:

@@ -35,8 +35,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 an error (one line on stderr says which), 2 wrong usage, 130 stopped "
+    "with Ctrl-C (one line says whether --resume can go on)."
+)
 for command in (plan, prune, trim, finetune, inspect, evaluate, export, demo):
-    app.command()(interruptible(command))
+    app.command(epilog=EXIT_CODES)(interruptible(command))
 
 
 def main() -> None:
@@ -76,7 +80,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=EXIT_CODES)
 def common(
     _version: Annotated[
         bool,
@@ -108,7 +112,4 @@ def common(
     \b
     Take it to llama.cpp:
       stat-prune export out --to gguf -o out.gguf
-
-    Exit codes: 0 done, 1 an error (one line on stderr says which), 2 wrong usage, 130 stopped with
-    Ctrl-C (one line says whether --resume can go on).
     """

@@ -105,7 +105,9 @@ def export(
         return
     for note in written.notes:
         typer.echo(f"note: {note}")
-    typer.echo(f"Written to {output}.")
+    files = [output] if output.is_file() else output.rglob("*")
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    typer.echo(f"Written to {output}: {size / 2**20:.1f} MiB.")
 
 
 def _texts(dataset: str, count: int) -> list[str]:

@@ -159,6 +159,7 @@ def finetune(
     _check_usage(dataset, task, macs, parameters, mode, config, seq_length)
 
     from stat_prune.checkpoints.pretrained import load_tokenizer
+    from stat_prune.reporting.what_was_done import in_one_line
     from stat_prune.settings.arguments import usable_device
     from stat_prune.settings.targets import MACs, Parameters
     from stat_prune.vib import vib_finetune
@@ -194,6 +195,7 @@ def finetune(
         print_json({**result.report.to_dict(), "output": str(place)})
     else:
         Console().print(result.report.table())
+        typer.echo(in_one_line(result.report))
         typer.echo(f"Saved to {place}. In Python: stat_prune.load({str(place)!r})")
 
 

@@ -13,6 +13,7 @@ from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE
 from stat_prune.cli.common_options import Json, print_json
 from stat_prune.errors import LoadError
 from stat_prune.reporting.report import PruningReport
+from stat_prune.reporting.what_was_done import in_one_line
 
 
 def inspect(
@@ -38,6 +39,7 @@ def inspect(
             typer.echo(f"{row.name} without {', '.join(map(str, removed))}")
     for name, value in (report.settings | report.versions).items():
         typer.echo(f"{name}: {value}")
+    typer.echo(in_one_line(report))
 
 
 def _read_record(folder: Path) -> tuple[PruningReport, dict[str, list[int]]]:

@@ -63,3 +63,4 @@ def plan(
         print_json(found.to_dict())
     else:
         Console().print(found.table())
+        typer.echo(found.in_one_line())

@@ -30,6 +30,7 @@ from stat_prune.cli.common_options import (
     print_json,
 )
 from stat_prune.cli.interrupts import resumable
+from stat_prune.cli.scores import ABOUT_DATA, ABOUT_TASKS, TASKS, Scoring, shown
 from stat_prune.settings.methods import BASELINES, FINISHES, METHODS
 
 if TYPE_CHECKING:
@@ -145,6 +146,15 @@ def prune(
             "lora: more numbers, for results that have lost much.",
         ),
     ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            callback=one_of(*TASKS),
+            help=f"Score MODEL before and the result after, in float32. {ABOUT_TASKS}",
+        ),
+    ] = None,
+    evaluate_data: Annotated[str | None, typer.Option(help=ABOUT_DATA)] = None,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -209,6 +219,9 @@ def prune(
     Twice as fast on this machine, on batches of 16 x 128 tokens:
       stat-prune prune ./bert -d texts.txt --speedup 2 --latency-batch 16 --seq-length 128 -o out
     \b
+    With scores before and after:
+      stat-prune prune ./bert -d glue/sst2 --macs 0.6 --evaluate sst2 -o out
+    \b
     Larger than memory, one layer at a time; after an interruption, the same with --resume:
       stat-prune prune ./llama-70b -d texts.jsonl --parameters 0.8 --layer-at-a-time -o out
     \b
@@ -216,16 +229,21 @@ def prune(
       torchrun --nproc-per-node 4 -m stat_prune prune ./llama -d texts.jsonl --parameters 0.8 -o out
     """
     target = _target(macs, parameters, embeddings, tolerance, speedup, seq_length, latency_batch)
+    scoring = _scoring(evaluate, evaluate_data, batch_size, device)
 
     from stat_prune import pruning
     from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
     from stat_prune.machine import distributed
     from stat_prune.pipeline import on_disk as streaming
+    from stat_prune.reporting.what_was_done import in_one_line
     from stat_prune.settings.arguments import usable_device
 
     usable_device(device)  # before the model is read
     if plot is not None or report is not None:
         import_module("stat_prune.reporting.plotting")  # says so now where matplotlib is missing
+    named: dict[str, Any] = {"auto_class": auto_class, "tokenizer": tokenizer}
+    # First, as data that cannot be scored on should not cost a run.
+    dense_scores = scoring.of(model, **named) if scoring is not None else {}
 
     settings: dict[str, Any] = {
         "target": target,
@@ -256,8 +274,7 @@ def prune(
                 model,
                 dataset,
                 output_dir=output,
-                tokenizer=tokenizer,
-                auto_class=auto_class,
+                **named,
                 resume=resume,
                 work_dir=working,
                 overwrite=overwrite,
@@ -283,11 +300,25 @@ def prune(
         result.plot().savefig(plot, dpi=150)
     if report is not None:
         result.save_report(report)
+    scores = [dense_scores, scoring.of(str(output))] if scoring is not None else []
     if json_output:
-        print_json({**result.report.to_dict(), "output": str(output)})
-    else:
-        Console().print(result.report.table())
-        typer.echo(f"Saved to {output}. In Python: stat_prune.load({str(output)!r})")
+        print_json(
+            {**result.report.to_dict(), "output": str(output), "scores": scores, "task": evaluate}
+        )
+        return
+    Console().print(result.report.table())
+    if scores:
+        typer.echo("\n".join(f"{evaluate} {line}" for line in shown(*scores)))
+    typer.echo(in_one_line(result.report))
+    typer.echo(f"Saved to {output}. In Python: stat_prune.load({str(output)!r})")
+
+
+def _scoring(
+    task: str | None, data: str | None, batch_size: int, device: str | None
+) -> Scoring | None:
+    if task is None and data is not None:
+        raise typer.BadParameter("goes with --evaluate TASK", param_hint="--evaluate-data")
+    return None if task is None else Scoring(task, data, batch_size=batch_size, device=device)
 
 
 def _target(

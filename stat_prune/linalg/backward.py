@@ -49,6 +49,15 @@ def backward_elimination(gram: Tensor, weight: Tensor) -> Int64[Tensor, " m"]:
     References
     ----------
     Hassibi and Stork (1993), Second order derivatives for network pruning: Optimal Brain Surgeon.
+
+    Examples
+    --------
+    What the next layer reads least of leaves first, and comes last:
+
+    >>> import torch
+    >>> from stat_prune.linalg import backward_elimination
+    >>> backward_elimination(torch.eye(3, dtype=torch.float64), torch.tensor([[1.0, 3.0, 2.0]]))
+    tensor([1, 2, 0])
     """
     check_gram(gram)
     matrix = check_weight(weight, len(gram), gram.device)

@@ -82,6 +82,17 @@ def block_pivoting(
     ----------
     Hassibi and Stork (1993), Second order derivatives for network pruning: Optimal Brain Surgeon,
     for the backward step; here it holds exactly, since the error is quadratic.
+
+    Examples
+    --------
+    Two groups of two columns; the second is larger:
+
+    >>> import torch
+    >>> from stat_prune.linalg import block_pivoting
+    >>> gram = torch.diag(torch.tensor([1.0, 1.0, 4.0, 4.0], dtype=torch.float64))
+    >>> found = block_pivoting(gram, None, 2)
+    >>> found.order, found.activation_curve
+    (tensor([1, 0]), tensor([10.,  2.,  0.], dtype=torch.float64))
     """
     check_gram(gram)
     m = len(gram)

@@ -15,7 +15,7 @@ from .streams import RowStream
 
 # Rows that are converted and multiplied at once: enough for the matrix product to run at full
 # speed, few enough for the buffer to be small beside an m x m matrix of any size that matters.
-_BLOCK_ROWS = 1024
+BLOCK_ROWS = 1024
 # Width of the column panels of the symmetric product; each is multiplied with itself and with
 # what lies to its right, so that the lower triangle is never computed.
 _PANEL = 256
@@ -57,15 +57,15 @@ class CentredStream(RowStream):
             if self._buffer is None:
                 # One row more than a block: it takes the correction for the shift of the mean.
                 self._buffer = torch.empty(
-                    _BLOCK_ROWS + 1,
+                    BLOCK_ROWS + 1,
                     self.num_channels,
                     dtype=self._product_dtype,
                     device=self._mean.device,
                 )
-            fits = min(len(rows), _BLOCK_ROWS - self._pending)
+            fits = min(len(rows), BLOCK_ROWS - self._pending)
             self._buffer[self._pending : self._pending + fits].copy_(rows[:fits])
             self._pending += fits
-            if self._pending == _BLOCK_ROWS:
+            if self._pending == BLOCK_ROWS:
                 self._flush(self._buffer)
             rows = rows[fits:]
 

@@ -59,6 +59,17 @@ def pivoted_cholesky(
     ----------
     Higham (2002), Accuracy and Stability of Numerical Algorithms, 2nd ed., section 10.3; Lucas
     (2004), LAPACK-style codes for level 2 and 3 pivoted Cholesky factorizations, LAWN 161.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import pivoted_cholesky
+    >>> gram = torch.tensor([[1.0, 1.0], [1.0, 4.0]], dtype=torch.float64)
+    >>> found = pivoted_cholesky(gram)
+    >>> found.order, found.rank
+    (tensor([1, 0]), 2)
+    >>> torch.allclose(found.factor @ found.factor.T, gram)
+    True
     """
     factorise = _lapack if check_gram(gram).device.type == "cpu" else blocked_cholesky
     return _factor(gram, factorise, column_weights, max_rank, tolerance, overwrite)
@@ -99,6 +110,14 @@ def randomly_pivoted_cholesky(
     ----------
     .. [1] Chen, Epperly, Tropp and Webber (2025), Randomly pivoted Cholesky: practical
        approximation of a kernel matrix with few entry evaluations, Comm. Pure Appl. Math. 78(5).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import randomly_pivoted_cholesky
+    >>> found = randomly_pivoted_cholesky(torch.eye(3, dtype=torch.float64), max_rank=2, seed=0)
+    >>> found.rank, float(found.remainder.sum())
+    (2, 1.0)
     """
     check_gram(gram)
     generator = torch.Generator(device=gram.device).manual_seed(check_seed(seed))

@@ -33,6 +33,16 @@ class CrossMoments(CentredStream):
     ------
     ValueError
         If `precision` is another word.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import CrossMoments, least_squares_from_moments
+    >>> features = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> moments = CrossMoments(1, 1).update(features, 2 * features)
+    >>> gram, cross, _ = moments.normal_equations()
+    >>> least_squares_from_moments(gram, cross).round(decimals=6)
+    tensor([[2.]], dtype=torch.float64)
     """
 
     _settings = ("num_features", "num_targets", "precision")

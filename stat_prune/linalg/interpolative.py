@@ -107,6 +107,19 @@ def interpolative_decomposition(
     ----------
     Cheng, Gimbutas, Martinsson and Rokhlin (2005), On the compression of low rank matrices, SIAM
     J. Sci. Comput. 26(4); the pivotings cite their own.
+
+    Examples
+    --------
+    A column that is the sum of two others is not needed:
+
+    >>> import torch
+    >>> from stat_prune.linalg import interpolative_decomposition
+    >>> a = torch.tensor([[3.0, 0.0, 3.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+    >>> found = interpolative_decomposition(a, tolerance=1e-6)
+    >>> found.columns
+    tensor([2, 0])
+    >>> torch.allclose(a[:, found.columns].double() @ found.interpolation, a.double())
+    True
     """
     check_choice(pivoting, "pivoting", ("cpqr", "cholesky", "strong", "randomized"))
     check_choice(norm, "norm", ("fro", "spectral"))

@@ -47,6 +47,15 @@ def jittered_cholesky(
     -----
     NumericalWarning
         If the jitter is more than rounding explains; with the figure.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import jittered_cholesky
+    >>> gram = torch.ones(2, 2, dtype=torch.float64)  # singular
+    >>> factor = jittered_cholesky(gram)
+    >>> torch.allclose(factor @ factor.T, gram)
+    True
     """
     check_gram(gram)
     work = gram if overwrite else gram.clone()

@@ -58,6 +58,15 @@ def interpolation_from_gram(
     NumericalWarning
         If G_JJ is rank-deficient (then T is the solution of least norm of the columns scaled to
         unit norm, with the rank stated), or if entries had to be bounded.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import interpolation_from_gram
+    >>> a = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 3.0]], dtype=torch.float64)
+    >>> interpolation_from_gram(a.T @ a, torch.tensor([0, 1])).round(decimals=6)
+    tensor([[1., 0., 2.],
+            [0., 1., 3.]], dtype=torch.float64)
     """
     check_gram(gram)
     index = check_columns(columns, len(gram), gram.device)
@@ -113,6 +122,14 @@ def least_squares_from_moments(
         If XᵀX is rank-deficient (then B is the solution of least norm for columns of X scaled to
         unit norm, with the rank stated), if held-out rows chose a ridge, or if entries had to be
         bounded.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import least_squares_from_moments
+    >>> x = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    >>> least_squares_from_moments(x.T @ x, x.T @ (3 * x)).round(decimals=6)
+    tensor([[3.]], dtype=torch.float64)
     """
     check_number(ridge, "ridge")
     _check_system(gram, cross, "gram", "cross")

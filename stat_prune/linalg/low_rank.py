@@ -117,6 +117,15 @@ def low_rank(
     ----------
     .. [1] Eckart and Young (1936), The approximation of one matrix by another of lower rank,
        Psychometrika 1; Golub and Van Loan (2013), Matrix Computations, 4th ed., theorem 2.4.8.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import low_rank
+    >>> table = torch.tensor([[1.0, 2.0], [2.0, 4.0], [4.0, 8.0]])
+    >>> codes, basis, mean = low_rank(table).factors(table, 1)
+    >>> torch.allclose(codes.double() @ basis + mean, table.double(), atol=1e-6)
+    True
     """
     check_choice(decomposition, "decomposition", ("svd", "interpolative"))
     check_finite(check_matrix(table, "table"), "table")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from .centred import CentredStream, add_upper_gram, mirror_upper
+from .centred import BLOCK_ROWS, CentredStream, add_upper_gram, mirror_upper
 from .checks import check_choice
 
 #: Dtypes in which blocks of rows can be multiplied.
@@ -48,6 +48,19 @@ class Moments(CentredStream):
     ----------
     .. [1] Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, The
        American Statistician 37(3), eq. 2.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import Moments
+    >>> moments = Moments(2)
+    >>> for batch in (torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 2.0]])):
+    ...     _ = moments.update(batch)
+    >>> moments.count, moments.mean
+    (2, tensor([2., 1.], dtype=torch.float64))
+    >>> moments.gram
+    tensor([[10.,  6.],
+            [ 6.,  4.]], dtype=torch.float64)
     """
 
     _settings = ("num_channels", "precision")
@@ -65,6 +78,11 @@ class Moments(CentredStream):
         self.precision = precision
         self._product_dtype = getattr(torch, precision)
         super().__init__(num_channels, device=device)
+
+    @staticmethod
+    def num_bytes(num_channels: int) -> int:
+        """Bytes that moments of so many columns take, with the buffer of rows."""
+        return 8 * num_channels * (num_channels + BLOCK_ROWS + 1)
 
     def _allocate(self, device: torch.device) -> None:
         super()._allocate(device)

@@ -54,6 +54,14 @@ def spectral_norm(
     ----------
     .. [1] Dixon (1983), Estimating extremal eigenvalues and condition numbers of matrices, SIAM
        J. Numer. Anal. 20(4).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import spectral_norm
+    >>> lower, upper = spectral_norm(torch.diag(torch.tensor([3.0, 1.0])))
+    >>> lower <= 3.0 * (1 + 1e-12) and upper >= 3.0
+    True
     """
     check_finite(check_matrix(matrix, "matrix"), "matrix")
     check_number(accuracy, "accuracy", strict=True)

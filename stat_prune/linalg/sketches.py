@@ -159,6 +159,18 @@ class CountSketch(_Sketch):
     .. [2] Nelson and Nguyen (2013), OSNAP: faster numerical linear algebra algorithms via sparser
        subspace embeddings, FOCS; Meng and Mahoney (2013), Low-distortion subspace embeddings in
        input-sparsity time and applications to robust linear regression, STOC.
+
+    Examples
+    --------
+    Shards that say where they begin add up to the sketch of the whole:
+
+    >>> import torch
+    >>> from stat_prune.linalg import CountSketch
+    >>> rows = torch.arange(12.0).reshape(6, 2)
+    >>> whole = CountSketch(2, 4).update(rows)
+    >>> first, second = CountSketch(2, 4).update(rows[:3]), CountSketch(2, 4, first_row=3)
+    >>> bool((first.merge(second.update(rows[3:])).matrix == whole.matrix).all())
+    True
     """
 
     _buffer: Tensor | None = None

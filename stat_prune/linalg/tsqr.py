@@ -29,6 +29,13 @@ class TSQR(RowStream):
     ----------
     .. [1] Demmel, Grigori, Hoemmen and Langou (2012), Communication-optimal parallel and
        sequential QR and LU factorizations, SIAM J. Sci. Comput. 34(1), section 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import TSQR
+    >>> TSQR(1).update(torch.tensor([[3.0], [4.0]])).r.round(decimals=6)
+    tensor([[5.]], dtype=torch.float64)
     """
 
     _tensors = ("triangle",)

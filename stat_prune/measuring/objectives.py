@@ -15,6 +15,9 @@ from stat_prune.model.running import Batch, Objective
 #: Logits that are compared at a time, to bound the memory for float64 copies.
 PIECE = 2**18
 
+#: Bytes of the three float64 copies of them.
+COMPARING_BYTES = 3 * 8 * PIECE
+
 
 def objective_named(objective: str | Objective | None) -> Objective:
     """The distance of a name; `output_distance` for None; a callable is returned as it is."""

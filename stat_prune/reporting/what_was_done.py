@@ -1,4 +1,4 @@
-"""A report in a few lines of Markdown, for the model card of what was pruned."""
+"""A report in a few words: as Markdown for a model card, and as one line."""
 
 from __future__ import annotations
 
@@ -28,3 +28,14 @@ def what_was_done(report: PruningReport) -> str:
     if report.embeddings is not None:
         lines.insert(2, f"Token embeddings: {report.embeddings}.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def in_one_line(report: PruningReport) -> str:
+    """What became of a model, and how long it took."""
+    before, after = report.before, report.after
+    macs = after.block_macs / before.block_macs if before.block_macs else 1
+    return (
+        f"Kept {macs:.1%} of the blocks' MACs and {after.parameters / before.parameters:.1%} of "
+        f"all parameters ({before.parameters:,} -> {after.parameters:,}) in "
+        f"{sum(report.seconds.values()):.0f} s."
+    )

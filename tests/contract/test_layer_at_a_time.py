@@ -14,7 +14,7 @@ WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then i
 TEXTS = [" ".join(WORDS[i % 7 : i % 7 + 3 + i % 11]) + f" {WORDS[i % 19]}" for i in range(40)]
 
 #: With several stacks, weights that layers share, or several made of one that is stored; they are
-#: refused (tests/streaming).
+#: refused (tests/on_disk).
 OTHERS = ("Albert", "Bart", "T5", "Whisper")
 CHAINS = [f for f in FAMILIES if f.name not in OTHERS and f.label not in ("CLIP", "Dinov2-gated")]
 

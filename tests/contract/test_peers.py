@@ -11,7 +11,7 @@ from stat_prune import MACs, Parameters
 from stat_prune.errors import ModelError
 from stat_prune.settings.methods import BASELINES
 
-# Of encoders: tests/peers/test_published.py.
+# Of encoders: tests/baselines/test_published.py.
 ENCODERS_ONLY = ("fisher", "fisher-untuned", "kprune", "kcm", "kcm-untuned")
 #: Layouts that differ in what a method touches; the other families differ in names.
 LABELS = ("Bert", "DistilBert", "Llama", "GPT2", "Falcon-grouped", "Olmo2", "Mixtral")

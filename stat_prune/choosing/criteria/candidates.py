@@ -12,6 +12,7 @@ from stat_prune.linalg import jittered_cholesky
 from stat_prune.linalg.in_place import principal_part
 from stat_prune.measuring.statistics import BlockStatistics, complement
 from stat_prune.model.blocks import Block
+from stat_prune.settings.methods import Method
 
 #: Squared relative error below which a probe would measure rounding.
 MIN_PROBED_ERROR = 1e-6
@@ -167,6 +168,20 @@ def candidates_for(
         activation_errors=torch.stack(activation_errors).cpu()
         / max(statistics.activation_energy, 1e-300),
     )
+
+
+def decomposing_bytes(block: Block, method: Method, *, expendable: bool = False) -> int:
+    """What ranking units takes beside the Gram matrix, of which an expendable one is overwritten.
+
+    That is the consumer's weight, panels of it, and a factor of the Gram matrix's size. Pivoting by
+    groups has three of that size, and other criteria up to five.
+    """
+    m, d = block.num_channels, block.output_size
+    if method.criterion == "interpolative" and method.corrected:
+        matrices = 3 if block.unit_size > 1 else 0 if expendable else 1
+    else:
+        matrices = 5
+    return 8 * (matrices * m * m + d * m + 1024 * d)
 
 
 def _begun_with(ranking: Ranking, needed: Sequence[int]) -> Ranking:

@@ -81,6 +81,15 @@ class Estimate:
         """Plain values."""
         return asdict(self)
 
+    def in_one_line(self) -> str:
+        """What pruning will take."""
+        layers = self.memory_by_layer
+        beside = "" if layers is None else f" ({layers / 2**30:.2f} GiB layer by layer)"
+        return (
+            f"It will take {self.memory / 2**30:.2f} GiB of memory{beside} and about "
+            f"{duration(sum(self.seconds.values()))}."
+        )
+
     def table(self) -> Table:
         """For a terminal."""
         table = Table(title=f"{self.model}, {self.dtype}", show_header=False)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stat_prune.choosing.correction import folding_bytes
+from stat_prune.choosing.criteria.candidates import decomposing_bytes
 from stat_prune.families import token_embeddings, transformer_layers
+from stat_prune.linalg import Moments
 from stat_prune.machine.half_products import copied_bytes
-from stat_prune.measuring.objectives import PIECE
+from stat_prune.measuring.objectives import COMPARING_BYTES
 from stat_prune.model.blocks import Block
 from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
 from stat_prune.pipeline.run import num_probe_samples, probe_length
@@ -20,9 +23,6 @@ from stat_prune.settings.targets import Target, Tolerance
 
 #: Bytes of a float32 and of a float64.
 _SINGLE, _DOUBLE = 4, 8
-
-#: Float64 copies that the divergence of two outputs takes.
-_OBJECTIVE = 3 * _DOUBLE * PIECE
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,12 @@ def needs_of(
         folded = [round(_DOUBLE * kept * b.num_channels * b.output_size) for b in members]
         stages += [
             layers[layer] + copies + _collecting(members, reading.batch_tokens, width),
-            *(consumers + _gram(b) + _decomposing(b, recipe, expendable=True) for b in members),
             *(
-                consumers + sum(folded[:i]) + _gram(b) + _folding(b, kept, expendable=True)
+                consumers + _gram(b) + decomposing_bytes(b, recipe, expendable=True)
+                for b in members
+            ),
+            *(
+                consumers + sum(folded[:i]) + _gram(b) + folding_bytes(b, kept, expendable=True)
                 for i, b in enumerate(members)
             ),
             round((1 + kept) * layers[layer]) + sum(folded),
@@ -166,7 +169,8 @@ def needs_in_memory(
     comparing = _comparing(model, _probe_tokens(reading)) if recipe.probes else 0
     copies = _copying(model)
     solving = max(
-        max(_decomposing(block, recipe), _folding(block, kept_of(target))) for block in blocks
+        max(decomposing_bytes(block, recipe), folding_bytes(block, kept_of(target)))
+        for block in blocks
     )
     consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
     # The pruned model is a whole copy before it is cut.
@@ -192,7 +196,7 @@ def _searching(model: PreTrainedModel, reading: Reading, effort: str) -> int:
     outputs = 0 if head is None else len(head.weight)
     element = next(model.parameters()).element_size()
     batch = 2 * cost.batch_tokens(length, reading.batch_tokens) * outputs
-    return element * (cost.remembered(model, length, outputs) + batch) + _OBJECTIVE
+    return element * (cost.remembered(model, length, outputs) + batch) + COMPARING_BYTES
 
 
 def kept_of(target: Target) -> float:
@@ -244,8 +248,8 @@ def _by_layer(blocks: Sequence[Block]) -> list[list[Block]]:
 
 
 def _collecting(blocks: Sequence[Block], tokens: int, width: int) -> int:
-    """Moments with their buffers of 1,024 rows, and the activations of a batch."""
-    moments = sum(_DOUBLE * b.num_channels * (b.num_channels + 1025) for b in blocks)
+    """Moments with their buffers, and the activations of a batch."""
+    moments = sum(Moments.num_bytes(b.num_channels) for b in blocks)
     return moments + _activations(blocks, tokens, width)
 
 
@@ -257,29 +261,6 @@ def _activations(blocks: Sequence[Block], tokens: int, width: int) -> int:
 
 def _gram(block: Block) -> int:
     return _DOUBLE * block.num_channels**2
-
-
-def _decomposing(block: Block, recipe: Method, *, expendable: bool = False) -> int:
-    """Beside the Gram matrix, the consumer's weight, and an inexpendable one's factor.
-
-    Pivoting by groups has three more of that size, and other criteria up to five.
-    """
-    m, d = block.num_channels, block.output_size
-    if recipe.criterion == "interpolative" and recipe.corrected:
-        matrices = 3 if block.unit_size > 1 else 0 if expendable else 1
-    else:
-        matrices = 5
-    return _DOUBLE * (matrices * m * m + d * m + 1024 * d)
-
-
-def _folding(block: Block, kept: float, *, expendable: bool = False) -> int:
-    """Beside the Gram matrix, the cross products, and the dropped part of the weight or the system.
-
-    The system has the memory of an expendable Gram matrix.
-    """
-    m, d = block.num_channels, block.output_size
-    k = round(kept * m)
-    return _DOUBLE * (k * d + max((m - k) * d, 0 if expendable else k * k))
 
 
 def _copying(model: PreTrainedModel) -> int:
@@ -296,4 +277,4 @@ def _comparing(model: PreTrainedModel, tokens: int) -> int:
     """The outputs of two models on a batch."""
     head = model.get_output_embeddings()
     outputs = 0 if head is None else len(head.weight) * head.weight.element_size()
-    return 2 * tokens * outputs + _OBJECTIVE
+    return 2 * tokens * outputs + COMPARING_BYTES
