@@ -7,6 +7,7 @@ __all__ = [
     "Architecture",
     "Attention",
     "Baseline",
+    "Bytes",
     "FeedForward",
     "Latency",
     "MACs",
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from stat_prune.pruning import prune, prune_family
     from stat_prune.reporting.result import PruningResult
     from stat_prune.settings.methods import Baseline, Method
-    from stat_prune.settings.targets import Latency, MACs, Parameters, Speedup, Tolerance
+    from stat_prune.settings.targets import Bytes, Latency, MACs, Parameters, Speedup, Tolerance
     from stat_prune.trimming import trim_vocabulary
 else:
     # Imported at first use: torch and transformers take seconds, and the command line's help
@@ -48,6 +49,7 @@ else:
         "Architecture": "families",
         "Attention": "families",
         "Baseline": "settings.methods",
+        "Bytes": "settings.targets",
         "FeedForward": "families",
         "Latency": "settings.targets",
         "MACs": "settings.targets",

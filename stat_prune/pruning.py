@@ -20,14 +20,15 @@ from stat_prune.finishing import Finishing, with_finish
 from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 from stat_prune.model.running import Objective
 from stat_prune.model.whole_encoders import encoder_kind, transformer_of
+from stat_prune.pipeline.inside_heads.narrowing_heads import check_narrowing, with_head_dims
 from stat_prune.pipeline.method_requirements import check_no_experts
-from stat_prune.pipeline.narrowing_heads import check_narrowing, with_head_dims
 from stat_prune.pipeline.probes import check_objective, sensitivities
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run, starting
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.pipeline.second_pass import HELD_OUT, can_move
+from stat_prune.pipeline.sharing import best_share, shares
 from stat_prune.pipeline.stages import Decided, choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
@@ -61,6 +62,7 @@ def prune(
     passes: int | None = None,
     precision: str = "auto",
     finish: str | None = None,
+    serve_with: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -159,6 +161,11 @@ def prune(
         and norms, on eight times as many examples, where there are so many. It takes a few times as
         long as reading them does, and computes gradients, of the weights (in float32) that change
         (`stat_prune.finish`).
+    serve_with : {"llama.cpp", "mlx", "vllm", "onnx", "openvino"}, optional
+        Choose only what this program holds, and refuse before any work what it would not:
+        multiples of 32 neurons for llama.cpp's quantized rows, numbers of heads that the config
+        says for vLLM, no blocks removed where there is no form for that (docs/serving.md). With
+        `uniform` nothing is asked but that.
     output_dir : path, optional
         Save there as well. Whatever saving needs is checked before any work; where it fails all the
         same, the error says where the result is kept, and has it as its ``result``.
@@ -207,6 +214,7 @@ def prune(
         passes=passes,
         precision=precision,
         finish=finish,
+        serve_with=serve_with,
         inplace=inplace,
         progress=progress,
     )
@@ -262,7 +270,8 @@ def _pruned(
     if settings.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
     if output is not None:
-        recorded = not settings.uniform
+        factored = any(target.is_joint or target.of_embeddings < 1 for target in targets)
+        recorded = factored or not settings.uniform
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
     with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
         if settings.head_dims:
@@ -270,6 +279,9 @@ def _pruned(
         for target in targets:
             if target.of_embeddings < 1:
                 find_table(model).rank_for(target.of_embeddings)
+            if target.is_joint:
+                shares(run, target)
+                continue
             check_reachable(
                 run.blocks,
                 run.untouched,
@@ -385,18 +397,21 @@ def _measured(
     if recipe.allocation == "searched" and weights is not None:
         search = BudgetSearch(run, recipe, statistics, candidates, weights)
 
-    def decided(target: Target) -> Decided:
+    def decided(target: Target, aim: Target) -> Decided:
         choice, found = work.choice(
-            target, partial(choose_sizes, run, recipe, candidates, weights, target, search)
+            target, partial(choose_sizes, run, recipe, candidates, weights, aim, search)
         )
         return Decided(*plan(run, recipe, statistics, candidates, weights, choice), found)
 
     results = []
     for target in targets:
-        best = decided(target)
+        aim = target
+        if target.is_joint and search is not None:
+            aim = best_share(run, target, search)
+        best = decided(target, aim)
         if run.settings.head_dims:
-            best = with_head_dims(run, target, best, decided)
-        result = _finished(finishing, target, cut(run, target, *best), work)
+            best = with_head_dims(run, target, best, lambda wide: decided(wide, wide))
+        result = _finished(finishing, target, cut(run, aim, *best), work)
         results.append(replace(result, run=work.fingerprint(target)))
     return results
 

@@ -142,6 +142,16 @@ def test_prune_goes_layer_by_layer_to_the_same_model(pruned, classifier, texts, 
     assert json.loads(done.stdout)["predicted_peak_memory"] > 0
 
 
+def test_a_file_is_half_as_large(classifier, texts, run, tmp_path):
+    done = run(
+        *("prune", classifier, "-d", texts, "-o", tmp_path / "out", "--json", "--effort", "fast"),
+        *("--bytes", 0.6),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert 0.57 < report["after"]["bytes"] / report["before"]["bytes"] <= 0.601
+
+
 @pytest.mark.parametrize("others", [(), ("--macs", 0.6)])
 def test_embeddings_are_factored_alone_or_beside_blocks(others, classifier, texts, run, tmp_path):
     done = run(
@@ -277,6 +287,16 @@ def test_prune_scores_the_dense_model_and_the_result(classifier, texts, glue, ru
     shown = run(*command, "-o", glue / "again").stdout
     assert f"sst2 num_examples: {len(TEXTS)}\n" in shown
     assert "\nKept " in shown and "of all parameters" in shown
+
+
+def test_what_a_program_cannot_hold_is_one_line_that_names_what_to_use(
+    classifier, texts, run, tmp_path
+):
+    command = ("prune", classifier, "-d", texts, "--macs", 0.5, "-o", tmp_path / "out")
+    done = run(*command, "--serve-with", "llama.cpp")
+    assert done.returncode == 1
+    assert "cannot be written for llama.cpp" in done.stderr and "uniform=True" in done.stderr
+    assert run(*command, "--serve-with", "ollama").returncode == 2
 
 
 @pytest.mark.parametrize(

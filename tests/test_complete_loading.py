@@ -179,3 +179,40 @@ def test_plain_transformers_reads_what_it_always_has(tmp_path):
     save_checkpoint(tmp_path / "out", model=model)
     auto = transformers.AutoModelForCausalLM
     assert_same_model(auto.from_pretrained(tmp_path / "out", trust_remote_code=True), model)
+
+
+RECORDS: dict[str, tuple[str, str, Any]] = {
+    "a count that the weights have not": ("attention.self", "num_attention_heads", 1),
+    "none": ("attention.self", "num_attention_heads", 0),
+    "a text": ("attention.self", "num_attention_heads", "2"),
+    "a method": ("attention.self", "forward", 3),
+}
+
+
+@pytest.mark.parametrize("wrong", RECORDS)
+def test_counts_of_a_record_that_are_not_those_of_the_weights_are_an_error(wrong, tmp_path):
+    folder = saved(tmp_path, "BertModel")
+    part, name, value = RECORDS[wrong]
+    record = json.loads((folder / "config.json").read_text())["stat_prune"]
+    record["attributes"].setdefault(f"encoder.layer.0.{part}", {})[name] = value
+    change_config(folder, stat_prune=record)
+    with pytest.raises(LoadError, match=rf"does not fit the weights: {name} of .* is"):
+        stat_prune.load(folder)
+
+
+def test_a_record_of_layers_without_heads_that_have_some_is_an_error(tmp_path):
+    folder = saved(tmp_path, "BertModel")
+    record = json.loads((folder / "config.json").read_text())["stat_prune"]
+    change_config(folder, stat_prune=record | {"no_heads": {"encoder.layer.0.attention.self": {}}})
+    with pytest.raises(LoadError, match="encoder.layer.0.attention.self has heads"):
+        stat_prune.load(folder)
+
+
+@pytest.mark.parametrize("name", ["../dense.safetensors", "/etc/passwd", 5, ["x"], None])
+def test_an_index_of_files_elsewhere_is_an_error_that_reads_none(name, tmp_path):
+    folder = saved(tmp_path, "BertModel")
+    (folder / "model.safetensors").rename(tmp_path / "dense.safetensors")
+    index = {"weight_map": {"embeddings.word_embeddings.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LoadError, match=r"index.json' is damaged"):
+        stat_prune.load(folder)

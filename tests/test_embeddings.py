@@ -25,7 +25,7 @@ from transformers import (
 )
 
 import stat_prune
-from stat_prune import MACs, Parameters
+from stat_prune import Bytes, MACs, Parameters
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.model.modeling_stat_prune import auto_class_of
 from stat_prune.surgery.embeddings import is_factored
@@ -87,9 +87,9 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return BUILD[request.param]()
 
 
-def factored(model: PreTrainedModel, target: Any = HALF, **settings: Any):
+def factored(model: PreTrainedModel, target: Any = HALF, rows: Any = ROWS, **settings: Any):
     options = {"progress": False, "effort": "fast", "mask_fraction": 0.0}
-    return stat_prune.prune(model, ROWS, target=target, **options | settings)
+    return stat_prune.prune(model, rows, target=target, **options | settings)
 
 
 def auto_class_of_model(model: PreTrainedModel) -> str:
@@ -284,3 +284,51 @@ def test_models_with_several_tables_or_none_say_so() -> None:
     pixels = [{"pixel_values": torch.randn(3, 8, 8)}] * 8
     with pytest.raises(ModelError, match="reads no tokens"):
         stat_prune.prune(vision, pixels, target=HALF, progress=False)
+
+
+@pytest.mark.parametrize("target", [Bytes(0.6), Parameters(0.6, embeddings=True)], ids=repr)
+@pytest.mark.parametrize("name", ["BERT", "Llama"])
+def test_one_budget_is_shared_by_blocks_and_embeddings(name: str, target: Any) -> None:
+    result = factored(BUILD[name](), target)
+    report = result.report
+    before, after = report.before, report.after
+    if isinstance(target, Bytes):
+        kept = after.bytes / before.bytes
+    else:
+        table = 64 * 32
+        spared = before.parameters - after.parameters
+        kept = 1 - spared / (before.block_parameters + table)
+    assert 0.57 < kept <= 0.601
+    assert report.settings["target"] == repr(target)
+
+
+def test_useless_numbers_of_the_embeddings_go_first_where_the_budget_is_joint() -> None:
+    model = tiny_bert(vocab_size=64)
+    with torch.no_grad():
+        weight = model.get_input_embeddings().weight
+        torch.manual_seed(0)
+        codes, basis = torch.randn(64, 4), torch.randn(4, 32)
+        weight.copy_(codes @ basis / 4)
+    whole = sum(p.numel() for p in model.parameters())
+    spare = 64 * 32 - 4 * (64 + 32) - 32
+    rows = [{"input_ids": ids} for ids in torch.randint(0, 64, (40, 20))]
+    result = factored(model, Bytes(1 - 0.9 * spare / whole), rows)
+    assert torch.allclose(output(result.model), output(model), atol=1e-4)
+    found = result.report.embeddings
+    assert found.rank >= 4
+    assert f"the best of {len(found.shares)} shares" in str(found)
+    assert type(result.report).from_dict(result.report.to_dict()) == result.report
+
+
+def test_methods_that_measure_no_whole_models_share_no_budget() -> None:
+    with pytest.raises(SettingsError, match="magnitude"):
+        factored(tiny_bert(), Bytes(0.6), method="magnitude")
+
+
+def test_budgets_out_of_reach_are_named_before_any_work() -> None:
+    with pytest.raises(TargetError, match="parameters for the blocks and the token embeddings"):
+        factored(tiny_bert(), Bytes(0.01))
+    with pytest.raises(TargetError, match="counts all kinds together"):
+        Parameters({"heads": 0.5}, embeddings=True)
+    with pytest.raises(TargetError, match="one number"):
+        Bytes({"embeddings": 0.5})

@@ -28,7 +28,7 @@ from stat_prune.choosing.head_dims import HeadDims
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.families import find_blocks
 from stat_prune.linalg import Moments
-from stat_prune.pipeline import narrowing_heads
+from stat_prune.pipeline.inside_heads import narrowing_heads
 from stat_prune.reporting.report import PruningReport
 from stat_prune.surgery.narrowing import narrow, narrowed_copy
 
@@ -259,10 +259,15 @@ def test_what_cannot_be_narrowed_is_refused_before_any_work():
     for model in (tiny_llama(), distil, tiny_bert(is_decoder=True)):
         with pytest.raises(ModelError, match="BERT's attention"):
             pruned(model, head_dims=True)
-    for target in (Tolerance(0.1), MACs({"heads": 0.5}), stat_prune.Speedup(2.0)):
+    for target in (Tolerance(0.1), MACs({"heads": 0.5}), Parameters(0.5, embeddings=True)):
         with pytest.raises(TargetError, match="one fraction"):
             pruned(target=target, head_dims=True)
-    for options in ({"uniform": True}, {"method": "magnitude"}, {"budget": "even"}):
+    for options in (
+        {"uniform": True},
+        {"method": "magnitude"},
+        {"budget": "even"},
+        {"serve_with": "mlx"},
+    ):
         with pytest.raises(SettingsError, match="head_dims=True"):
             pruned(head_dims=True, **options)
     with pytest.raises(SettingsError, match="no heads"):

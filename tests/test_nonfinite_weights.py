@@ -9,7 +9,8 @@ import torch
 from tiny_models import tiny_bert
 from transformers import BertForMaskedLM
 
-from stat_prune.errors import NonFiniteWeightsError
+import stat_prune
+from stat_prune.errors import ModelError, NonFiniteWeightsError
 from stat_prune.families import find_blocks
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.model_checks import check_weights_are_finite
@@ -50,3 +51,11 @@ def test_a_correction_that_the_dtype_cannot_hold_is_refused_and_nothing_is_cut(w
     with pytest.raises(NonFiniteWeightsError, match=rf"{block.consumer} .*torch.float16.*float32"):
         apply(model, [folded])
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_sparse_weights_are_refused_with_the_way_to_make_them_dense():
+    model = tiny_bert()
+    layer = model.encoder.layer[0].output.dense
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to_sparse())
+    with pytest.raises(ModelError, match=r"layer.0.output.dense.weight .* sparse.*to_dense"):
+        stat_prune.prune(model, [[1, 2]], target=stat_prune.MACs(0.6), progress=False)

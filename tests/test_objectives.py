@@ -64,3 +64,22 @@ def test_an_objective_that_is_not_to_be_had_is_refused_before_any_work(
     monkeypatch.setattr("stat_prune.pruning.collect", lambda *_: pytest.fail("it worked"))
     with pytest.raises(SettingsError, match=message):
         pruned(tiny_bert(), objective)
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (None, "got NoneType"),
+        (0.5, "got float"),
+        (torch.tensor([1, 2]), "got torch.int64 of shape"),
+        (torch.empty(0), "got an empty one"),
+        (-torch.ones(3), "got a mean of -1"),
+    ],
+    ids=str,
+)
+def test_a_function_that_returns_no_distances_is_refused_before_any_work(
+    returned, got, monkeypatch
+):
+    monkeypatch.setattr("stat_prune.pruning.collect", lambda *_: pytest.fail("it worked"))
+    with pytest.raises(SettingsError, match=f"must return a tensor of distances.*{got}"):
+        pruned(tiny_bert(), lambda _dense, _pruned, _batch: returned)

@@ -96,12 +96,36 @@ def check_complete(
         )
     if pruned and model.config.model_type in supported_model_types():
         try:
-            find_blocks(model)
+            _check_record(model)
         except (StatPruneError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise LoadError(
                 f"In {place!r} the record of sizes in config.json (stat_prune) does not fit the "
                 f"weights: {error} Save the model again."
             ) from error
+
+
+def _check_record(model: PreTrainedModel) -> None:
+    """Refuse a record whose counts are not those of the weights.
+
+    Raises
+    ------
+    ValueError
+    """
+    record, blocks = model.config.stat_prune, find_blocks(model)
+    known: dict[str, dict[str, int]] = {}
+    for block in blocks:
+        for path, counts in block.remembered(block.num_units, block.num_groups).items():
+            known.setdefault(path, {}).update(counts)
+    for path, values in record["attributes"].items():
+        kind = type(model.base_model.get_submodule(path))
+        for name, value in values.items():
+            right = known.get(path, {}).get(name, value)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value != right or not is_number or callable(getattr(kind, name, None)):
+                raise ValueError(f"{name} of {path} is {value!r}.")
+    empty = {path for block in blocks if not block.num_units for path in block.attributes}
+    if strange := record.get("no_heads", {}).keys() - empty:
+        raise ValueError(f"{min(strange)} has heads.")
 
 
 def _pattern(key: str) -> str:

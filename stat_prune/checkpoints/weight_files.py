@@ -26,9 +26,12 @@ def weight_files(folder: Path) -> list[Path]:
             "pickled weights (.bin, .pt) can run code."
         )
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()), key=str)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(index, error) from error
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise _damaged(index, ValueError("it names files that are not in its folder"))
     files = [folder / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:

@@ -43,6 +43,14 @@ KeptMACs = Annotated[
 KeptParameters = Annotated[
     float | None, typer.Option(help="Keep this fraction of the blocks' parameters.")
 ]
+KeptBytes = Annotated[
+    float | None,
+    typer.Option(
+        "--bytes",
+        help="Keep this fraction of the whole file of weights; blocks and token embeddings share "
+        "what is to go.",
+    ),
+]
 KeptEmbeddings = Annotated[
     float | None,
     typer.Option(

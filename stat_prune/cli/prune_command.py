@@ -17,6 +17,7 @@ from stat_prune.cli.common_options import (
     Effort,
     Ignore,
     Json,
+    KeptBytes,
     KeptEmbeddings,
     KeptMACs,
     KeptParameters,
@@ -31,7 +32,7 @@ from stat_prune.cli.common_options import (
 )
 from stat_prune.cli.interrupts import resumable
 from stat_prune.cli.scores import ABOUT_DATA, ABOUT_TASKS, TASKS, Scoring, shown
-from stat_prune.settings.methods import BASELINES, FINISHES, METHODS
+from stat_prune.settings.methods import BASELINES, FINISHES, METHODS, SERVERS
 
 if TYPE_CHECKING:
     from stat_prune.reporting.result import Reported
@@ -58,6 +59,7 @@ def prune(
     macs: KeptMACs = None,
     parameters: KeptParameters = None,
     embeddings: KeptEmbeddings = None,
+    kept_bytes: KeptBytes = None,
     tolerance: Annotated[
         float | None,
         typer.Option(help="Keep what this relative error of each block's activations needs."),
@@ -137,6 +139,14 @@ def prune(
             "float32 where that is no loss.",
         ),
     ] = "auto",
+    serve_with: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            callback=one_of(*SERVERS),
+            help=f"Choose only what this program holds: {', '.join(SERVERS)}.",
+        ),
+    ] = None,
     finish: Annotated[
         str | None,
         typer.Option(
@@ -200,8 +210,8 @@ def prune(
 ) -> None:
     """Prune MODEL and save the result.
 
-    Give one of --macs, --parameters, --tolerance, which say what is kept, or --speedup; or
-    --embeddings, alone or with one of the first two.
+    Give one of --macs, --parameters, --bytes, --tolerance, which say what is kept, or --speedup;
+    or --embeddings, alone or with one of the first two.
 
     \b
     A classifier from the Hub, calibrated on its task:
@@ -228,7 +238,9 @@ def prune(
     On four GPUs, or four processes, that share out the examples:
       torchrun --nproc-per-node 4 -m stat_prune prune ./llama -d texts.jsonl --parameters 0.8 -o out
     """
-    target = _target(macs, parameters, embeddings, tolerance, speedup, seq_length, latency_batch)
+    target = _target(
+        macs, parameters, embeddings, kept_bytes, tolerance, speedup, seq_length, latency_batch
+    )
     scoring = _scoring(evaluate, evaluate_data, batch_size, device)
 
     from stat_prune import pruning
@@ -263,6 +275,7 @@ def prune(
         "objective": objective,
         "precision": precision,
         "finish": finish,
+        "serve_with": serve_with,
         # Layer by layer there is another default.
         **({} if effort is None else {"effort": effort}),
     }
@@ -325,15 +338,18 @@ def _target(
     macs: float | None,
     parameters: float | None,
     embeddings: float | None,
+    kept_bytes: float | None,
     tolerance: float | None,
     speedup: float | None,
     seq_length: float | None,
     latency_batch: int | None,
 ) -> Target:
-    given = sum(value is not None for value in (macs, parameters, tolerance, speedup))
+    one_of_them = (macs, parameters, kept_bytes, tolerance, speedup)
+    given = sum(value is not None for value in one_of_them)
     if given != 1 and (given or embeddings is None):
         raise typer.BadParameter(
-            "give exactly one of --macs, --parameters, --tolerance, --speedup, e.g. --macs 0.6"
+            "give exactly one of --macs, --parameters, --bytes, --tolerance, --speedup, e.g. "
+            "--macs 0.6"
         )
     if seq_length is not None and macs is None and speedup is None:
         raise typer.BadParameter(
@@ -341,12 +357,12 @@ def _target(
         )
     if latency_batch is not None and speedup is None:
         raise typer.BadParameter("only --speedup is timed", param_hint="--latency-batch")
-    if embeddings is not None and (tolerance, speedup) != (None, None):
+    if embeddings is not None and (kept_bytes, tolerance, speedup) != (None, None, None):
         raise typer.BadParameter(
             "goes with --macs or --parameters, or alone", param_hint="--embeddings"
         )
 
-    from stat_prune.settings.targets import MACs, Parameters, Speedup, Tolerance
+    from stat_prune.settings.targets import Bytes, MACs, Parameters, Speedup, Tolerance
 
     if macs is not None:
         return MACs(macs, seq_length=seq_length, embeddings=embeddings)
@@ -355,6 +371,8 @@ def _target(
         if seq_length is not None and whole is None:
             raise typer.BadParameter("--speedup needs a whole number", param_hint="--seq-length")
         return Speedup(speedup, batch_size=latency_batch or 1, seq_length=whole)
+    if kept_bytes is not None:
+        return Bytes(kept_bytes)
     if parameters is not None:
         return Parameters(parameters, embeddings=embeddings)
     if embeddings is not None:

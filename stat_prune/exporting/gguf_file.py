@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from stat_prune.errors import SettingsError, StatPruneError, UnsupportedArchitectureError
-from stat_prune.exporting.decoders import DecoderLayer, check_llama_like, decoder_layers
+from stat_prune.errors import SettingsError, StatPruneError
+from stat_prune.exporting.decoders import DecoderLayer, decoder_layers
+from stat_prune.exporting.llama_cpp import EVEN, TURN_NEIGHBOURS, gguf_architecture
 
 try:
     import gguf
@@ -30,13 +31,6 @@ TYPES = {
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
 _OF_DTYPE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-
-#: By type of model, llama.cpp's architecture for layers of one size, and for a size of each layer.
-EVEN = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-UNEVEN = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}
-
-#: Those whose rotary positions turn neighbouring channels, and not the two halves of a head.
-_TURN_NEIGHBOURS = ("llama", "deci")
 
 _MATRICES = {
     "q": "attn_q",
@@ -138,39 +132,12 @@ def _plan(model: PreTrainedModel, type: str, pad_to: int | None) -> _Plan:
         )
     if pad_to is not None and pad_to < 1:
         raise SettingsError(f"pad_to={pad_to} has to be at least 1.")
-    check_llama_like(model, "llama.cpp")
-    config: Any = model.config
+    even = not getattr(model.config, "stat_prune", None)
+    architecture = gguf_architecture(model, even=even)
     kind = _OF_DTYPE[model.dtype] if type == "auto" else type
-    even = not getattr(config, "stat_prune", None)
-    architecture = (EVEN if even else UNEVEN)[config.model_type]
-    rope = config.rope_parameters["rope_type"]
-    known = ("default", "linear", "llama3")[: 3 if architecture in _TURN_NEIGHBOURS else 2]
-    if rope not in known:
-        raise UnsupportedArchitectureError(
-            f"Rotary positions of the type {rope!r} are not written for llama.cpp's architecture "
-            f"{architecture!r} ({', '.join(known)} are). Prune with uniform=True, and give the "
-            "folder to llama.cpp's convert_hf_to_gguf.py."
-        )
-    if architecture == "openelm":
-        _check_openelm(model)
     layers: Any = model.base_model.layers
     multiple = pad_to or (32 if kind == "q8_0" else 1)
     return _Plan(architecture, kind, multiple, layers[0].self_attn.head_dim)
-
-
-def _check_openelm(model: PreTrainedModel) -> None:
-    """Its only architecture with norms of heads and a size a layer has no place for much else."""
-    if not model.config.tie_word_embeddings:
-        raise UnsupportedArchitectureError(
-            "llama.cpp holds a Qwen3 whose layers differ in size only where output and input share "
-            "their embeddings (tie_word_embeddings). Prune it with uniform=True."
-        )
-    biased = [name for name, _ in model.named_parameters() if name.endswith("_proj.bias")]
-    if biased:
-        raise UnsupportedArchitectureError(
-            f"llama.cpp holds a Qwen3 whose layers differ in size only without biases, and there "
-            f"is {biased[0]}. Prune it without remove_blocks=True, which leaves biases behind."
-        )
 
 
 def _add_facts(writer: gguf.GGUFWriter, model: PreTrainedModel, plan: _Plan) -> list[str]:
@@ -238,7 +205,7 @@ def _tensors(model: PreTrainedModel, plan: _Plan) -> Iterator[tuple[str, Tensor]
 
 def _layer_tensors(layer: DecoderLayer, plan: _Plan) -> Iterator[tuple[str, Tensor]]:
     weights, biases = dict(layer.weights), dict(layer.biases)
-    if plan.architecture in _TURN_NEIGHBOURS:
+    if plan.architecture in TURN_NEIGHBOURS:
         for tensors in (weights, biases):
             for name in {"q", "k"} & tensors.keys():
                 tensors[name] = _neighbours(tensors[name], plan.head_size)

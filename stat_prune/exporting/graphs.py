@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.errors import SettingsError, StatPruneError, UnsupportedArchitectureError
 from stat_prune.exporting.sentence_pooling import with_pooling
+from stat_prune.exporting.serving import check_graph
 
 try:
     from transformers import exporters
@@ -118,11 +119,7 @@ def _check(model: PreTrainedModel, type: str, to: str) -> None:
         raise StatPruneError(
             f"to={to!r} needs {', '.join(missing)}: pip install 'stat-prune[{to}]'"
         )
-    if model.main_input_name != "input_ids" or model.config.is_encoder_decoder:
-        raise UnsupportedArchitectureError(
-            f"{model.__class__.__name__} is not one stack of layers that reads text; graphs of "
-            "others are not written here. transformers.exporters takes the model as it is."
-        )
+    check_graph(model)
     if type == "int8" and _writes_text(model):
         raise UnsupportedArchitectureError(
             "int8 graphs are written of encoders. For a decoder in 8 bits, export to gguf with "

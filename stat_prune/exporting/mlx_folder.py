@@ -54,7 +54,7 @@ def write_mlx(
             f"type={type!r} is not written here; {', '.join(TYPES)} are. mlx_lm.convert quantizes "
             "the folder from there."
         )
-    _check(model)
+    check_mlx(model)
     layers = list(decoder_layers(model))
     dtype = model.dtype if type == "auto" else TYPES[type]
     weights = {name: tensor.to(dtype).contiguous() for name, tensor in _tensors(model, layers)}
@@ -65,7 +65,13 @@ def write_mlx(
     return []
 
 
-def _check(model: PreTrainedModel) -> None:
+def check_mlx(model: PreTrainedModel) -> None:
+    """Refuse a model that OpenELM cannot hold.
+
+    Raises
+    ------
+    UnsupportedArchitectureError
+    """
     check_llama_like(model, "mlx-lm")
     config: Any = model.config
     rope = config.rope_parameters["rope_type"]

@@ -18,6 +18,9 @@ PIECE = 2**18
 #: Bytes of the three float64 copies of them.
 COMPARING_BYTES = 3 * 8 * PIECE
 
+#: How far a mean of distances may be below 0.
+_ROUNDING = 1e-6
+
 
 def objective_named(objective: str | Objective | None) -> Objective:
     """The distance of a name; `output_distance` for None; a callable is returned as it is."""
@@ -33,8 +36,11 @@ def distances(objective: Objective, dense: Any, pruned: Any, batch: Batch) -> Te
     ------
     NonFiniteOutputsError
         Naming the output that is not finite where it counts.
+    SettingsError
+        If it returns something else than distances.
     """
     values = objective(dense, pruned, batch)
+    _check_distances(objective, values)
     if bool(torch.isfinite(values).all()):
         return values
     for whose, output in (("dense", dense), ("pruned", pruned)):
@@ -51,6 +57,23 @@ def distances(objective: Objective, dense: Any, pruned: Any, batch: Batch) -> Te
         f"{getattr(objective, '__name__', 'The objective')}: the distance of finite outputs is "
         f"{float(values[~torch.isfinite(values)][0])}. Run the model in float32, or pass another "
         "objective."
+    )
+
+
+def _check_distances(objective: Objective, values: Any) -> None:
+    """Refuse what a function of the user's returns, where no distance can be read from it."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = f"{values.dtype} of shape {tuple(values.shape)}" if isinstance(values, Tensor) else ""
+        wrong = f"got {got or type(values).__name__}"
+    elif not values.numel():
+        wrong = "got an empty one"
+    elif float(values.sum()) < -_ROUNDING * values.numel():
+        wrong = f"got a mean of {float(values.mean()):.3g}"
+    else:
+        return
+    raise SettingsError(
+        f"{getattr(objective, '__name__', 'The objective')} must return a tensor of distances, "
+        f"floating point and no less than 0, one for each value that counts; {wrong}."
     )
 
 

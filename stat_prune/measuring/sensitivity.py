@@ -29,7 +29,7 @@ def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Obje
 
 def positions_of(output: Any, batch: Batch, objective: Objective) -> float:
     """How many values an objective has for a sequence of a batch, by the model's output on it."""
-    return objective(output, output, batch).numel() / num_sequences(batch)
+    return distances(objective, output, output, batch).numel() / num_sequences(batch)
 
 
 def distance(

@@ -171,6 +171,20 @@ class Block:
         """Query heads that share a key/value head."""
         return self.num_units // max(self.num_groups, 1)
 
+    def remembered(self, num_units: int, num_groups: int) -> dict[str, dict[str, int]]:
+        """What modules remember of so many units, by path and name (`attributes`)."""
+        values = {
+            "heads": num_units,
+            "groups": num_groups,
+            "channels": num_units * self.unit_size,
+            "heads_per_group": num_units // max(num_groups, 1),
+            "neurons": num_units,
+        }
+        return {
+            path: {name: values[count] for name, count in names.items()}
+            for path, names in self.attributes.items()
+        }
+
     def channels(self, units: Tensor) -> Tensor:
         """Channels of the consumer's input that belong to `units`, in their order.
 

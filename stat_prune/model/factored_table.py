@@ -19,10 +19,12 @@ class FactoredTable:
     decomposition : str
         "truncated SVD": no factors of that rank have a smaller `error`.
     error : float
-        Relative Frobenius error of the rows around their mean, each as often as calibration read
-        its token, and once more.
+        Relative Frobenius error of the rows around their mean, weighed as `decompose_table` does.
     tied_heads : list of str
         Paths of the heads that share the factors.
+    shares : dict of str to float, or None
+        Where one budget is of blocks and embeddings: the ways to share it out that were compared,
+        and how far each takes the model's output from the dense one's.
     """
 
     name: str
@@ -34,6 +36,7 @@ class FactoredTable:
     decomposition: str
     error: float
     tied_heads: list[str]
+    shares: dict[str, float] | None = None
 
     def __str__(self) -> str:
         tied = f", shared with {', '.join(self.tied_heads)}" if self.tied_heads else ""
@@ -42,4 +45,5 @@ class FactoredTable:
             f"{self.num_rows:,} x {self.width} by rank {self.rank} ({self.decomposition}){tied}; "
             f"error {self.error:.4f}; parameters {self.parameters_before:,} -> "
             f"{self.parameters:,} ({share:.1%} kept)"
+            + (f", the best of {len(self.shares)} shares of the budget" if self.shares else "")
         )

@@ -87,6 +87,11 @@ def check_model(
             "model with them; or, where it is larger than memory, give the folder of its "
             "checkpoint to stat_prune.prune_checkpoint."
         )
+    elif odd := [n for n, one in model.named_parameters() if one.layout != torch.strided]:
+        raise ModelError(
+            f"{odd[0]} of {type(model).__name__} is a sparse tensor ({len(odd)} such). Make them "
+            "dense (Tensor.to_dense), which is what layers without some units are, too."
+        )
     elif len({parameter.device for parameter in model.parameters()}) > 1:
         raise ModelError(
             f"The parameters of {type(model).__name__} are on several devices. Load it on one, "

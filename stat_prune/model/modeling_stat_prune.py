@@ -199,6 +199,7 @@ class FactoredEmbedding(torch.nn.Embedding):
         super().__init__(len(weight), weight.shape[1], stock.padding_idx, _weight=weight)
         self.weight = weight  # a parameter of its own has been made of it
         self.projection = projection
+        self.embedding_dim = projection.out_features  # adapters go by it
         # A number, as a buffer has no value where a model is made to be loaded.
         self.embed_scale = getattr(stock, "scalar_embed_scale", getattr(stock, "embed_scale", 1.0))
 
@@ -215,6 +216,7 @@ class FactoredHead(torch.nn.Linear):
         with torch.device("meta"):
             super().__init__(weight.shape[1], len(weight), bias=False)
         self.weight, self.bias, self.projection = weight, stock.bias, projection
+        self.in_features = projection.out_features
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The logits of hidden states."""

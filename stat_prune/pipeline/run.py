@@ -19,6 +19,7 @@ from stat_prune.data.calibration import CalibrationSet
 from stat_prune.data.input_rows import TOKENS_OF
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import CalibrationWarning, ModelError, TargetError
+from stat_prune.exporting.serving import check_servable
 from stat_prune.families import architecture_of, find_blocks
 from stat_prune.inferring import describe
 from stat_prune.machine.clock import Stopwatch
@@ -288,6 +289,9 @@ def opened(
         check_one_text_at_a_time(model)
     left_alone = kinds_left_alone(settings, targets) if targets else []
     blocks, untouched = _to_prune(found, settings, left_alone)
+    check_servable(model, blocks, settings, targets)
+    if settings.serve_with == "vllm" and not settings.uniform:
+        blocks = of_sizes_that_configs_say(model, blocks, "serve_with='vllm'")
     # Neurons make up for numbers of heads that are far apart, but not where these are asked for.
     if settings.uniform and not any("heads" in target.fractions() for target in targets):
         blocks = of_sizes_that_configs_say(model, blocks)

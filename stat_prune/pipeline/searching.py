@@ -17,7 +17,7 @@ from stat_prune.choosing.folding import fold_in_float32
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
-from stat_prune.measuring.sensitivity import positions_per_sequence
+from stat_prune.measuring.sensitivity import distance, positions_per_sequence
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.run import Run
@@ -80,7 +80,7 @@ class BudgetSearch:
             whole = self._on_calibration(1)
             errors = self._effort.errors_on(whole.num_sequences)
             best, distances = self._nearest(whole, starts, target, share, errors=errors)
-            contenders, rounds = [best], []
+            start, contenders, rounds = best.name, [best], []
             # In equal shares there are no weights to move.
             weighed = starts[0] if best.even else best
             for number in range(len(self._rounds)):
@@ -100,7 +100,23 @@ class BudgetSearch:
             held_out_sequences=self._on_held_out().num_sequences if held_out else 0,
             taken=best.name,
             passes=self._passes - spent,
+            start=start,
+            given_up=[one.name for one in starts if one.name not in distances],
         )
+
+    def foreseen(self, target: Target) -> float:
+        """Distance of the first start for a target, on those sequences that all are compared on."""
+        start = starts_of(self._weights, self._run.settings)[0]
+        choice = spread(self._run, self._candidates, start.weights, target, levels=LEVELS)
+        with gathered_numerical_warnings("folding candidates in the search"):
+            return self._on_calibration(1).measure(choice).distance
+
+    def distance_of(self, model: PreTrainedModel) -> float:
+        """Of another model from the dense one, on the same sequences."""
+        calibration = self._run.calibration
+        count = self._effort.num_compared(calibration.num_samples)
+        batches = to_measure_on(calibration, count, self._run.settings.seed).batches
+        return distance(self._run.model, model, batches, self._objective)
 
     def _nearest(
         self,

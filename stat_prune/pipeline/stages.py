@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from stat_prune.attention import TokenClasses
 from stat_prune.attention.heads import stream_statistics
@@ -25,16 +24,15 @@ from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.statistics import BlockStatistics, statistics_of
-from stat_prune.measuring.token_counts import token_counts
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import to_cut
-from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.pipeline.accounting import account, measure, measure_speed
 from stat_prune.pipeline.reached import check_reached
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.second_pass import HELD_OUT, SecondPass, best_pass, can_move
+from stat_prune.pipeline.sharing import factor_embeddings
 from stat_prune.pipeline.spreading import spread
 from stat_prune.reporting.result import PruningResult
 from stat_prune.reporting.search_report import DimensionsOfHeads, Search
@@ -43,7 +41,6 @@ from stat_prune.settings.targets import Target, Tolerance
 from stat_prune.surgery.alignment import alignment_heads, renumber_alignment_heads
 from stat_prune.surgery.config_checks import warn_if_not_plain
 from stat_prune.surgery.cut import apply
-from stat_prune.surgery.embeddings import factor, find_table
 from stat_prune.surgery.narrowing import NarrowedHeads, narrow
 
 
@@ -242,14 +239,6 @@ def cut(
         tokenizer=run.tokenizer,
         source=source,
     )
-
-
-def factor_embeddings(run: Run, target: Target, model: PreTrainedModel) -> FactoredTable | None:
-    """Factor the token embeddings of a model, in place, as a target says; None where they stay."""
-    if target.of_embeddings == 1:
-        return None
-    counts = token_counts(run.calibration.batches, find_table(model).num_rows)
-    return factor(model, counts, target.of_embeddings, run.settings.round_to)
 
 
 def _size_of(plan: BlockPlan) -> tuple[Block, int, int]:

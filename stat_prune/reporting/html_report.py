@@ -55,6 +55,7 @@ def html_page(report: PruningReport, plan: Mapping[str, Collection[int]]) -> str
         headings=report.HEADINGS,
         rows=report.cells(),
         sections=[
+            *([("Embeddings", {table.name: str(table)})] if (table := report.embeddings) else []),
             ("Time", {name: f"{value:.1f} s" for name, value in report.seconds.items()}),
             ("Settings", report.settings),
             ("Versions", report.versions),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,11 @@ class Search:
         Name of the start or of the round.
     passes : float
         What was computed, in forward passes over the calibration set.
+    start : str
+        Name of the start that was gone on from: the nearest, or an earlier one that is as near as
+        sequences of one value each can tell.
+    given_up : list of str
+        Names of the starts that are not in `starts`.
     """
 
     effort: str
@@ -63,6 +69,8 @@ class Search:
     held_out_sequences: int
     taken: str
     passes: float
+    start: str = ""
+    given_up: Sequence[str] = ()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Search:
@@ -73,9 +81,13 @@ class Search:
         best = min(self.starts, key=lambda name: self.starts[name])
         evaluations = sum(one.evaluations for one in self.rounds)
         text = (
-            f"{self.effort}; best start on {self.sequences} sequences: {best} "
+            f"{self.effort}; nearest start on {self.sequences} sequences: {best} "
             f"({self.starts[best]:.3g})"
         )
+        if self.given_up:
+            text += f", {len(self.given_up)} given up"
+        if self.start not in ("", best):
+            text += f"; {self.start} ({self.starts[self.start]:.3g}) is within its error"
         if self.rounds:
             text += f"; {evaluations} moves measured"
         if self.held_out:

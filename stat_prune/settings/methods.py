@@ -42,6 +42,9 @@ ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
 #: What is fitted to the dense model's outputs when a model has been cut.
 FINISHES = ("scales", "lora")
 
+#: Programs that a result can be meant for.
+SERVERS = ("llama.cpp", "mlx", "vllm", "onnx", "openvino")
+
 #: How much is spent on the search for a budget.
 EFFORTS = ("fast", "normal", "thorough")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -24,6 +25,7 @@ from stat_prune.settings.methods import (
     EFFORTS,
     FINISHES,
     OBJECTIVES,
+    SERVERS,
     Allocation,
     Baseline,
     Method,
@@ -43,6 +45,9 @@ MIN_HELD_OUT = 8
 
 #: Of the tokens of a text: that of BERT's pre-training (Devlin et al. 2019).
 MASK_FRACTION = 0.15
+
+#: llama.cpp quantizes rows in multiples of it: those of the matrices that read neurons.
+_ROWS_OF_LLAMA_CPP = 32
 
 #: No layer is as wide, and what is computed with it stays within 64 bits.
 _LARGEST_MULTIPLE = 2**31 - 1
@@ -70,6 +75,7 @@ class Settings:
     passes: int | None = None
     precision: str = "auto"
     finish: str | None = None
+    serve_with: str | None = None
     inplace: bool = False
     progress: bool = True
 
@@ -101,6 +107,13 @@ class Settings:
             raise SettingsError(
                 f"`finish` must be one of {', '.join(FINISHES)}, or None; got {self.finish!r}."
             )
+        if self.serve_with is not None and self.serve_with not in SERVERS:
+            raise SettingsError(
+                f"`serve_with` must be one of {', '.join(SERVERS)}, or None; got "
+                f"{self.serve_with!r}."
+            )
+        if self.serve_with == "llama.cpp":
+            self._take("round_to", math.lcm(self.round_to, _ROWS_OF_LLAMA_CPP))
         if self.budget is not None and self.budget not in ALLOCATIONS:
             raise SettingsError(
                 f"`budget` must be one of {', '.join(ALLOCATIONS)}; got {self.budget!r}."
@@ -114,11 +127,12 @@ class Settings:
                 f"method={self.method!r} spreads its budget itself, got budget={self.budget!r}. "
                 "Leave budget out, or use method='stat', 'obs' or another that ranks units."
             )
-        if self.head_dims and (self.uniform or not self._searches):
+        if self.head_dims and (self.uniform or self.serve_with or not self._searches):
             raise SettingsError(
                 "head_dims=True measures whole pruned models and gives each layer sizes of its "
-                f"own, got method={self.method!r}, budget={self.budget!r}, uniform={self.uniform}. "
-                "Use method='stat' with its own budget, and leave uniform out."
+                f"own, got method={self.method!r}, budget={self.budget!r}, uniform={self.uniform}, "
+                f"serve_with={self.serve_with!r}. Use method='stat' with its own budget, and leave "
+                "the other two out."
             )
         if self.passes == 2 and not self._solves_correction:
             raise SettingsError(
@@ -238,6 +252,7 @@ class Settings:
             "passes": self.passes,
             "precision": self.precision,
             "finish": self.finish,
+            "serve_with": self.serve_with,
             "objective": self.objective
             if isinstance(self.objective, str)
             else getattr(self.objective, "__qualname__", None),
@@ -256,10 +271,17 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
     """
     for target in map(checked_target, targets):
         kinds = target.fractions().keys()
-        if settings.baseline is not None and target.of_embeddings < 1:
+        of_embeddings = target.is_joint or target.of_embeddings < 1
+        if of_embeddings and settings.baseline is not None:
             raise SettingsError(
                 f"method={settings.method!r} prunes heads and neurons, but {target!r} is of "
                 "embeddings too. Use method='stat', or leave them out."
+            )
+        if target.is_joint and settings.recipe.allocation != "searched":
+            raise SettingsError(
+                f"{target!r} shares one budget by what whole models do, which "
+                f"method={settings.method!r} or its budget does not measure. Use method='stat', or "
+                "a fraction for embeddings by themselves: embeddings=0.5."
             )
         if not kinds:
             continue

@@ -82,6 +82,11 @@ class Target:
         """Kept fraction of the parameters of the token embeddings."""
         return 1.0
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether one budget is of the blocks and of the token embeddings."""
+        return False
+
     def budgets(self, blocks: list[Block]) -> list[tuple[list[Block], float]]:
         """Which blocks share which fraction; blocks that are in no pair are kept whole."""
         if not isinstance(self.fraction, Mapping):
@@ -134,21 +139,28 @@ class Parameters(Target):
 
     Embeddings, normalisation, the pooler and the task head are not counted. Token embeddings are
     factored where a fraction of their own is given: ``Parameters({"embeddings": 0.5})`` for them
-    alone, ``Parameters(0.6, embeddings=0.5)`` besides 0.6 of the blocks. A head that shares them
-    shares the factors; embeddings of positions stay.
+    alone, ``Parameters(0.6, embeddings=0.5)`` besides 0.6 of the blocks; or where they are counted
+    with the blocks, ``Parameters(0.6, embeddings=True)``. A head that shares them shares the
+    factors; embeddings of positions stay.
 
     Attributes
     ----------
     fraction : float or mapping of {"heads", "neurons", "embeddings"} to float
-    embeddings : float, optional
-        Kept fraction of the parameters of the token embeddings.
+    embeddings : float or True, optional
+        Kept fraction of the parameters of the token embeddings. True: `fraction` is of blocks and
+        token embeddings together, shared out by what whole models of both do to the output.
     """
 
-    embeddings: float | None = None
+    embeddings: float | bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.embeddings is None:
+        if self.is_joint and isinstance(self.fraction, Mapping):
+            raise TargetError(
+                f"embeddings=True counts all kinds together, got {dict(self.fraction)!r}. Pass one "
+                "number, or {'heads': ..., 'neurons': ..., 'embeddings': ...}."
+            )
+        if self.embeddings is None or self.is_joint:
             return
         self._check_fraction(self.embeddings)
         if isinstance(self.fraction, Mapping) and EMBEDDINGS in self.fraction:
@@ -162,7 +174,38 @@ class Parameters(Target):
         """Kept fraction of the parameters of the token embeddings."""
         if isinstance(self.fraction, Mapping) and EMBEDDINGS in self.fraction:
             return float(self.fraction[EMBEDDINGS])
-        return 1.0 if self.embeddings is None else float(self.embeddings)
+        return 1.0 if self.embeddings is None or self.is_joint else float(self.embeddings)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether one budget is of the blocks and of the token embeddings."""
+        return self.embeddings is True
+
+
+@dataclass(frozen=True, repr=False)
+class Bytes(Target):
+    """Keep this fraction of the bytes of all parameters: of the file of weights.
+
+    Blocks and token embeddings share what is left beside normalisation, embeddings of positions,
+    pooler and task head, which stay; as for ``Parameters(fraction, embeddings=True)``.
+
+    Attributes
+    ----------
+    fraction : float
+    """
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fraction, Mapping):
+            raise TargetError(
+                f"Bytes takes one number for the whole model, got {dict(self.fraction)!r}. For "
+                "kinds by themselves use Parameters."
+            )
+        super().__post_init__()
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether one budget is of the blocks and of the token embeddings."""
+        return True
 
 
 @dataclass(frozen=True, repr=False)

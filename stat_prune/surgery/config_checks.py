@@ -39,8 +39,12 @@ def takes(config: PreTrainedConfig, fields: Mapping[str, int]) -> bool:
     return config_error(changed) is None
 
 
-def of_sizes_that_configs_say(model: PreTrainedModel, blocks: Sequence[Block]) -> list[Block]:
+def of_sizes_that_configs_say(
+    model: PreTrainedModel, blocks: Sequence[Block], why: str = "uniform=True"
+) -> list[Block]:
     """Blocks that are kept to the numbers of heads that the model's config takes.
+
+    A warning says so, and `why`, where that rules out any.
 
     Configs of Llama, Gemma 2 and 3 refuse numbers that do not divide the hidden size, whatever
     they say of the head size. Where a config takes none, no number is better than another.
@@ -66,7 +70,7 @@ def of_sizes_that_configs_say(model: PreTrainedModel, blocks: Sequence[Block]) -
             }
             known[key] = frozenset(taken) if 0 < len(taken) < len(every) else None
             if known[key] is not None:
-                _warn(model, taken, block)
+                _warn(model, taken, block, why)
         return known[key]
 
     return [replace(block, sizes=sizes(block)) for block in blocks]
@@ -94,12 +98,12 @@ def _sizes_of(block: Block) -> list[tuple[int, int]]:
     return [(n * each, n) for n in range(1, block.num_groups + 1) for each in members]
 
 
-def _warn(model: PreTrainedModel, sizes: set[tuple[int, int]], block: Block) -> None:
+def _warn(model: PreTrainedModel, sizes: set[tuple[int, int]], block: Block, why: str) -> None:
     numbers = sorted({units for units, _ in sizes})
     warnings.warn(
-        f"uniform=True: a {type(model.config).__name__} refuses numbers of heads that do not "
+        f"{why}: a {type(model.config).__name__} refuses numbers of heads that do not "
         f"divide the hidden size, so that of the {block.num_units} heads {_listed(numbers)} can "
-        "stay. Where that is too coarse, leave uniform=False, or ignore='heads'.",
+        f"stay. Where that is too coarse, leave {why} out, or ignore='heads'.",
         UniformSizesWarning,
         stacklevel=2,
     )

@@ -264,15 +264,7 @@ def _follow(
     base_model: nn.Module, block: Block, num_units: int, num_groups: int
 ) -> dict[str, dict[str, int]]:
     """Set the counts that modules remember; what was set, by path."""
-    values = {
-        "heads": num_units,
-        "groups": num_groups,
-        "channels": num_units * block.unit_size,
-        "heads_per_group": num_units // max(num_groups, 1),
-        "neurons": num_units,
-    }
-    found: dict[str, dict[str, int]] = {}
-    for path, names in block.attributes.items():
-        found[path] = {name: values[count] for name, count in names.items()}
-        set_attributes(base_model.get_submodule(path), found[path])
-    return found
+    record = block.remembered(num_units, num_groups)
+    for path, values in record.items():
+        set_attributes(base_model.get_submodule(path), values)
+    return record

@@ -11,10 +11,13 @@ from transformers import PreTrainedModel
 
 from stat_prune.errors import ModelError, NonFiniteWeightsError, TargetError
 from stat_prune.families import token_embeddings
-from stat_prune.linalg import low_rank
+from stat_prune.linalg import LowRank, low_rank
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
+
+#: What stacks that read tokens call their embeddings.
+_OF_STACKS = {"embed_tokens", "shared"}
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,10 @@ def find_table(model: PreTrainedModel) -> Table:
                 f"{path} of {name} shares the token embeddings and is a {type(module).__name__}, "
                 "which does more than look rows up or multiply them. Leave its embeddings whole."
             )
+    names = {path.rpartition(".")[2] for path in sharing} | _OF_STACKS
     for path, module in model.named_modules():
-        alike = isinstance(module, nn.Embedding) and module.weight.shape == table.weight.shape
-        if alike and path not in sharing:
+        of_tokens = isinstance(module, nn.Embedding) and path.rpartition(".")[2] in names
+        if of_tokens and path not in sharing:
             raise ModelError(
                 f"{path} of {name} is another table of tokens, with weights of its own. Tables are "
                 "factored where there is one, or where all are tied; leave these whole."
@@ -107,16 +111,34 @@ def find_table(model: PreTrainedModel) -> Table:
     )
 
 
+def decompose_table(model: PreTrainedModel, counts: Tensor) -> LowRank:
+    """Factors of every rank of a model's token embeddings; of a factored table, of its codes.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    counts : Tensor of shape (tokens,), float64
+        How often each is read, at least one at all. Their mean is added to each: what calibration
+        has not seen may come, and the less it has read the less it knows of that.
+    """
+    table: Any = token_embeddings(model)
+    weight, outer = table.weight.detach(), _outer(table)
+    # What is left out of the codes of a factored table is seen through its basis.
+    metric = None if outer is None else outer @ outer.T
+    smoothed = (counts + counts.mean()).to(weight.device)
+    return low_rank(weight, row_weights=smoothed, metric=metric)
+
+
 def factor(
-    model: PreTrainedModel, counts: Tensor, fraction: float, multiple: int = 1
+    model: PreTrainedModel, decomposition: LowRank, fraction: float, multiple: int = 1
 ) -> FactoredTable | None:
     """Factor the token embeddings of a model, in place, and record it in the config.
 
     Parameters
     ----------
     model : PreTrainedModel
-    counts : Tensor of shape (tokens,), float64
-        How often each is read. One is added: what calibration has not seen may come.
+    decomposition : LowRank
+        Of its table.
     fraction : float
         Of the table's parameters to keep.
     multiple : int
@@ -131,9 +153,8 @@ def factor(
     rank = table.rank_for(fraction, multiple)
     if rank is None:
         return None
-    old: Any = model.base_model.get_submodule(table.path)
     with torch.no_grad():
-        codes, basis, mean, error = _factors(old, counts, rank)
+        codes, basis, mean = _factors(token_embeddings(model), decomposition, rank)
         new = factor_embeddings(model, table.path, rank)
         new.weight.copy_(codes)
         new.projection.weight.copy_(basis.T)
@@ -147,19 +168,15 @@ def factor(
         parameters_before=table.parameters,
         parameters=table.cost(rank),
         decomposition="truncated SVD",
-        error=error,
+        error=float(decomposition.error_curve[rank]),
         tied_heads=list(table.tied_heads),
     )
 
 
-def _factors(old: Any, counts: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, float]:
-    """F, T, the mean row and the error; of a table that is factored, from its own factors."""
-    weight = old.weight.detach()
-    outer = old.projection.weight.detach().double().T if is_factored(old) else None
-    # What is left out of the codes of a factored table is seen through its basis.
-    metric = None if outer is None else outer @ outer.T
-    found = low_rank(weight, row_weights=counts.to(weight.device) + 1, metric=metric)
-    codes, basis, mean = found.factors(weight, rank)
+def _factors(old: Any, decomposition: LowRank, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """F, T and the mean row."""
+    weight, outer = old.weight.detach(), _outer(old)
+    codes, basis, mean = decomposition.factors(weight, rank)
     if outer is not None:
         basis, mean = basis @ outer, old.projection.bias.detach().double() + mean @ outer
     largest = max(float(one.abs().max()) for one in (codes, basis, mean))
@@ -168,7 +185,12 @@ def _factors(old: Any, counts: Tensor, rank: int) -> tuple[Tensor, Tensor, Tenso
             f"The factors of the embeddings reach {largest:.3g}, which {weight.dtype} cannot hold. "
             "Prune the model in float32, and convert the result."
         )
-    return codes, basis, mean, float(found.error_curve[rank])
+    return codes, basis, mean
+
+
+def _outer(table: Any) -> Tensor | None:
+    """T of a table that is factored, in float64."""
+    return table.projection.weight.detach().double().T if is_factored(table) else None
 
 
 def _record(model: PreTrainedModel, path: str, rank: int) -> None:

@@ -29,14 +29,10 @@ def say_layer_sizes(model: PreTrainedModel) -> None:
     the numbers of a config are not those of one list of layers.
     """
     forget_layer_sizes(model.config)
-    stacks = stacks_of(model)
+    if not says_layers(model):
+        return
     blocks = find_blocks(model)
-    (stack, layers), *others = stacks
-    count = getattr(model.config, "num_hidden_layers", None)
-    if others or stack.signal is not None or count != len(layers):
-        return
-    if any(block.calls > 1 for block in blocks):
-        return
+    ((stack, layers),) = stacks_of(model)
     sizes: list[dict[str, int]] = [{} for _ in layers]
     for block in blocks:
         sizes[block.layer] |= _fields(block, stack, model.config)
@@ -48,6 +44,22 @@ def say_layer_sizes(model: PreTrainedModel) -> None:
         str(layer): _admitted(model.config, {n: v for n, v in fields.items() if n in known})
         for layer, fields in enumerate(sizes)
     }
+
+
+def says_layers(model: PreTrainedModel) -> bool:
+    """Whether the numbers of a config are those of one list of layers."""
+    (stack, layers), *others = stacks_of(model)
+    count = getattr(model.config, "num_hidden_layers", None)
+    if others or stack.signal is not None or count != len(layers):
+        return False
+    return all(block.calls == 1 for block in find_blocks(model))
+
+
+def says_heads(config: PreTrainedConfig) -> bool:
+    """Whether a config can say a number of heads apart from their size."""
+    # Falcon's divides the hidden size by the number of heads, and cannot be told another.
+    computed = isinstance(getattr(type(config), "head_dim", None), property)
+    return hasattr(config, "num_attention_heads") and not computed
 
 
 def forget_layer_sizes(config: PreTrainedConfig) -> None:
@@ -63,9 +75,7 @@ def _fields(block: Block, stack: Architecture, config: PreTrainedConfig) -> dict
     if block.kind == "neurons":
         (name,) = (one.config_neurons for one in stack.feed_forwards if one.name == block.part)
         return {name: block.num_units} if name is not None and "." not in name else {}
-    computed = getattr(type(config), "head_dim", None)
-    # Falcon's divides the hidden size by the number of heads, and cannot be told another.
-    if not hasattr(config, "num_attention_heads") or isinstance(computed, property):
+    if not says_heads(config):
         return {}
     if block.num_units == 0:
         return _NO_HEADS

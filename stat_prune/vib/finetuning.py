@@ -158,8 +158,8 @@ def _fractions(
     target: Target, gradual: Sequence[float], hidden: float | None, output_dir: Any
 ) -> list[float]:
     checked_target(target)
-    if isinstance(target, Latency):
-        raise TargetError(f"vib_finetune takes MACs or Parameters, got {target!r}.")
+    if isinstance(target, Latency) or target.is_joint or target.of_embeddings < 1:
+        raise TargetError(f"vib_finetune takes MACs or Parameters of blocks, got {target!r}.")
     check_single_fraction(target, "vib")
     gradual = _numbers("gradual", gradual)
     if hidden is not None:

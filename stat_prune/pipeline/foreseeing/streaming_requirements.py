@@ -57,7 +57,7 @@ def supported_method(settings: Settings, target: Target) -> Method:
             f"finish={settings.finish!r} needs the whole model in memory. Leave it out, and pass "
             "the folder of the result to stat_prune.finish where that model and the dense one fit."
         )
-    if target.of_embeddings < 1:
+    if target.is_joint or target.of_embeddings < 1:
         raise TargetError(
             f"{target!r} is of embeddings, which stay as they are layer by layer. Leave them out, "
             "or use stat_prune.prune."

@@ -93,6 +93,8 @@ class Comparison:
             held_out_sequences=0,
             taken=best.name,
             passes=(1 + len(choices)) * count / run.calibration.num_samples,
+            start=best.name,
+            given_up=[one.name for one in starts if one.name not in found],
         )
 
     def _measured(self, choices: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:

@@ -1,0 +1,137 @@
+"""What is left of models whose token embeddings are factored or trimmed.
+
+    STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task encoder --objective pooled
+    STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task stories
+
+Each task's score, with the embeddings at several fractions by themselves, and with the whole file
+at several fractions: shared out between blocks and embeddings, and taken from the blocks alone.
+Texts of another kind (paragraphs of SQuAD, which the encoder is not calibrated on) show what
+becomes of rare tokens: the mean cosine of their embeddings with the dense model's.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch.nn.functional import cosine_similarity
+from tqdm.auto import tqdm
+
+import stat_prune
+from harness import options
+from harness.sources import data_folder
+from stat_prune.evaluation.similarity import embed
+from stat_prune.families import find_blocks
+from stat_prune.settings.targets import Bytes, Parameters, Target
+from tasks import TASKS
+
+Record = dict[str, Any]
+
+#: Paragraphs of another kind.
+NUM_PARAGRAPHS = 200
+
+
+def other_texts() -> list[str]:
+    """Paragraphs of SQuAD's training split."""
+    path = data_folder() / "data" / "squad" / "train_subset_44articles.json"
+    articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+    paragraphs = [one["context"] for article in articles for one in article["paragraphs"]]
+    return random.Random(0).sample(paragraphs, NUM_PARAGRAPHS)
+
+
+def targets_for(model: Any, embeddings: list[float], files: list[float]) -> dict[str, Target]:
+    """By name: embeddings alone, the file shared out, and the same bytes of the blocks alone."""
+    found: dict[str, Target] = {
+        f"embeddings at {kept:g}": Parameters({"embeddings": kept}) for kept in embeddings
+    }
+    whole = sum(one.numel() for one in model.parameters())
+    in_blocks = sum(b.parameters(b.num_units, b.num_groups) for b in find_blocks(model))
+    for kept in files:
+        found[f"file at {kept:g}"] = Bytes(kept)
+        of_blocks = 1 - (1 - kept) * whole / in_blocks
+        if of_blocks > 0:
+            found[f"file at {kept:g}, of the blocks alone"] = Parameters(of_blocks)
+    return found
+
+
+def measure(
+    name: str, embeddings: list[float], files: list[float], **settings: Any
+) -> list[Record]:
+    """Score, size and agreement on other texts of a task's model, dense and at each target."""
+    task, others = TASKS[name](), other_texts()
+    model, tokenizer = task.load()
+    model.eval()
+    dense = embed(model, tokenizer, others, max_seq_length=128)
+    records: list[Record] = []
+
+    def note(what: str, pruned: Any, **more: Any) -> None:
+        found = embed(pruned, tokenizer, others, max_seq_length=128)
+        records.append(
+            {
+                "task": name,
+                "what": what,
+                **task.score(pruned, tokenizer),
+                "other texts": float(cosine_similarity(found, dense).mean()),
+                "MiB": sum(p.numel() * p.element_size() for p in pruned.parameters()) / 2**20,
+                **more,
+            }
+        )
+
+    note("dense", model)
+    for what, target in tqdm(targets_for(model, embeddings, files).items(), unit="target"):
+        result = stat_prune.prune(
+            model,
+            task.calibration(),
+            tokenizer=tokenizer,
+            target=target,
+            progress=False,
+            **settings,
+        )
+        table = result.report.embeddings
+        note(what, result.model, rank=None if table is None else table.rank)
+        print(json.dumps(records[-1]), flush=True)
+    return records
+
+
+def markdown(records: list[Record]) -> str:
+    """The records as a table."""
+    columns = list(dict.fromkeys(name for row in records for name in row))
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    for row in records:
+        cells = (row.get(name, "") for name in columns)
+        shown = (f"{cell:.4g}" if isinstance(cell, float) else str(cell or "") for cell in cells)
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    task: Annotated[list[str], typer.Option(help=f"Of {', '.join(TASKS)}.")],
+    embeddings: Annotated[list[float] | None, typer.Option(help="Fractions of them.")] = None,
+    file: Annotated[list[float] | None, typer.Option(help="Fractions of all bytes.")] = None,
+    only_files: Annotated[bool, typer.Option(help="No embeddings by themselves.")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration examples.")] = 512,
+    effort: options.Effort = "normal",
+    objective: Annotated[str | None, typer.Option(help="For instance pooled.")] = None,
+    seed: int = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the table.")] = Path(
+        "results/embeddings"
+    ),
+) -> None:
+    """Measure what is left of the models of some tasks."""
+    fractions = [] if only_files else embeddings or [0.5, 0.33, 0.2]
+    files = file if file is not None else [0.7, 0.5]
+    settings = {"num_calibration_samples": samples, "effort": effort, "objective": objective}
+    records = [
+        row for name in task for row in measure(name, fractions, files, **settings, seed=seed)
+    ]
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "embeddings.json").write_text(json.dumps(records, indent=2) + "\n")
+    (output / "embeddings.md").write_text(markdown(records))
+    print(markdown(records))
+
+
+if __name__ == "__main__":
+    typer.run(main)

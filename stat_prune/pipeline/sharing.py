@@ -1,0 +1,145 @@
+"""One budget shared out between blocks and token embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedModel
+
+from stat_prune.choosing.budget.choice import check_reachable
+from stat_prune.errors import TargetError
+from stat_prune.linalg import LowRank
+from stat_prune.machine.distributed import agreed
+from stat_prune.measuring.token_counts import token_counts
+from stat_prune.model.dispatched import own_parameters, shared_copy
+from stat_prune.model.factored_table import FactoredTable
+from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.searching import BudgetSearch
+from stat_prune.settings.targets import Bytes, Parameters, Target
+from stat_prune.surgery.embeddings import Table, decompose_table, factor, find_table
+
+#: Parts of the embeddings that are tried beside each other.
+FRACTIONS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
+
+
+@dataclass(frozen=True, repr=False)
+class Share(Parameters):
+    """What blocks and embeddings keep each, for a target of both together.
+
+    Attributes
+    ----------
+    asked : Target
+    distances : dict of str to float
+        By the fractions of embeddings and blocks that were compared, what they do to the output:
+        the factored embeddings alone, and the pruned blocks alone, added up.
+    """
+
+    asked: Target = field(default_factory=lambda: Parameters(1.0))
+    distances: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return repr(self.asked)
+
+
+def shares(run: Run, target: Target) -> list[Share]:
+    """The ways to share out a joint target that can be reached.
+
+    Raises
+    ------
+    TargetError
+        If there is none.
+    """
+    table = find_table(run.model)
+    blocks = [*run.blocks, *run.untouched]
+    in_blocks = sum(block.parameters(block.num_units, block.num_groups) for block in blocks)
+    budget = _budget(run.model, target, in_blocks, table)
+    # With the blocks whole, the embeddings alone give way.
+    alone = (budget - in_blocks) / table.parameters
+    found = []
+    for fraction in sorted({*FRACTIONS, *([alone] if 0 < alone < 1 else [])}, reverse=True):
+        share = _share(run, target, table, fraction, budget, in_blocks)
+        found += [] if share is None else [share]
+    if not found:
+        raise TargetError(
+            f"{target!r} leaves {max(budget, 0):,.0f} parameters for the blocks and the token "
+            f"embeddings of {type(run.model).__name__}, of {in_blocks + table.parameters:,} now, "
+            "which is less than the fewest heads and neurons take beside the smallest table that "
+            "is tried. Ask for more."
+        )
+    return found
+
+
+def best_share(run: Run, target: Target, search: BudgetSearch) -> Share:
+    """The way to share out a joint target that changes the output least.
+
+    What factored embeddings do to the output is measured alone, and so is what the pruned blocks
+    do, at the first start of the search for their budget.
+    """
+    found = shares(run, target)
+    decomposition = decomposed(run, run.model)
+    distances = []
+    with run.stage("share the budget"):
+        for share in run.tracked(found):
+            distance = search.foreseen(share)
+            if share.of_embeddings < 1:
+                copied = shared_copy(run.model)
+                factor(copied, decomposition, share.of_embeddings, run.settings.round_to)
+                distance += search.distance_of(copied)
+            distances.append(distance)
+    best = agreed(lambda: min(range(len(found)), key=lambda at: distances[at]))
+    named = {
+        f"{share.of_embeddings:.3g} of the embeddings, {share.fraction:.3g} of the blocks": distance
+        for share, distance in zip(found, distances, strict=True)
+    }
+    return replace(found[best], distances=named)
+
+
+def decomposed(run: Run, model: PreTrainedModel) -> LowRank:
+    """The table of a run's model, or of a pruned copy, by the tokens of the calibration set."""
+    counts = token_counts(run.calibration.batches, find_table(model).num_rows)
+    return decompose_table(model, counts)
+
+
+def factor_embeddings(run: Run, target: Target, model: PreTrainedModel) -> FactoredTable | None:
+    """Factor the token embeddings of a model, in place, as a target says; None where they stay."""
+    if target.of_embeddings == 1:
+        return None
+    found = factor(model, decomposed(run, model), target.of_embeddings, run.settings.round_to)
+    if found is None or not isinstance(target, Share):
+        return found
+    return replace(found, shares=target.distances)
+
+
+def _budget(model: PreTrainedModel, target: Target, in_blocks: int, table: Table) -> float:
+    """Parameters for blocks and table together."""
+    fraction = target.fractions()["all"]
+    if not isinstance(target, Bytes):
+        return fraction * (in_blocks + table.parameters)
+    # Others may be of another dtype; these are of the model's.
+    size = model.dtype.itemsize
+    whole = sum(one.numel() * one.element_size() for one in own_parameters(model))
+    return (fraction * whole - (whole - size * (in_blocks + table.parameters))) / size
+
+
+def _share(
+    run: Run, target: Target, table: Table, fraction: float, budget: float, in_blocks: int
+) -> Share | None:
+    """What is left for blocks beside so much of the embeddings; None where it is too little."""
+    try:
+        rank = table.rank_for(fraction, run.settings.round_to)
+        spent = table.parameters if rank is None else table.cost(rank)
+        left = (budget - spent) / in_blocks
+        if left <= 0:
+            return None
+        share = Share(min(left, 1.0), embeddings=float(fraction), asked=target)
+        check_reachable(
+            run.blocks,
+            run.untouched,
+            share,
+            seq_length=run.lengths(share),
+            round_to=run.settings.round_to,
+            remove=run.settings.removes_blocks,
+        )
+    except TargetError:
+        return None
+    return share

@@ -1,0 +1,79 @@
+"""Factored embeddings and tied heads in programs that meet models of all kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hand_pruned import build
+from inputs import random_batch
+from transformers import PreTrainedModel
+
+from stat_prune.checkpoints.checkpoint import as_pruned_class
+from stat_prune.errors import UnsupportedArchitectureError
+from stat_prune.exporting import export
+from stat_prune.surgery.embeddings import decompose_table, factor
+
+NAMES = ("BertForMaskedLM", "LlamaForCausalLM")
+
+
+def factored(name: str) -> PreTrainedModel:
+    model = build(name)
+    factor(model, decompose_table(model, torch.arange(50.0).double()), 0.6)
+    return as_pruned_class(model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_exports_them(name: str) -> None:
+    model, batch = factored(name), random_batch(2, 12)
+    extra = {"use_cache": False} if "Causal" in name else {}
+    program = torch.export.export(model, (), kwargs={**batch, **extra})
+    with torch.no_grad():
+        found = program.module()(**batch, **extra).logits
+        torch.testing.assert_close(found, model(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+def test_torch_compiles_them(name: str) -> None:
+    model, batch = factored(name), random_batch(2, 12)
+    with torch.no_grad():
+        found = torch.compile(model)(**batch).logits
+        torch.testing.assert_close(found, model(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
+def test_adapters_go_on_them() -> None:
+    peft = pytest.importorskip("peft", reason="needs peft (the extra `export`)")
+    model, batch = factored("LlamaForCausalLM"), random_batch(2, 12)
+    before = model(**batch).logits.detach()
+    config = peft.LoraConfig(target_modules=["embed_tokens", "lm_head"], r=2)
+    adapted = peft.get_peft_model(model, config)
+    torch.testing.assert_close(adapted(**batch).logits, before)
+    adapted(**batch).logits.square().mean().backward()
+    trained = [name for name, one in adapted.named_parameters() if one.grad is not None]
+    assert any("embed_tokens.lora" in name for name in trained)
+    assert any("lm_head.lora" in name for name in trained)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.slow
+def test_onnx_has_them(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra `onnx`)")
+    exporters = pytest.importorskip("transformers.exporters", reason="needs exporters")
+    model = factored("BertForMaskedLM")
+    export(model, tmp_path / "out", "onnx")
+    batch = random_batch(3, 9, seed=1)
+    found = dict(exporters.ExportedModel.from_pretrained(tmp_path / "out")(**batch).items())
+    with torch.no_grad():
+        expected = model(**batch).logits
+    torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("to", ["gguf", "mlx"])
+def test_forms_without_a_place_for_them_say_so(to: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match="two factors"):
+        export(factored("LlamaForCausalLM"), tmp_path / "out", to)
