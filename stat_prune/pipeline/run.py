@@ -292,8 +292,7 @@ def opened(
     check_servable(model, blocks, settings, targets)
     if settings.serve_with == "vllm" and not settings.uniform:
         blocks = of_sizes_that_configs_say(model, blocks, "serve_with='vllm'")
-    # Neurons make up for numbers of heads that are far apart, but not where these are asked for.
-    if settings.uniform and not any("heads" in target.fractions() for target in targets):
+    if settings.uniform:
         blocks = of_sizes_that_configs_say(model, blocks)
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):
