@@ -179,7 +179,7 @@ def prune(
     inplace : bool
         Cut the given model itself, which nothing else may use meanwhile.
     progress : bool
-        Show a progress bar.
+        Show a progress bar; where stderr is no terminal, a line a stage.
 
     Returns
     -------
