@@ -167,6 +167,15 @@ def test_embeddings_are_factored_alone_or_beside_blocks(others, classifier, text
     assert model.get_input_embeddings().weight.shape[1] == found["rank"]
 
 
+def test_a_result_is_finished_where_asked(classifier, texts, run, tmp_path):
+    done = run(
+        *("prune", classifier, "-d", texts, "-o", tmp_path / "out", "--json", "--effort", "fast"),
+        *("--macs", 0.5, "--finish", "scales"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["finish"]["numbers"] > 0
+
+
 def test_a_vocabulary_is_trimmed_to_what_texts_need(classifier, texts, run, tmp_path):
     few = tmp_path / "few.txt"
     few.write_text("the cat sat\nthe cat ran")

@@ -43,11 +43,11 @@ def build(family: str, heads: int, groups: int) -> transformers.PreTrainedModel:
 @pytest.mark.filterwarnings("ignore::stat_prune.errors.UniformSizesWarning")
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (8, 4), (8, 2)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_fraction_for_all_gives_what_plain_transformers_opens(family, heads, groups, tmp_path):
+def test_any_target_for_heads_gives_what_plain_transformers_opens(family, heads, groups, tmp_path):
     model = build(family, heads, groups)
     for fraction in (0.8, 0.4):
         result = stat_prune.prune(
-            model, ROWS, target=MACs(fraction), uniform=True, effort="fast", progress=False
+            model, ROWS, target=MACs({"heads": fraction}), uniform=True, progress=False
         )
         folder = tmp_path / f"{fraction}"
         result.save(folder)
@@ -61,26 +61,9 @@ def test_a_config_that_takes_only_some_numbers_of_heads_is_named_with_them():
     model = build("Llama", heads=8, groups=8)
     with pytest.warns(UniformSizesWarning, match="LlamaConfig .* 1, 2, 4 or 8 can stay"):
         result = stat_prune.prune(
-            model, ROWS, target=MACs(0.8), uniform=True, effort="fast", progress=False
+            model, ROWS, target=MACs({"heads": 0.9}), uniform=True, progress=False
         )
-    assert {len(result.plan[f"layers.{n}.heads"]) for n in range(2)} <= {4, 8}
-
-
-@pytest.mark.parametrize("family", ["Llama", "Gemma2", "Gemma3"])
-def test_heads_alone_come_as_near_as_they_can_and_a_warning_says_what_opens_them(family, tmp_path):
-    """Numbers that the config takes would be half of the heads, or all."""
-    settings = {"uniform": True, "effort": "fast", "progress": False}
-    with pytest.warns(UniformSizesWarning, match="opens with stat_prune.load or trust_remote"):
-        result = stat_prune.prune(
-            build(family, heads=8, groups=8), ROWS, target=MACs({"heads": 0.75}), **settings
-        )
-    assert {len(units) for name, units in result.plan.items() if name.endswith("heads")} == {6}
-    result.save(tmp_path / "out")
-    assert_same_model(stat_prune.load(tmp_path / "out"), result.model)
-    remote = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", trust_remote_code=True
-    )
-    assert_same_model(remote, result.model)
+    assert {len(result.plan[f"layers.{n}.heads"]) for n in range(2)} == {4}
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Qwen3"])

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.attention.attention_maps import check_reads_one_text, run_with_attention
@@ -21,6 +20,7 @@ from stat_prune.data.batching import token_mask
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import DataError, SettingsError
 from stat_prune.inferring import describe
+from stat_prune.machine.progress import progress_bar
 from stat_prune.model.blocks import Block
 from stat_prune.model.model_checks import check_is_model
 from stat_prune.model.processors import text_tokenizer
@@ -174,8 +174,8 @@ def head_statistics(
     )
     if token_classes is None and tokenizer is not None:
         token_classes = TokenClasses(tokenizer)
-    batches = tqdm(
-        calibration.batches, desc="attention", unit="batch", disable=not flag("progress", progress)
+    batches = progress_bar(
+        calibration.batches, shown=flag("progress", progress), desc="attention", unit="batch"
     )
     return stream_statistics(model, batches, token_classes, threshold=threshold)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.data.sampling import evenly_spaced
@@ -16,6 +15,7 @@ from stat_prune.evaluation.squad_data import Question, read_squad
 from stat_prune.evaluation.squad_decoding import best_spans, null_score
 from stat_prune.evaluation.squad_metrics import squad_scores
 from stat_prune.evaluation.squad_windows import MAX_SEQ_LENGTH, STRIDE, Window, windows
+from stat_prune.machine.progress import progress_bar
 from stat_prune.model.dispatched import input_device
 from stat_prune.model.running import evaluating, model_inputs
 
@@ -140,7 +140,7 @@ def _logits(
     batches = range(0, len(order), batch_size)
     device = input_device(model)
     with evaluating(model):
-        for begin in tqdm(batches, desc="questions", disable=not progress):
+        for begin in progress_bar(batches, shown=progress, desc="questions", unit="batch"):
             chosen = order[begin : begin + batch_size]
             batch = tokenizer.pad(
                 [rows[index].inputs for index in chosen], padding_side="right", return_tensors="pt"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +34,14 @@ PASSES = 5
 PARTS = 5
 PATIENCE = 2
 
-#: Of AdamW, at the end of the warm-up: for scales or low-rank updates, and for vectors.
-RATES = {"scales": 1e-2, "lora": 5e-3}
-VECTOR_RATE = 1e-3
+#: Of AdamW, at the end of the warm-up: for scales or low-rank updates, and for vectors relative to
+#: the root mean square of their entries, or to the least that counts.
+RATES = {"scales": 1e-2, "lora": 3e-3}
+VECTOR_RATE = 1e-2
+LEAST_SIZE = 0.1
+
+#: Of these, tried one after the other until one does better than the start.
+RATE_FRACTIONS = (1.0, 0.25, 0.0625)
 WARM_UP = 0.1
 MAX_GRAD_NORM = 1.0
 
@@ -86,53 +93,85 @@ def fit(
     student = copy.deepcopy(model).float()
     layer_map = _layer_map(student, dense, blocks)
     updates = Updates(student, blocks, kind, seed)
-    steps = num_steps(num_sequences)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": updates.weights, "lr": RATES[kind]},
-            {"params": updates.vectors, "lr": VECTOR_RATE},
-        ],
-        weight_decay=0.0,
-    )
-    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARM_UP * steps), steps)
-    checks = {math.ceil(part * steps / PARTS) for part in range(1, PARTS + 1)}
-
-    def measured() -> float:
-        assert examples.held_out is not None
-        return distance(dense, student, examples.held_out.batches, objective)
-
-    distances, best, step = [measured()], None, 0
-    with evaluating(dense), evaluating(student), torch.enable_grad():
-        for step, batch in enumerate(_batches(examples, steps, seed), 1):
-            loss = _loss(student, dense, batch, objective, layer_map)
-            optimizer.zero_grad()
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(updates.numbers, MAX_GRAD_NORM)
-            if not bool(norm.isfinite()):
-                break
-            optimizer.step()
-            schedule.step()
-            advance()
-            if step in checks:
-                distances.append(measured())
-                if distances[-1] <= min(distances):
-                    best = [one.detach().clone() for one in updates.numbers]
-                elif len(distances) - 1 - distances.index(min(distances)) >= PATIENCE:
-                    break
-    taken = distances.index(min(distances))
-    with torch.no_grad():
-        for tensor, value in zip(updates.numbers, best or (), strict=bool(best)):
-            tensor.copy_(value)
+    attempt = _Attempt(student, dense, updates, examples, objective, layer_map, advance)
+    distances, best, read = [attempt.distance()], None, 0
+    start = updates.values()
+    for fraction in RATE_FRACTIONS:
+        found, best, steps = attempt.run(kind, fraction, num_steps(num_sequences), seed, distances)
+        read += steps
+        if best is not None:
+            break
+        updates.set(start)
+    distances += found
+    if best is not None:
+        updates.set(best)
     report = Finish(
         kind=kind,
         numbers=sum(one.numel() for one in updates.numbers),
         sequences=examples.num_samples,
         held_out_sequences=examples.held_out.num_samples,
         distances=distances,
-        taken=taken,
-        passes=step * BATCH_SIZE / examples.num_samples,
+        taken=distances.index(min(distances)),
+        passes=read * BATCH_SIZE / examples.num_samples,
     )
-    return (updates.folded() if taken else {}), report
+    return (updates.folded() if best is not None else {}), report
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A fit at one rate, begun from the numbers that `updates` has."""
+
+    student: PreTrainedModel
+    dense: PreTrainedModel
+    updates: Updates
+    examples: CalibrationSet
+    objective: Objective
+    layer_map: LayerMap
+    advance: Callable[[], None]
+
+    def distance(self) -> float:
+        """Of the output, on the sequences held out."""
+        assert self.examples.held_out is not None
+        return distance(self.dense, self.student, self.examples.held_out.batches, self.objective)
+
+    def run(
+        self, kind: str, fraction: float, steps: int, seed: int, before: Sequence[float]
+    ) -> tuple[list[float], list[Tensor] | None, int]:
+        """Distances after each part, the best numbers (None: the start's), and steps done."""
+        updates = self.updates
+        optimizer = torch.optim.AdamW(_rates(updates, kind, fraction), weight_decay=0.0)
+        schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARM_UP * steps), steps)
+        checks = {math.ceil(part * steps / PARTS) for part in range(1, PARTS + 1)}
+        found: list[float] = []
+        best, step, least = None, 0, min(before)
+        with evaluating(self.dense), evaluating(self.student), torch.enable_grad():
+            for step, batch in enumerate(_batches(self.examples, steps, seed), 1):
+                optimizer.zero_grad()
+                loss = _loss(self.student, self.dense, batch, self.objective, self.layer_map)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(updates.numbers, MAX_GRAD_NORM)
+                if not bool(norm.isfinite()):
+                    break
+                optimizer.step()
+                schedule.step()
+                self.advance()
+                if step not in checks:
+                    continue
+                found.append(self.distance())
+                if found[-1] < least:
+                    best, least = updates.values(), found[-1]
+                elif all(one > least for one in found[-PATIENCE:]) and len(found) >= PATIENCE:
+                    break
+        return found, best, step
+
+
+def _rates(updates: Updates, kind: str, fraction: float) -> list[dict[str, Any]]:
+    """Groups of parameters for an optimizer."""
+    rates: list[dict[str, Any]] = [{"params": updates.weights, "lr": fraction * RATES[kind]}]
+    for vector in updates.vectors:
+        size = max(float(vector.detach().square().mean().sqrt()), LEAST_SIZE)
+        rates.append({"params": [vector], "lr": fraction * VECTOR_RATE * size})
+    return rates
 
 
 def num_steps(num_sequences: int) -> int:

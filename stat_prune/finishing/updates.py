@@ -112,6 +112,16 @@ class Updates:
         """All that is fitted."""
         return [*self.weights, *self.vectors]
 
+    def values(self) -> list[Tensor]:
+        """A copy of all that is fitted."""
+        return [one.detach().clone() for one in self.numbers]
+
+    def set(self, values: Iterable[Tensor]) -> None:
+        """Take up what `values` has given."""
+        with torch.no_grad():
+            for tensor, value in zip(self.numbers, values, strict=True):
+                tensor.copy_(value)
+
     def folded(self) -> dict[str, Tensor]:
         """The weights that are changed, by name; the model has them, and is as it was otherwise."""
         for module, name in self._places:

@@ -11,20 +11,20 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.data.batching import masks_in
 from stat_prune.data.calibration import CalibrationSet
-from stat_prune.data.input_rows import TOKENS_OF
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import CalibrationWarning, ModelError, TargetError
+from stat_prune.examples.input_rows import TOKENS_OF
 from stat_prune.exporting.serving import check_servable
 from stat_prune.families import architecture_of, find_blocks
 from stat_prune.inferring import describe
 from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.distributed import check_same, num_processes, rank, together
 from stat_prune.machine.ordinary_tensors import outside_inference_mode
+from stat_prune.machine.progress import progress_bar
 from stat_prune.measuring.objectives import OF_BASE_MODEL, objective_named
 from stat_prune.measuring.timing import TimedModel, time_model
 from stat_prune.model.blocks import KINDS, Block
@@ -67,7 +67,7 @@ class Run:
     settings : Settings
     tokenizer : PreTrainedTokenizerBase or None
     stopwatch : Stopwatch
-    bar : tqdm
+    bar : tqdm or LogLines
         The progress bar.
     timed_models : dict of (int, int) to TimedModel
         By batch size and sequence length, those timed so far.
@@ -80,7 +80,7 @@ class Run:
     settings: Settings
     tokenizer: PreTrainedTokenizerBase | None
     stopwatch: Stopwatch
-    bar: tqdm
+    bar: Any
     timed_models: dict[tuple[int, int], TimedModel] = field(default_factory=dict)
 
     @property
@@ -292,8 +292,7 @@ def opened(
     check_servable(model, blocks, settings, targets)
     if settings.serve_with == "vllm" and not settings.uniform:
         blocks = of_sizes_that_configs_say(model, blocks, "serve_with='vllm'")
-    # Neurons make up for numbers of heads that are far apart, but not where these are asked for.
-    if settings.uniform and not any("heads" in target.fractions() for target in targets):
+    if settings.uniform:
         blocks = of_sizes_that_configs_say(model, blocks)
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):
@@ -314,7 +313,7 @@ def opened(
         check_same("What is held out", calibration.held_out.fingerprint)
     if blocks:
         _warn_if_few_tokens(calibration, blocks)
-    with tqdm(disable=not settings.progress or rank() > 0, unit="step") as bar:
+    with progress_bar(shown=settings.progress and rank() == 0) as bar:
         yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
 
 

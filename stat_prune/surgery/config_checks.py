@@ -80,13 +80,10 @@ def warn_if_not_plain(model: PreTrainedModel) -> None:
     """Say that a model whose layers are alike has sizes all the same that its config cannot say."""
     if not getattr(model.config, "stat_prune", None):
         return
-    attentions = [one for stack, _ in stacks_of(model) for one in stack.attentions]
-    together = any(one.config_heads is not None for one in attentions)
     warnings.warn(
         f"uniform=True: the layers are alike, but a {type(model.config).__name__} cannot say their "
         "sizes: the folder opens with stat_prune.load or trust_remote_code=True. For one that "
-        "plain transformers opens, prune neurons alone (target=MACs({'neurons': ...}))"
-        f"{', or heads and neurons by one fraction' if together else ''}.",
+        "plain transformers opens, prune neurons alone (target=MACs({'neurons': ...})).",
         UniformSizesWarning,
         stacklevel=3,
     )

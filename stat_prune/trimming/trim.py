@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.checkpoints.replacing import check_apart
-from stat_prune.data.examples import iterate_examples
 from stat_prune.data.token_rows import MAX_LENGTH, tokenized
 from stat_prune.errors import DataError
+from stat_prune.examples.iterating import iterate_examples
+from stat_prune.machine.progress import progress_bar
 from stat_prune.model.dispatched import own_parameters
 from stat_prune.model.model_checks import check_model
 from stat_prune.settings.arguments import flag
@@ -181,7 +181,9 @@ class _Used:
         self.of_most: set[int] = set()
         self._held_out: dict[int, int] = {}
         self.num_texts = self.num_tokens = 0
-        for ids in tqdm(_ids_of(texts, tokenizer), disable=not progress, unit="text"):
+        for ids in progress_bar(
+            _ids_of(texts, tokenizer), shown=progress, desc="read texts", unit="text"
+        ):
             self.num_texts += 1
             self.num_tokens += len(ids)
             if self.num_texts % HELD_OUT:

@@ -15,8 +15,11 @@ from stat_prune.errors import DataError, ModelError, SettingsError
 from stat_prune.families import find_blocks
 from stat_prune.finishing import fitting, results
 from stat_prune.finishing.updates import Updates
+from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.sensitivity import distance
 from stat_prune.reporting.html_report import html_page
 from stat_prune.reporting.report import PruningReport
+from stat_prune.vib import VIBConfig, vib_finetune
 
 
 def rows(count=40):
@@ -40,10 +43,16 @@ def same(one, other):
 
 @pytest.mark.parametrize("kind", ["scales", "lora"])
 def test_a_finish_comes_closer_to_the_dense_model_and_says_how_far(kind):
-    report = pruned(finish=kind).report
+    model, result = classifier(), pruned(finish=kind)
+    report = result.report
     found = report.finish
     assert found is not None and found.taken > 0
-    assert found.distances[found.taken] < 0.9 * found.distances[0]
+    batch = {"input_ids": torch.stack([row["input_ids"] for row in rows()])}
+    before, after = (
+        distance(model, one, [batch], output_distance)
+        for one in (pruned(finish=None).model, result.model)
+    )
+    assert after < before
     assert found.held_out_sequences == 5
     assert "held out" in str(report) and f"finish            {kind}" in str(report)
     assert PruningReport.from_dict(json.loads(report.to_json())) == report
@@ -93,6 +102,24 @@ def test_every_member_of_a_family_is_finished():
         classifier(), rows(), targets=targets, method="id-even", finish="scales", progress=False
     )
     assert all(one.report.finish is not None for one in members)
+
+
+def test_what_masks_have_left_is_finished():
+    model = classifier()
+    masks = VIBConfig(
+        train_weights=False, mask_steps=3, least_mask_steps=1, folding="corrected", sublayers=True
+    )
+    cut = vib_finetune(model, rows(), target=stat_prune.MACs(0.5), mode=masks, progress=False)
+    result = stat_prune.finish(cut, rows(), teacher=model, progress=False)
+    assert result.report.finish is not None and result.report.finish.taken > 0
+    assert result.plan == cut.plan
+
+
+def test_models_without_some_blocks_are_finished():
+    target = stat_prune.MACs(0.1)
+    result = pruned(method="id-unweighted", target=target, remove_blocks=True)
+    assert not all(row.kept for row in result.report.blocks)
+    assert result.report.finish is not None and result.report.finish.taken > 0
 
 
 def test_a_generator_is_read_once():

@@ -385,8 +385,9 @@ def test_a_loss_without_a_term_is_refused_before_any_work(build, fields, monkeyp
 
 
 def test_the_progress_bar_shows_the_loss_the_expected_cost_and_the_target(capsys, monkeypatch):
+    monkeypatch.setattr("stat_prune.machine.progress.someone_looks_on", lambda: True)
     monkeypatch.setattr(
-        "stat_prune.pipeline.run.tqdm", partial(tqdm, mininterval=0)
+        "stat_prune.machine.progress.tqdm", partial(tqdm, mininterval=0)
     )  # shows every step
     finetune(classifier(), MACs(0.6), mode=short(mask_steps=8), progress=True)
     shown = capsys.readouterr().err

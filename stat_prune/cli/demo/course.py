@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.cli.demo.demo_data import HUB_NAME, Passages, find_sentence_encoder, read_passages
@@ -26,6 +25,7 @@ from stat_prune.cli.demo.demo_report import (
 )
 from stat_prune.errors import CalibrationWarning, StatPruneError
 from stat_prune.evaluation import cosine_to_reference, embed, neighbor_recall
+from stat_prune.machine.progress import progress_bar
 from stat_prune.measuring.latency import median_latencies
 from stat_prune.pruning import prune_family
 from stat_prune.reporting.report import Size
@@ -150,7 +150,7 @@ def _compare(
     reference = embed(model, tokenizer, passages)
     before = results[0][1].report.before
     rows = [_row("dense", before, before, 1.0, reference, reference)]
-    measured = tqdm(results, desc="measure", unit="model", disable=not progress)
+    measured = progress_bar(results, shown=progress, desc="measure", unit="model")
     for (method, result), own in zip(measured, seconds[1:], strict=True):
         embeddings = embed(result.model, tokenizer, passages)
         rows.append(
