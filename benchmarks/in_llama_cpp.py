@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from llama_server import LlamaCpp, serving
 from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
-from stat_prune.data.examples import iterate_examples
+from stat_prune.examples.iterating import iterate_examples
 from stat_prune.exporting.gguf_file import write_gguf
 
 

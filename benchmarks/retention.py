@@ -25,6 +25,7 @@ def main(
     effort: options.Effort = None,
     allocation: options.Allocation = None,
     finish: options.Finish = None,
+    head_dims: options.HeadDims = None,
     output: options.Output = Path("results/retention"),
 ) -> None:
     """Measure, tabulate and draw."""
@@ -34,7 +35,7 @@ def main(
         tasks,
         Grid(method, seed or [0], budget),
         output,
-        settings=options.settings_of(effort, allocation, finish),
+        settings=options.settings_of(effort, allocation, finish, head_dims),
     )
 
 

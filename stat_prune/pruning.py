@@ -20,6 +20,7 @@ from stat_prune.finishing import Finishing, with_finish
 from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 from stat_prune.model.running import Objective
 from stat_prune.model.whole_encoders import encoder_kind, transformer_of
+from stat_prune.pipeline.inside_heads.narrowing_heads import check_narrowing, with_head_dims
 from stat_prune.pipeline.method_requirements import check_no_experts
 from stat_prune.pipeline.probes import check_objective, sensitivities
 from stat_prune.pipeline.resuming import FinishedWork
@@ -28,7 +29,7 @@ from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.pipeline.second_pass import HELD_OUT, can_move
 from stat_prune.pipeline.sharing import best_share, shares
-from stat_prune.pipeline.stages import choose_sizes, collect, cut, decompose, plan
+from stat_prune.pipeline.stages import Decided, choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.methods import Allocation, Baseline, Method
@@ -54,6 +55,7 @@ def prune(
     round_to: int = 1,
     uniform: bool = False,
     remove_blocks: bool = False,
+    head_dims: bool = False,
     objective: str | Objective | None = None,
     effort: str = "normal",
     budget: Allocation | None = None,
@@ -124,6 +126,11 @@ def prune(
         output. Ignored with `uniform` and by methods that keep the same fraction of every block.
         Off by default, as what a block's last units do is hard to foresee; for targets that are out
         of reach otherwise.
+    head_dims : bool
+        Whether dimensions inside heads may leave too, where the budget is then better spent on
+        examples held out: of each layer one number for queries and keys, one for values, in
+        multiples of `round_to`. For encoders with BERT's attention, one fraction of MACs or
+        parameters, and the default budget; it takes about four times as long.
     objective : {"logits", "hidden-states", "pooled"} or callable, optional
         What the default method preserves. ``"logits"``: what the head says; ``"hidden-states"``:
         the final hidden state of every token, whatever the head; ``"pooled"``: their mean over a
@@ -200,6 +207,7 @@ def prune(
         round_to=round_to,
         uniform=uniform,
         remove_blocks=remove_blocks,
+        head_dims=head_dims,
         objective=objective,
         effort=effort,
         budget=budget,
@@ -266,6 +274,8 @@ def _pruned(
         recorded = factored or not settings.uniform
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
     with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
+        if settings.head_dims:
+            check_narrowing(run, targets)
         for target in targets:
             if target.of_embeddings < 1:
                 find_table(model).rank_for(target.of_embeddings)
@@ -386,17 +396,22 @@ def _measured(
     search = None
     if recipe.allocation == "searched" and weights is not None:
         search = BudgetSearch(run, recipe, statistics, candidates, weights)
+
+    def decided(target: Target, aim: Target) -> Decided:
+        choice, found = work.choice(
+            target, partial(choose_sizes, run, recipe, candidates, weights, aim, search)
+        )
+        return Decided(*plan(run, recipe, statistics, candidates, weights, choice), found)
+
     results = []
     for target in targets:
         aim = target
         if target.is_joint and search is not None:
             aim = best_share(run, target, search)
-        choice, found = work.choice(
-            target, partial(choose_sizes, run, recipe, candidates, weights, aim, search)
-        )
-        plans, second_pass = plan(run, recipe, statistics, candidates, weights, choice)
-        result = cut(run, aim, plans, second_pass, found)
-        result = _finished(finishing, target, result, work)
+        best = decided(target, aim)
+        if run.settings.head_dims:
+            best = with_head_dims(run, target, best, lambda wide: decided(wide, wide))
+        result = _finished(finishing, target, cut(run, aim, *best), work)
         results.append(replace(result, run=work.fingerprint(target)))
     return results
 

@@ -18,10 +18,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from stat_prune.data.calibration import build_calibration_set
-from stat_prune.data.examples import iterate_examples, iterate_labelled_examples
-from stat_prune.data.files.records import Chat, Words
 from stat_prune.errors import CalibrationWarning, DataError
 from stat_prune.evaluation import read_glue, read_squad
+from stat_prune.examples.iterating import iterate_examples, iterate_labelled_examples
+from stat_prune.examples.records import Chat, Words
 
 TEXTS = ["the cat sat", "a dog ran", "the bird flew über the house"]
 

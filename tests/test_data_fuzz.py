@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from stat_prune.data.calibration import CalibrationSet, build_calibration_set
-from stat_prune.data.files.records import FORMS
 from stat_prune.errors import DataError
 from stat_prune.evaluation import read_glue, read_squad
+from stat_prune.examples.records import FORMS
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 

@@ -14,7 +14,7 @@ FLOORS = (
     ("errors", "linalg"),
     ("machine",),
     ("model",),
-    ("families", "settings"),
+    ("examples", "families", "settings"),
     ("data", "surgery"),
     ("checkpoints", "inferring", "measuring"),
     ("attention", "choosing", "evaluation", "exporting", "trimming"),

@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from stat_prune.data.batching import num_sequences, padded, unpadded
-from stat_prune.data.examples import iterate_examples
 from stat_prune.data.token_rows import without_padding
 from stat_prune.errors import DataError
+from stat_prune.examples.iterating import iterate_examples
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

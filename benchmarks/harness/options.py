@@ -46,6 +46,9 @@ Finish = Annotated[
         help=f"Fit every result to the dense model's outputs: {', '.join(FINISHES)}.",
     ),
 ]
+HeadDims = Annotated[
+    bool | None, typer.Option("--head-dims", help="Dimensions inside heads may leave too.")
+]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Repeatable. Default: 0.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Score only so many examples.")]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration examples.")]
@@ -58,8 +61,11 @@ Output = Annotated[
 
 
 def settings_of(
-    effort: str | None, allocation: str | None, finish: str | None = None
+    effort: str | None,
+    allocation: str | None,
+    finish: str | None = None,
+    head_dims: bool | None = None,
 ) -> dict[str, Any]:
     """The arguments of ``prune`` among the options, where they are given."""
-    given = {"effort": effort, "budget": allocation, "finish": finish}
+    given = {"effort": effort, "budget": allocation, "finish": finish, "head_dims": head_dims}
     return {name: value for name, value in given.items() if value is not None}

@@ -113,7 +113,7 @@ def export(
 def _texts(dataset: str, count: int) -> list[str]:
     from itertools import islice
 
-    from stat_prune.data.examples import iterate_examples
+    from stat_prune.examples.iterating import iterate_examples
 
     every = (text for text in iterate_examples(dataset, seed=0) if isinstance(text, str))
     return list(islice(every, count))

@@ -115,6 +115,10 @@ def prune(
             help="All heads of a layer, or all neurons, may leave: for extreme targets.",
         ),
     ] = False,
+    head_dims: Annotated[
+        bool,
+        typer.Option("--head-dims", help="Dimensions inside heads may leave: BERT-like encoders."),
+    ] = False,
     effort: Effort = None,
     budget: Budget = None,
     passes: Annotated[
@@ -265,6 +269,7 @@ def prune(
         "round_to": round_to,
         "uniform": uniform,
         "remove_blocks": remove_blocks,
+        "head_dims": head_dims,
         "budget": budget,
         "passes": passes,
         "objective": objective,

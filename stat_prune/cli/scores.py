@@ -96,7 +96,7 @@ def shown(*scores: dict[str, Any]) -> list[str]:
 
 
 def _texts(data: str, limit: int | None) -> list[str]:
-    from stat_prune.data.examples import iterate_examples
+    from stat_prune.examples.iterating import iterate_examples
 
     texts = []
     for example in iterate_examples(data, seed=0):

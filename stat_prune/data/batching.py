@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stat_prune.data.input_rows import SIGNALS, TOKENS_OF, TokenRow
 from stat_prune.errors import DataError
+from stat_prune.examples.input_rows import SIGNALS, TOKENS_OF, TokenRow
 
 
 def token_mask(batch: Mapping[str, Tensor], mask: str = "attention_mask") -> Tensor:

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stat_prune.data.batching import digest, masks_in, padded, row_length, unpadded
-from stat_prune.data.examples import LabelledExample, iterate_labelled_examples
-from stat_prune.data.input_rows import TokenRow
 from stat_prune.data.masking import Masking
 from stat_prune.data.token_rows import labelled, tokenized, without_padding, without_targets
 from stat_prune.errors import DataError
+from stat_prune.examples.input_rows import TokenRow
+from stat_prune.examples.iterating import LabelledExample, iterate_labelled_examples
 from stat_prune.settings.settings import MIN_HELD_OUT
 
 DEFAULT_MAX_TEXT_LENGTH = 512

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.data.input_rows import TokenRow
 from stat_prune.data.token_rows import without_targets
 from stat_prune.errors import CalibrationWarning, DataError
+from stat_prune.examples.input_rows import TokenRow
 from stat_prune.families import stacks_of
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.data.input_rows import TokenRow
 from stat_prune.errors import CalibrationWarning
+from stat_prune.examples.input_rows import TokenRow
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from stat_prune.data.examples import LabelledExample
-from stat_prune.data.files.records import Chat, Label, Words
-from stat_prune.data.input_rows import TOKENS_OF, TokenRow
 from stat_prune.errors import DataError
+from stat_prune.examples.input_rows import TOKENS_OF, TokenRow
+from stat_prune.examples.iterating import LabelledExample
+from stat_prune.examples.records import Chat, Label, Words
 
 #: Tokens of the longest text; tokenizers take no larger number.
 MAX_LENGTH = 2**31 - 1

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.data.files.text_files import long_fields, reading_text
 from stat_prune.data.glue_tasks import GLUE_TASKS, GlueTask
 from stat_prune.data.sampling import evenly_spaced
 from stat_prune.errors import DataError
 from stat_prune.evaluation.forward import Text, entry_of, forward_texts
 from stat_prune.evaluation.hub import hub_rows
+from stat_prune.examples.text_files import long_fields, reading_text
 
 HUB_NAME = "nyu-mll/glue"
 HUB_SPLITS = {"train": "train", "dev": "validation"}

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stat_prune.data.files.text_files import reading_text
 from stat_prune.errors import DataError
 from stat_prune.evaluation.hub import hub_rows
+from stat_prune.examples.text_files import reading_text
 
 HUB_NAMES = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
 HUB_SPLITS = {"train": "train", "dev": "validation"}

@@ -62,6 +62,9 @@ class Attention:
         Where a bias that depends on position and head is added to the scores: ``"own"``, the
         module can have its own, as the first layer's has, and passes on what it used; ``"all
         heads"``, it is given one for all heads of the dense model.
+    own_dims : bool
+        Whether dimensions inside heads can leave: `module` computes as BERT's does, with linear
+        layers ``query``, ``key`` and ``value`` and a ``scaling`` of its own.
     """
 
     module: str
@@ -83,6 +86,7 @@ class Attention:
     position_producers: tuple[str, ...] = ()
     position_macs: Callable[[Any], tuple[float, float]] | None = None
     position_bias: Literal["own", "all heads"] | None = None
+    own_dims: bool = False
 
 
 @dataclass(frozen=True)

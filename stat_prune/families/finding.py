@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -81,7 +82,7 @@ class _Finder:
         head_size = int(getattr(module, attention.head_size))
         num_heads = output.weight.shape[1] // head_size
         once, per_token = (attention.position_macs or _no_macs)(self.config)
-        yield Block(
+        block = Block(
             name=f"{self.path}.{attention.name}",
             kind="heads",
             consumer=f"{self.path}.{attention.output}",
@@ -107,6 +108,10 @@ class _Finder:
             position_bias=attention.position_bias,
             **self.common,
         )
+        query_key = getattr(module, "query_key_size", None)
+        if query_key is not None:  # then every head has keys and values of its own
+            block = replace(block.with_dims(query_key, head_size), num_groups=num_heads)
+        yield block
 
     def neurons(self, feed_forward: FeedForward) -> Iterator[Block]:
         if not self._has(feed_forward.output, feed_forward.optional):

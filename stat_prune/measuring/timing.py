@@ -223,7 +223,10 @@ def device_name(device: torch.device) -> str:
 
 def _shape(block: Block) -> list[Any]:
     sizes = (block.num_units, block.unit_size, block.num_groups)
-    made = [[*producer.parts, producer.interleaved, producer.bias] for producer in block.producers]
+    made = [
+        [*one.parts, one.interleaved, one.bias, *([] if one.size is None else [one.size])]
+        for one in block.producers
+    ]
     return [*sizes, block.input_size, block.output_size, block.consumer_bias, block.fixed, made]
 
 

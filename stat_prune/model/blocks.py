@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -39,6 +39,9 @@ class Producer:
     bias : bool
     of_positions : bool
         Whether it reads relative positions instead of tokens.
+    size : int, optional
+        Rows for each unit or key/value head. None: as many as the unit has channels, as they are
+        all that it has where queries and keys are of the size of values.
     """
 
     path: str
@@ -46,6 +49,7 @@ class Producer:
     interleaved: bool = False
     bias: bool = False
     of_positions: bool = False
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,21 @@ class Block:
         return self.num_units * self.unit_size
 
     @property
+    def query_key_size(self) -> int:
+        """Dimensions in which a head's queries meet its keys."""
+        sizes = {one.size for one in self.producers if one.size is not None}
+        return sizes.pop() if sizes else self.unit_size
+
+    def with_dims(self, query_key: int, value: int) -> Block:
+        """The block with so many dimensions in each head; of families in which they can differ.
+
+        There queries, keys and values have a linear layer each, in this order.
+        """
+        *before, values = self.producers
+        narrowed = (replace(one, size=query_key) for one in before)
+        return replace(self, producers=(*narrowed, values), unit_size=value)
+
+    @property
     def units_per_group(self) -> int:
         """Query heads that share a key/value head."""
         return self.num_units // max(self.num_groups, 1)
@@ -190,15 +209,16 @@ class Block:
 
         Returns
         -------
-        list of Tensor of shape (units or groups, unit_size), int64
+        list of Tensor of shape (units or groups, size), int64
         """
+        size = self.unit_size if producer.size is None else producer.size
         if producer.interleaved:
             widths = [self.units_per_group if p == "unit" else 1 for p in producer.parts]
-            count = self.num_groups * sum(widths) * self.unit_size
-            rows = torch.arange(count).reshape(self.num_groups, sum(widths), self.unit_size)
-            return [part.reshape(-1, self.unit_size) for part in rows.split(widths, dim=1)]
+            count = self.num_groups * sum(widths) * size
+            rows = torch.arange(count).reshape(self.num_groups, sum(widths), size)
+            return [part.reshape(-1, size) for part in rows.split(widths, dim=1)]
         counts = [self.num_units if p == "unit" else self.num_groups for p in producer.parts]
-        rows = torch.arange(sum(counts) * self.unit_size).reshape(-1, self.unit_size)
+        rows = torch.arange(sum(counts) * size).reshape(-1, size)
         return list(rows.split(counts))
 
     def rows(self, producer: Producer, units: Tensor) -> Tensor:
@@ -223,9 +243,12 @@ class Block:
         joined = torch.cat(kept)
         return joined.sort().values if producer.interleaved else joined
 
-    def _count(self, part: str) -> tuple[int, int, int]:
-        """Parts of a kind that the producers have: all, those with a bias, those of tokens."""
-        counts = [(producer.parts.count(part), producer) for producer in self.producers]
+    def _rows(self, part: str) -> tuple[int, int, int]:
+        """Rows that producers have for a unit or group: all, those with a bias, those of tokens."""
+        counts = [
+            (one.parts.count(part) * (self.unit_size if one.size is None else one.size), one)
+            for one in self.producers
+        ]
         return (
             sum(count for count, _ in counts),
             sum(count for count, producer in counts if producer.bias),
@@ -240,22 +263,19 @@ class Block:
         for the tokens routed to it where all experts get equally many.
         """
         size, s = self.unit_size, length_of(seq_length, self.mask)
-        per_unit = s * size * (self._count("unit")[2] * self.input_size + self.output_size)
+        per_unit = s * (self._rows("unit")[2] * self.input_size + size * self.output_size)
         per_group = 0.0
         if self.kind == "heads":
             keys = length_of(seq_length, self.key_mask)
             once, per_token = self.position_macs
-            per_unit += 2 * s * keys * size + once + s * per_token
-            per_group = keys * size * self._count("group")[2] * self.input_size
+            per_unit += s * keys * (self.query_key_size + size) + once + s * per_token
+            per_group = keys * self._rows("group")[2] * self.input_size
         return self.calls * self.usage * (num_units * per_unit + num_groups * per_group)
 
     def parameters(self, num_units: int, num_groups: int) -> int:
         """Weights and biases of the block's linear layers."""
-        own, own_biases, _ = self._count("unit")
-        shared, shared_biases, _ = self._count("group")
-        per_unit = own * self.input_size + own_biases + self.output_size
+        own, own_biases, _ = self._rows("unit")
+        shared, shared_biases, _ = self._rows("group")
+        per_unit = own * self.input_size + own_biases + self.unit_size * self.output_size
         per_group = shared * self.input_size + shared_biases
-        return (
-            self.unit_size * (num_units * per_unit + num_groups * per_group)
-            + self.consumer_bias * self.output_size
-        )
+        return num_units * per_unit + num_groups * per_group + self.consumer_bias * self.output_size

@@ -4,23 +4,25 @@
 all layers. A model pruned by stat-prune has layers of different sizes; its ``config.json`` lists
 them under ``stat_prune``::
 
-    {"format": 4,
+    {"format": 5,
      "linear": {"encoder.layer.0.intermediate.dense": [out_features, in_features, has_bias], ...},
      "parameters": {"layers.0.mlp.experts.down_proj": [experts, out_features, in_features], ...},
      "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...},
      "position_bias": {"encoder.layer.0.attention.attn": {"heads": [0, 1, 3]}, ...},
      "no_heads": {"layers.3.self_attn": {"output": "o_proj"}, ...},
-     "embeddings": {"embeddings.word_embeddings": rank}}
+     "embeddings": {"embeddings.word_embeddings": rank},
+     "head_dims": {"encoder.layer.0.attention.self": {"query_key": 16, "value": 24}, ...}}
 
 with paths below the base model, so that one record serves the base class and every head class. An
 attribute ``config.x`` is what the module at that path reads as ``self.config.x``. Format 1 had
-neither those nor parameters, format 2 no layers without heads, format 3 no factored embeddings.
+neither those nor parameters, format 2 no layers without heads, format 3 no factored embeddings,
+format 4 no dimensions of heads.
 Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.BertForMaskedLM` with
 the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
 else changes: forward methods stay, but for those of attention layers that have lost all their
-heads. Where layers share a bias of the attention scores for every head (MPNet, T5), a hook gives
-each the part of its own heads. A config's ``architectures`` says ``StatPruneBertForMaskedLM``,
-which no program takes for a class of its own.
+heads, or in which values have another size than queries and keys. Where layers share a bias of the
+attention scores for every head (MPNet, T5), a hook gives each the part of its own heads. A config's
+``architectures`` says ``StatPruneBertForMaskedLM``, which no program takes for a class of its own.
 
 This file is copied into each saved folder, so that
 ``AutoModel.from_pretrained(folder, trust_remote_code=True)`` needs nothing but transformers.
@@ -31,6 +33,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -39,11 +42,12 @@ from typing import Any
 import torch
 import transformers
 from torch.nn.functional import linear
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
 #: What this file reads; it is written in the last.
-FORMATS = (1, 2, 3, 4)
+FORMATS = (1, 2, 3, 4, 5)
 
 #: Goes before a class's name in ``architectures``. Servers have classes of their own for stock
 #: names, and pass over the modeling file.
@@ -168,6 +172,8 @@ def resize_layers(model: transformers.PreTrainedModel) -> None:
     for path, values in record.get("position_bias", {}).items():
         own_position_bias(base.get_submodule(path), **values)
         model._init_weights(base.get_submodule(path))
+    for path, values in record.get("head_dims", {}).items():
+        compute_with_own_dims(base.get_submodule(path), **values)
     for path, values in record.get("no_heads", {}).items():
         compute_without_heads(base.get_submodule(path), **values)
     for path, rank in record.get("embeddings", {}).items():
@@ -314,6 +320,45 @@ def _with_own_bias(
     if "position_bias" in kwargs:
         return args, {**kwargs, "position_bias": own}
     return (*args[:place], own, *args[place + 1 :]), kwargs
+
+
+def compute_with_own_dims(attention: Any, query_key: int, value: int) -> None:
+    """Let queries and keys of a BERT-like attention layer have one size a head, values another.
+
+    The scores are scaled as before: they are what the dense head's were, or nearly.
+    """
+    attention.query_key_size = query_key
+    attention.attention_head_size = value
+    stock = sys.modules[type(attention).__module__]
+    attention.forward = partial(_with_own_dims, attention, stock.eager_attention_forward)
+
+
+def _with_own_dims(
+    attention: Any,
+    eager: Any,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    _past_key_values: Any = None,
+    **kwargs: Any,
+) -> tuple[Any, ...]:
+    """The forward method of an encoder's attention layer whose linear layers say the sizes."""
+    kwargs.pop("past_key_values", None)  # an encoder is given none
+    query, key, value = (
+        layer(hidden_states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+        for layer in (attention.query, attention.key, attention.value)
+    )
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
+    context, weights = attend(
+        attention,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=attention.dropout.p if attention.training else 0.0,
+        scaling=attention.scaling,
+        **kwargs,
+    )
+    return context.reshape(*hidden_states.shape[:-1], -1).contiguous(), weights
 
 
 def compute_without_heads(

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.data.batching import masks_in
 from stat_prune.data.calibration import CalibrationSet
-from stat_prune.data.input_rows import TOKENS_OF
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import CalibrationWarning, ModelError, TargetError
+from stat_prune.examples.input_rows import TOKENS_OF
 from stat_prune.exporting.serving import check_servable
 from stat_prune.families import architecture_of, find_blocks
 from stat_prune.inferring import describe

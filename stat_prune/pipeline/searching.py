@@ -35,6 +35,7 @@ from stat_prune.pipeline.starts import (
 from stat_prune.reporting.search_report import Search, SearchRound
 from stat_prune.settings.methods import Method
 from stat_prune.settings.targets import Target
+from stat_prune.surgery.cut import pruned_copy
 
 #: Sizes of a block that a search looks at.
 LEVELS = 64
@@ -192,12 +193,15 @@ class BudgetSearch:
             self._wholes[name] = WholeModel(
                 self._run.model,
                 [block.layer for block in self._run.blocks],
-                self._folded,
+                self._cut,
                 to_measure_on(sequences, count, self._run.settings.seed).batches,
                 self._objective,
                 parts=NUM_PARTS,
             )
         return self._wholes[name]
+
+    def _cut(self, choice: Sequence[int]) -> PreTrainedModel:
+        return pruned_copy(self._run.model, [self._folded(*one) for one in enumerate(choice)])
 
     @cached_property
     def _effort(self) -> Effort:

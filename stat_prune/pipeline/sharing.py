@@ -18,8 +18,12 @@ from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.settings.targets import Bytes, Parameters, Target
 from stat_prune.surgery.embeddings import Table, decompose_table, factor, find_table
 
-#: Parts of the embeddings that are tried beside each other.
-FRACTIONS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
+#: Parts of the embeddings that are tried, from the largest on.
+FRACTIONS = (1.0, 0.75, 0.5, 0.4, 0.33, 0.25, 0.15, 0.08)
+
+#: So many in a row that are further from the dense model than the nearest end the trials: the less
+#: of the embeddings, the more of the blocks, and the best lies between.
+WORSE = 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,21 +81,27 @@ def best_share(run: Run, target: Target, search: BudgetSearch) -> Share:
     """
     found = shares(run, target)
     decomposition = decomposed(run, run.model)
-    distances = []
+    distances: list[float] = []
     with run.stage("share the budget"):
         for share in run.tracked(found):
+            if agreed(lambda: len(distances) - 1 - _nearest(distances) >= WORSE):
+                break
             distance = search.foreseen(share)
             if share.of_embeddings < 1:
                 copied = shared_copy(run.model)
                 factor(copied, decomposition, share.of_embeddings, run.settings.round_to)
                 distance += search.distance_of(copied)
             distances.append(distance)
-    best = agreed(lambda: min(range(len(found)), key=lambda at: distances[at]))
     named = {
         f"{share.of_embeddings:.3g} of the embeddings, {share.fraction:.3g} of the blocks": distance
-        for share, distance in zip(found, distances, strict=True)
+        for share, distance in zip(found, distances, strict=False)
     }
-    return replace(found[best], distances=named)
+    return replace(found[agreed(lambda: _nearest(distances))], distances=named)
+
+
+def _nearest(distances: list[float]) -> int:
+    """The number of the smallest; -1 of none."""
+    return min(range(len(distances)), key=lambda at: distances[at], default=-1)
 
 
 def decomposed(run: Run, model: PreTrainedModel) -> LowRank:

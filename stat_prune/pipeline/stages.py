@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,12 +35,23 @@ from stat_prune.pipeline.second_pass import HELD_OUT, SecondPass, best_pass, can
 from stat_prune.pipeline.sharing import factor_embeddings
 from stat_prune.pipeline.spreading import spread
 from stat_prune.reporting.result import PruningResult
-from stat_prune.reporting.search_report import Search
+from stat_prune.reporting.search_report import DimensionsOfHeads, Search
 from stat_prune.settings.methods import Method
 from stat_prune.settings.targets import Target, Tolerance
 from stat_prune.surgery.alignment import alignment_heads, renumber_alignment_heads
 from stat_prune.surgery.config_checks import warn_if_not_plain
 from stat_prune.surgery.cut import apply
+from stat_prune.surgery.narrowing import NarrowedHeads, narrow
+
+
+class Decided(NamedTuple):
+    """All that is to become of a model, and how that was found."""
+
+    plans: Sequence[BlockPlan]
+    second_pass: SecondPass | None = None
+    search: Search | None = None
+    narrowed: Sequence[NarrowedHeads] = ()
+    head_dims: DimensionsOfHeads | None = None
 
 
 class Searching(Protocol):
@@ -197,14 +208,18 @@ def cut(
     plans: Sequence[BlockPlan],
     second_pass: SecondPass | None = None,
     search: Search | None = None,
+    narrowed: Sequence[NarrowedHeads] = (),
+    head_dims: DimensionsOfHeads | None = None,
 ) -> PruningResult:
     """Cut a copy of the model, and account for it."""
-    check_reached(run, target, [_size_of(plan) for plan in plans], uniform=run.settings.uniform)
+    if not narrowed:  # else the rest of the budget is spent on the next smaller dimensions
+        check_reached(run, target, [_size_of(plan) for plan in plans], uniform=run.settings.uniform)
     before, source = measure(run.model, run.lengths(target)), run.model.name_or_path or None
     with run.stage("cut"):
         with to_cut(run.model, inplace=run.settings.inplace) as pruned:
             dense = find_blocks(pruned)
             apply(pruned, [plan.folded for plan in plans])
+            narrow(pruned, narrowed)
             embeddings = factor_embeddings(run, target, pruned)
             as_pruned_class(pruned)
     if run.settings.uniform:
@@ -213,6 +228,7 @@ def cut(
     renumber_alignment_heads(pruned, dense, kept)
     after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)
     report = account(run, target, plans, before, after, speed, second_pass, search, embeddings)
+    report = replace(report, head_dims=head_dims)
     leave_source(pruned)
     if run.settings.inplace:
         follow(pruned)

@@ -16,7 +16,7 @@ from stat_prune.model.factored_table import FactoredTable
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.finish_report import Finish
 from stat_prune.reporting.layer_table import layer_table
-from stat_prune.reporting.search_report import Search
+from stat_prune.reporting.search_report import DimensionsOfHeads, Search
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,8 @@ class PruningReport:
         What became of the token embeddings; None where they are as they were.
     finish : Finish or None
         What was fitted to the dense model's outputs at the end, where that was asked for.
+    head_dims : DimensionsOfHeads or None
+        What became of dimensions inside heads, where they could leave.
     """
 
     blocks: list[BlockRow]
@@ -142,6 +144,7 @@ class PruningReport:
     predicted_peak_memory: int | None = None
     embeddings: FactoredTable | None = None
     finish: Finish | None = None
+    head_dims: DimensionsOfHeads | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -154,7 +157,7 @@ class PruningReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PruningReport:
         """The report that `to_dict` came from."""
-        table = values.get("embeddings")
+        table, dims = values.get("embeddings"), values.get("head_dims")
         return cls(
             **{
                 **values,
@@ -165,6 +168,7 @@ class PruningReport:
                 "search": Search.from_dict(values["search"]) if values.get("search") else None,
                 "embeddings": FactoredTable(**table) if table else None,
                 "finish": Finish(**values["finish"]) if values.get("finish") else None,
+                "head_dims": DimensionsOfHeads(**dims) if dims else None,
             }
         )
 
@@ -210,6 +214,7 @@ class PruningReport:
                 *([f"embeddings        {self.embeddings}"] if self.embeddings else []),
                 f"calibration       {self.calibration_text()}",
                 *([f"budget            {self.search}"] if self.search else []),
+                *([f"inside heads      {self.head_dims}"] if self.head_dims else []),
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
                 *([f"finish            {self.finish}"] if self.finish else []),
                 *([f"speed-up          {self.speed}"] if self.speed else []),

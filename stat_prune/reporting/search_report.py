@@ -94,3 +94,35 @@ class Search:
             judged = ", ".join(f"{name} {value:.3g}" for name, value in self.held_out.items())
             text += f"; on {self.held_out_sequences} sequences held out: {judged}"
         return f"{text}; {self.taken} taken; {self.passes:.1f} passes"
+
+
+@dataclass(frozen=True)
+class DimensionsOfHeads:
+    """How a budget was shared with dimensions inside heads.
+
+    Attributes
+    ----------
+    distances : dict of str to float
+        Distance of the output from the dense model's by the fraction of the model that was kept
+        when heads and neurons had left; the first is the target, and no dimension had to leave.
+    sequences : int
+        That this was measured on: those held out, where there are any.
+    taken : str
+        The fraction that was best.
+    sizes : dict of str to list of int
+        By block, dimensions of queries and keys, and of values, in each of its heads; of blocks
+        that lost some.
+    """
+
+    distances: dict[str, float]
+    sequences: int
+    taken: str
+    sizes: dict[str, list[int]]
+
+    def __str__(self) -> str:
+        judged = ", ".join(f"{name} {value:.3g}" for name, value in self.distances.items())
+        sizes = ", ".join(f"{keys}/{values}" for keys, values in self.sizes.values())
+        return (
+            f"heads and neurons to {judged} on {self.sequences} sequences; {self.taken} taken; "
+            f"query-key/value dimensions {sizes or 'whole'}"
+        )

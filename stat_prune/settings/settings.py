@@ -68,6 +68,7 @@ class Settings:
     round_to: int = 1
     uniform: bool = False
     remove_blocks: bool = False
+    head_dims: bool = False
     objective: str | Objective | None = None
     effort: str = "normal"
     budget: Allocation | None = None
@@ -87,7 +88,7 @@ class Settings:
         if self.passes is not None:
             self._take("passes", integer("passes", self.passes, 1, 2))
         self._take("seed", seed_of(self.seed))
-        for name in ("uniform", "remove_blocks", "inplace", "progress"):
+        for name in ("uniform", "remove_blocks", "head_dims", "inplace", "progress"):
             self._take(name, flag(name, getattr(self, name)))
         self._take("device", usable_device(self.device))
         self._take("ignore", entries("ignore", self.ignore))
@@ -125,6 +126,13 @@ class Settings:
             raise SettingsError(
                 f"method={self.method!r} spreads its budget itself, got budget={self.budget!r}. "
                 "Leave budget out, or use method='stat', 'obs' or another that ranks units."
+            )
+        if self.head_dims and (self.uniform or self.serve_with or not self._searches):
+            raise SettingsError(
+                "head_dims=True measures whole pruned models and gives each layer sizes of its "
+                f"own, got method={self.method!r}, budget={self.budget!r}, uniform={self.uniform}, "
+                f"serve_with={self.serve_with!r}. Use method='stat' with its own budget, and leave "
+                "the other two out."
             )
         if self.passes == 2 and not self._solves_correction:
             raise SettingsError(
@@ -167,10 +175,13 @@ class Settings:
     @property
     def num_held_out(self) -> int:
         """Examples to draw besides those of the calibration set, to choose with at the end."""
-        searched = self.baseline is None and self.recipe.allocation == "searched"
-        if not searched or self.effort == "fast":
+        if not self._searches or self.effort == "fast":
             return 0
         return max(self.num_calibration_samples // HELD_OUT_PART, MIN_HELD_OUT)
+
+    @property
+    def _searches(self) -> bool:
+        return self.baseline is None and self.recipe.allocation == "searched"
 
     def _take(self, name: str, value: Any) -> None:
         """Set an attribute to what was meant by it."""
@@ -235,6 +246,7 @@ class Settings:
             "round_to": self.round_to,
             "uniform": self.uniform,
             "remove_blocks": self.remove_blocks,
+            "head_dims": self.head_dims,
             "effort": self.effort,
             "budget": self.budget,
             "passes": self.passes,

@@ -171,17 +171,17 @@ def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any
         with loaded(base_model, producer.path) as old:
             rows = block.rows(producer, folded.units).to(old.weight.device)
             weight, bias = old.weight[rows], None if old.bias is None else old.bias[rows]
-        shapes[producer.path] = _replace(base_model, producer.path, weight, bias)
+        shapes[producer.path] = replace_layer(base_model, producer.path, weight, bias)
     with loaded(base_model, block.consumer) as consumer:
         bias = consumer.bias
         if folded.bias is not None:
             added = folded.bias.to(consumer.weight.device)
             bias = added if bias is None else bias.detach().double() + added
-    shapes[block.consumer] = _replace(base_model, block.consumer, folded.weight, bias)
+    shapes[block.consumer] = replace_layer(base_model, block.consumer, folded.weight, bias)
     return shapes
 
 
-def _replace(
+def replace_layer(
     base_model: nn.Module, path: str, weight: Tensor, bias: Tensor | None
 ) -> list[int | bool]:
     """A new linear layer of the old one's class, dtype, device and gradient flag; its shape.

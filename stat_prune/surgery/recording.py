@@ -12,7 +12,7 @@ from stat_prune.surgery.config_checks import set_fields, takes
 from stat_prune.surgery.per_layer_config import forget_layer_sizes, say_layer_sizes
 
 #: Entries of the record that are there only where they say something.
-_OPTIONAL = ("position_bias", "no_heads", "added_biases", "embeddings")
+_OPTIONAL = ("position_bias", "no_heads", "added_biases", "embeddings", "head_dims")
 
 
 def record(model: PreTrainedModel, changes: dict[str, Any]) -> None:
@@ -28,9 +28,9 @@ def record(model: PreTrainedModel, changes: dict[str, Any]) -> None:
     """
     config: Any = model.config
     whole = _merged(getattr(config, "stat_prune", None) or {}, changes)
-    # No config says that some layers of a family have a bias which its stock layers lack, or which
-    # heads share a position bias.
-    bound = "added_biases" in whole or "position_bias" in whole
+    # No config says that some layers of a family have a bias which its stock layers lack, which
+    # heads share a position bias, or that values have another size than keys.
+    bound = any(name in whole for name in ("added_biases", "position_bias", "head_dims"))
     stock = None if bound else uniform_config(model)
     if stock is None:
         config.stat_prune = whole
@@ -64,6 +64,7 @@ def _merged(before: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         "no_heads": both("no_heads"),
         "added_biases": [*before.get("added_biases", []), *changes.get("added_biases", [])],
         "embeddings": both("embeddings"),
+        "head_dims": both("head_dims"),
     }
     return {name: entry for name, entry in merged.items() if entry or name not in _OPTIONAL}
 

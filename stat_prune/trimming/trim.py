@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.checkpoints.replacing import check_apart
-from stat_prune.data.examples import iterate_examples
 from stat_prune.data.token_rows import MAX_LENGTH, tokenized
 from stat_prune.errors import DataError
+from stat_prune.examples.iterating import iterate_examples
 from stat_prune.machine.progress import progress_bar
 from stat_prune.model.dispatched import own_parameters
 from stat_prune.model.model_checks import check_model

@@ -23,7 +23,7 @@ FAMILIES = (
 )  # fmt: skip
 
 #: Of the record of a pruned model, what does not depend on the hidden size.
-_KEPT = ("added_biases", "position_bias", "no_heads")
+_KEPT = ("added_biases", "position_bias", "no_heads", "head_dims")
 
 #: Norms of queries and keys are over a head, whatever their size.
 _OF_HEADS = ("q_norm", "k_norm")

@@ -14,8 +14,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from stat_prune.data.batching import padded, token_mask
 from stat_prune.data.calibration import CalibrationSet
-from stat_prune.data.input_rows import TokenRow
 from stat_prune.errors import DataError
+from stat_prune.examples.input_rows import TokenRow
 from stat_prune.model.running import Batch
 
 #: What transformers' losses leave out.

@@ -20,7 +20,7 @@ from stat_prune.measuring.sensitivity import distance
 from stat_prune.measuring.statistics import statistics_of
 from stat_prune.model.dispatched import to_cut
 from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.surgery.cut import apply
+from stat_prune.surgery.cut import apply, pruned_copy
 
 #: Of each block three candidates: its first half, its second half, or all of it.
 FIRST, SECOND, ALL = range(3)
@@ -38,10 +38,15 @@ class Subject:
         return WholeModel(
             self.model,
             [candidates[0].block.layer for candidates in self.folded],
-            lambda number, index: self.folded[number][index],
+            self.cut,
             self.calibration.batches,
             output_distance,
             parts=4,
+        )
+
+    def cut(self, choice) -> torch.nn.Module:
+        return pruned_copy(
+            self.model, [of[index] for of, index in zip(self.folded, choice, strict=True)]
         )
 
     def only(self, layers, index: int) -> list[int]:

@@ -16,16 +16,14 @@ from stat_prune.families import transformer_layers
 from stat_prune.machine.distributed import is_mine, merged, num_processes, together
 from stat_prune.measuring.objectives import distances, judged
 from stat_prune.measuring.sensitivity import recorded
-from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.running import Batch, Objective, evaluating
-from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.layerwise import States, run_rest, stack_numbers
 
 #: Entries of layers' outputs that are remembered for each choice, and of the dense model's own.
 MAX_REMEMBERED = 2**25
 
-#: Of the block with a number, one of its candidates folded.
-Fold = Callable[[int, int], FoldedConsumer]
+#: A model cut as a choice says; it shares what it can with that which is measured.
+Cut = Callable[[Sequence[int]], PreTrainedModel]
 
 #: Whether measuring on is in vain: ``(found, current)``, what the sequences so far have of each.
 GivesUp = Callable[[Tensor, Tensor], bool]
@@ -76,8 +74,8 @@ class WholeModel:
         The dense model; unchanged.
     layers : sequence of int
         The layer of each block.
-    fold : callable
-        From the number of a block and a candidate to its folded consumer.
+    cut : callable
+        From a choice to the model that is to be near it.
     batches : sequence of mappings of str to Tensor
     objective : callable
     parts : int
@@ -95,13 +93,13 @@ class WholeModel:
         self,
         model: PreTrainedModel,
         layers: Sequence[int],
-        fold: Fold,
+        cut: Cut,
         batches: Sequence[Batch],
         objective: Objective,
         *,
         parts: int,
     ) -> None:
-        self._model, self._layers, self._fold = model, layers, fold
+        self._model, self._layers, self._cut = model, layers, cut
         self._batches, self._objective = batches, objective
         self._stacks = stack_numbers(model)
         self.num_sequences = sum(map(num_sequences, batches))
@@ -144,7 +142,7 @@ class WholeModel:
         if current is not None:
             differing = zip(self._layers, choice, current.choice, strict=True)
             first = min((layer for layer, new, old in differing if new != old), default=0)
-        pruned = pruned_copy(self._model, [self._fold(*one) for one in enumerate(choice)])
+        pruned = self._cut(choice)
         found = torch.empty(0, dtype=torch.float64)
         asked = self._part
         with evaluating(pruned):

@@ -43,6 +43,11 @@ def supported_method(settings: Settings, target: Target) -> Method:
             "Whether blocks can leave altogether is measured on the whole model. Use "
             "remove_blocks=False, or stat_prune.prune."
         )
+    if settings.head_dims:
+        raise SettingsError(
+            "Which dimensions of heads leave is measured on the whole model. Use head_dims=False, "
+            "or stat_prune.prune."
+        )
     if settings.num_passes > 1:
         raise SettingsError(
             "A second pass needs the whole model in memory. Use passes=1, or stat_prune.prune."
@@ -77,6 +82,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
         "has several stacks of layers": len(stacks_of(model)) > 1,
         "shares weights between layers": any(block.calls > 1 for block in blocks),
         "has factored embeddings": "embeddings" in record,
+        "has lost dimensions inside heads": "head_dims" in record,
         "hands position biases from layer to layer": any(b.position_bias == "own" for b in blocks),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

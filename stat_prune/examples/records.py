@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from stat_prune.data.files.tables import plain
-from stat_prune.data.input_rows import holds_model_inputs, is_batch
 from stat_prune.errors import DataError
+from stat_prune.examples.input_rows import holds_model_inputs, is_batch
+from stat_prune.examples.tables import plain
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from stat_prune.data.files.data_files import open_named
-from stat_prune.data.files.records import (
+from stat_prune.errors import CalibrationWarning, DataError
+from stat_prune.examples.data_files import open_named
+from stat_prune.examples.input_rows import TokenRow, holds_model_inputs, input_rows
+from stat_prune.examples.records import (
     Label,
     Text,
     has_preferences,
@@ -24,9 +26,7 @@ from stat_prune.data.files.records import (
     no_text,
     text_of,
 )
-from stat_prune.data.files.tables import Records, by_position, is_columns, plain
-from stat_prune.data.input_rows import TokenRow, holds_model_inputs, input_rows
-from stat_prune.errors import CalibrationWarning, DataError
+from stat_prune.examples.tables import Records, by_position, is_columns, plain
 
 Example: TypeAlias = Text | TokenRow
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from stat_prune.data.files.tables import by_position
-from stat_prune.data.files.text_files import long_fields, reading_text
 from stat_prune.errors import DataError
+from stat_prune.examples.tables import by_position
+from stat_prune.examples.text_files import long_fields, reading_text
 
 #: A name that ends in one of these is meant as a file, not as a dataset of the Hub.
 FILE_SUFFIXES = (

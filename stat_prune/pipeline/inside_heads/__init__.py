@@ -1,0 +1,1 @@
+"""Dimensions inside heads beside heads and neurons."""

@@ -1,0 +1,112 @@
+"""The stage that shares a budget with dimensions inside heads, where that is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from stat_prune.errors import ModelError, SettingsError, TargetError
+from stat_prune.families import stacks_of
+from stat_prune.machine.distributed import num_processes
+from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
+from stat_prune.measuring.objectives import objective_named
+from stat_prune.measuring.sensitivity import distance
+from stat_prune.model.dispatched import is_dispatched
+from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
+from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.stages import Decided
+from stat_prune.reporting.search_report import DimensionsOfHeads
+from stat_prune.settings.targets import MACs, Parameters, Target
+from stat_prune.surgery.cut import pruned_copy
+from stat_prune.surgery.narrowing import narrowed_copy
+
+#: What dimensions are to leave of a model whose heads and neurons were pruned to more than the
+#: target: which is best differs between models and budgets, and is measured.
+SHARES = (0.9, 0.8)
+
+
+def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
+    """Refuse what heads cannot be narrowed for.
+
+    Raises
+    ------
+    ModelError, SettingsError, TargetError
+    """
+    name = type(run.model).__name__
+    attentions = [one for stack, _ in stacks_of(run.model) for one in stack.attentions]
+    is_decoder = getattr(run.model.config, "is_decoder", False)
+    if is_decoder or not all(one.own_dims for one in attentions):
+        raise ModelError(
+            f"head_dims=True is for encoders with BERT's attention (BERT, RoBERTa, XLM-RoBERTa, "
+            f"CamemBERT, ELECTRA), and {name} is none. Leave head_dims out."
+        )
+    if is_dispatched(run.model) or num_processes() > 1:
+        raise ModelError(
+            f"head_dims=True takes a model without device_map and one process; {name} is dispatched"
+            f", or there are {num_processes()} processes. Leave head_dims out."
+        )
+    if not any(block.kind == "heads" for block in run.blocks):
+        raise SettingsError(
+            f"head_dims=True has no heads to narrow: ignore={run.settings.ignored!r} leaves all of "
+            f"{name} alone. Leave one of the two out."
+        )
+    for target in targets:
+        if (
+            not isinstance(target, MACs | Parameters)
+            or target.is_joint
+            or "all" not in target.fractions()
+        ):
+            raise TargetError(
+                f"head_dims=True takes one fraction of MACs or parameters, got {target!r}. Use "
+                "MACs(0.5), or leave head_dims out."
+            )
+
+
+def with_head_dims(
+    run: Run, target: Target, whole: Decided, decide: Callable[[Target], Decided]
+) -> Decided:
+    """The best way to share a budget with dimensions inside heads, or `whole` heads.
+
+    Parameters
+    ----------
+    run : Run
+    target : MACs or Parameters
+    whole : Decided
+        For the target, heads and neurons alone.
+    decide : callable
+        Has the same for other targets.
+    """
+    objective = objective_named(run.settings.objective)
+    judges = run.calibration.held_out or run.calibration
+    found = {f"{target.fractions()['all']:.3g}": whole}
+    distances: dict[str, float] = {}
+    for share in SHARES:
+        fraction = target.fractions()["all"] / share
+        if fraction > 1:
+            continue
+        wide = decide(replace(target, fraction=fraction))
+        pruned = _cut(run, wide)
+        with (
+            run.stage("search dimensions of heads"),
+            gathered_numerical_warnings("folding dimensions of heads"),
+        ):
+            try:
+                narrowed = DimsSearch(run, pruned, target).search()
+            except TargetError:
+                continue  # heads and neurons have to bear more
+        found[f"{fraction:.3g}"] = wide._replace(narrowed=narrowed)
+    with run.stage("compare dimensions of heads"):
+        for name, one in found.items():
+            cut = narrowed_copy(_cut(run, one), one.narrowed)
+            distances[name] = distance(run.model, cut, judges.batches, objective)
+    taken = min(distances, key=lambda name: distances[name])
+    best = found[taken]
+    sizes = {one.block.name: [one.query_key, one.value] for one in best.narrowed if one.layers}
+    report = DimensionsOfHeads(distances, judges.num_samples, taken, sizes)
+    return best._replace(head_dims=report)
+
+
+def _cut(run: Run, decided: Decided) -> PreTrainedModel:
+    return pruned_copy(run.model, [one.folded for one in decided.plans])

@@ -1,0 +1,89 @@
+"""Fewer dimensions inside the heads of a layer, and the record of it in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stat_prune.errors import NonFiniteWeightsError
+from stat_prune.model.blocks import Block
+from stat_prune.model.dispatched import shared_copy
+from stat_prune.model.modeling_stat_prune import compute_with_own_dims, set_attributes
+from stat_prune.model.projections import projection
+from stat_prune.surgery.cut import replace_layer
+from stat_prune.surgery.recording import record
+
+
+@dataclass(frozen=True)
+class NarrowedHeads:
+    """The linear layers of an attention layer whose heads have sizes of their own.
+
+    Attributes
+    ----------
+    block : Block
+        Of the model that is narrowed.
+    query_key, value : int
+        Dimensions of each head.
+    layers : mapping of str to (Tensor, Tensor or None)
+        Weight and bias of those that change, by their path below the base model.
+    """
+
+    block: Block
+    query_key: int
+    value: int
+    layers: Mapping[str, tuple[Tensor, Tensor | None]]
+
+
+def narrow(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> None:
+    """Put in the new linear layers, in place, and record their shapes.
+
+    Raises
+    ------
+    NonFiniteWeightsError
+        If a weight is beyond the numbers of the model's dtype; nothing is changed then.
+    """
+    base = model.base_model
+    changed = [one for one in narrowed if one.layers]
+    if not changed:
+        return
+    for one in changed:
+        _check_range(model, one)
+    linear: dict[str, Any] = {}
+    attributes: dict[str, dict[str, int]] = {}
+    dims: dict[str, dict[str, int]] = {}
+    for one in changed:
+        for path, (weight, bias) in one.layers.items():
+            linear[path] = replace_layer(base, path, weight, bias)
+        ((path, counts),) = one.block.attributes.items()
+        dims[path] = {"query_key": one.query_key, "value": one.value}
+        compute_with_own_dims(base.get_submodule(path), **dims[path])
+        attributes[path] = {
+            name: one.block.num_units * one.value
+            for name, count in counts.items()
+            if count == "channels"
+        }
+        set_attributes(base.get_submodule(path), attributes[path])
+    record(model, {"linear": linear, "attributes": attributes, "head_dims": dims})
+
+
+def narrowed_copy(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> PreTrainedModel:
+    """A narrowed copy that has all other tensors in common with the model."""
+    copied = shared_copy(model)
+    narrow(copied, narrowed)
+    return copied
+
+
+def _check_range(model: PreTrainedModel, narrowed: NarrowedHeads) -> None:
+    for path, tensors in narrowed.layers.items():
+        dtype = projection(model.base_model, path).weight.dtype
+        largest = max(float(one.abs().max()) for one in tensors if one is not None)
+        if not largest <= torch.finfo(dtype).max:
+            raise NonFiniteWeightsError(
+                f"With fewer dimensions a head {path} takes a weight of {largest:.3g}, which "
+                f"{dtype} cannot hold. Prune the model in float32, and convert the result."
+            )

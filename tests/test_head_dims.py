@@ -1,0 +1,274 @@
+"""Dimensions inside heads: the best low-rank products, in models that are ordinary afterwards."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from isolation import outputs_without_stat_prune
+from test_searching import pruned, rows
+from tiny_models import SIZES, tiny_bert, tiny_llama
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertModel,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    RobertaConfig,
+    RobertaModel,
+)
+
+import stat_prune
+from stat_prune import MACs, Parameters, Tolerance
+from stat_prune.checkpoints.checkpoint import as_pruned_class
+from stat_prune.choosing.head_dims import HeadDims
+from stat_prune.errors import ModelError, SettingsError, TargetError
+from stat_prune.families import find_blocks
+from stat_prune.linalg import Moments
+from stat_prune.pipeline.inside_heads import narrowing_heads
+from stat_prune.reporting.report import PruningReport
+from stat_prune.surgery.narrowing import narrow, narrowed_copy
+
+HEADS, SIZE, WIDTH = 4, 8, 32
+IDS = torch.stack([row["input_ids"] for row in rows(6, seed=7)])
+
+
+def built(model_class, config, **others):
+    torch.manual_seed(0)
+    return model_class(config(**SIZES | others)).eval()
+
+
+MODELS = {
+    "Bert": lambda: tiny_bert(BertForSequenceClassification),
+    "Roberta": lambda: built(RobertaModel, RobertaConfig),
+    "Electra": lambda: built(ElectraForMaskedLM, ElectraConfig, embedding_size=16),
+}
+
+
+def head_blocks(model):
+    return [block for block in find_blocks(model) if block.kind == "heads"]
+
+
+def dims_of(model, ids=IDS) -> list[HeadDims]:
+    """What is known of each layer's heads from some ids."""
+    found, seen = [], {}
+    base = model.base_model
+    handles = [
+        base.get_submodule(path).register_forward_pre_hook(
+            lambda _module, args, path=path: seen.update({path: args[0].reshape(-1, WIDTH)})
+        )
+        for block in head_blocks(model)
+        for path in (block.producers[0].path,)
+    ]
+    readers = [
+        base.get_submodule(block.consumer).register_forward_pre_hook(
+            lambda _module, args, path=block.consumer: seen.update({path: args[0].flatten(0, 1)})
+        )
+        for block in head_blocks(model)
+    ]
+    with torch.no_grad():
+        model(input_ids=ids)
+    for handle in handles + readers:
+        handle.remove()
+    for block in head_blocks(model):
+        moments = []
+        for path in (block.producers[0].path, block.consumer):
+            one = Moments(seen[path].shape[1])
+            one.update(seen[path])
+            moments.append(one)
+        found.append(HeadDims(base, block, *moments))
+    return found
+
+
+def narrowed_model(name="Bert", sizes=((5, 3), (8, 6))):
+    """A model with so many query/key and value dimensions in each head of its layers."""
+    model = MODELS[name]()
+    narrow(model, [one.narrowed(*pair) for one, pair in zip(dims_of(model), sizes, strict=True)])
+    return as_pruned_class(model)
+
+
+@torch.no_grad()
+def output(model, ids=IDS, **options):
+    return model(input_ids=ids, **options)[0]
+
+
+def scores_of_first_layer(model, states):
+    """By head, before softmax, about the mean over the keys; of every pair of states."""
+    attention = model.base_model.encoder.layer[0].attention.self
+    queries, keys = (
+        layer(states).unflatten(-1, (HEADS, -1)).transpose(0, 1)
+        for layer in (attention.query, attention.key)
+    )
+    scores = queries @ keys.mT * attention.scaling
+    return (scores - scores.mean(-1, keepdim=True)).double()
+
+
+def states_of_first_layer(model):
+    with torch.no_grad():
+        return model.base_model.embeddings(input_ids=IDS).flatten(0, 1)
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+def test_scores_are_the_nearest_of_their_rank_over_all_pairs_of_tokens(rank):
+    model = tiny_bert(BertForSequenceClassification)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # a fresh model has none to speak of
+            torch.nn.init.normal_(parameter)
+    states = states_of_first_layer(model)
+    first = dims_of(model)[0]
+    with torch.no_grad():
+        dense = scores_of_first_layer(model, states)
+        cut = scores_of_first_layer(narrowed_copy(model, [first.narrowed(rank, SIZE)]), states)
+    lost = np.linalg.svd(dense.numpy(), compute_uv=False)[:, rank:]
+    least = (lost**2).sum() / len(states) ** 2
+    found = float((cut - dense).square().sum()) / len(states) ** 2
+    assert found == pytest.approx(least, rel=1e-4)
+    assert float(first.query_key_errors[rank]) == pytest.approx(least, rel=1e-4)
+
+
+def test_values_lose_no_more_than_is_predicted_before_heads_make_up_for_each_other():
+    model = tiny_bert(BertForSequenceClassification)
+    dims = dims_of(model)
+    layer = model.base_model.encoder.layer[0].attention
+    seen = []
+    handle = layer.output.dense.register_forward_hook(lambda *args: seen.append(args[2].double()))
+    dense = output(model) is not None and seen.pop()
+    handle.remove()
+    previous = 0.0
+    for size in (7, 5, 3, 1):
+        copied = narrowed_copy(model, [dims[0].narrowed(SIZE, size)])
+        reads = copied.base_model.encoder.layer[0].attention.output.dense
+        reads.register_forward_hook(lambda *args: seen.append(args[2].double()))
+        output(copied)
+        error = float((seen.pop() - dense).square().sum() / dense.square().sum())
+        assert previous < error <= float(dims[0].value_errors[size]) * (1 + 1e-6)
+        previous = error
+
+
+def test_products_of_low_rank_lose_nothing():
+    model = tiny_bert(BertForSequenceClassification)
+    for block in head_blocks(model):
+        queries, _, values = (model.base_model.get_submodule(p.path) for p in block.producers)
+        for layer, rank in ((queries, 3), (values, 2)):
+            layer.bias.data.normal_()
+            for head in layer.weight.data.split(SIZE):
+                head.copy_((torch.rand(SIZE, rank) - 0.5) @ torch.randn(rank, WIDTH))
+    dense = output(model)
+    # The query's bias is a direction of its own.
+    narrow(model, [one.narrowed(4, 2) for one in dims_of(model)])
+    torch.testing.assert_close(output(model), dense, rtol=1e-3, atol=1e-4)
+
+
+def test_all_dimensions_leave_a_model_as_it_is():
+    model = tiny_bert(BertForSequenceClassification)
+    narrow(model, [one.narrowed(SIZE, SIZE) for one in dims_of(model)])
+    assert torch.equal(output(model), output(tiny_bert(BertForSequenceClassification)))
+    assert not hasattr(model.config, "stat_prune")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_narrowed_model_reloads_to_the_bit(name, tmp_path):
+    model = narrowed_model(name)
+    model.save_pretrained(tmp_path)
+    loaded = stat_prune.load(tmp_path)
+    assert torch.equal(output(loaded), output(model))
+    record = json.loads((tmp_path / "config.json").read_text())["stat_prune"]
+    assert record["head_dims"]["encoder.layer.0.attention.self"] == {"query_key": 5, "value": 3}
+
+
+def test_a_narrowed_model_opens_without_stat_prune(tmp_path):
+    model = narrowed_model()
+    model.save_pretrained(tmp_path / "out")
+    folders = [(tmp_path / "out", "AutoModelForSequenceClassification")]
+    (found,) = outputs_without_stat_prune(folders, [{"input_ids": IDS}], tmp_path)
+    assert torch.equal(found, output(model))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cost_is_what_torch_counts(name):
+    model = narrowed_model(name)
+    model.set_attn_implementation("eager")  # matrix products that the counter sees
+    with FlopCounterMode(display=False, depth=None) as counter:
+        output(model, IDS[:1])
+    counts = counter.get_flop_counts()
+    layers = [f"{type(model).__name__}.{head_blocks(model)[0].name.split('.0.')[0]}"]
+    base = model.base_model_prefix if model.base_model is not model else None
+    if base is not None:
+        layers = [f"{type(model).__name__}.{base}.encoder.layer"]
+    counted = sum(sum(counts[f"{layers[0]}.{i}"].values()) for i in range(2)) / 2
+    blocks = find_blocks(model)
+    macs = sum(b.macs(b.num_units, b.num_groups, IDS.shape[1]) for b in blocks)
+    assert macs == counted
+    linear = [m for m in model.base_model.encoder.modules() if isinstance(m, torch.nn.Linear)]
+    parameters = sum(p.numel() for one in linear for p in one.parameters())
+    assert sum(b.parameters(b.num_units, b.num_groups) for b in blocks) == parameters
+
+
+def test_attention_is_that_of_the_narrowed_heads_in_each_implementation():
+    model = narrowed_model()
+    mask = torch.ones_like(IDS)
+    mask[:3, -2:] = 0
+    fused = output(model, attention_mask=mask)
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(output(model, attention_mask=mask), fused)
+    with torch.no_grad():
+        found = model(input_ids=IDS, attention_mask=mask, output_attentions=True).attentions
+    assert [one.shape[1] for one in found] == [HEADS, HEADS]
+    torch.testing.assert_close(found[0].sum(-1), torch.ones(found[0].shape[:-1]))
+
+
+def test_a_narrowed_model_is_pruned_again():
+    model = narrowed_model()
+    result = pruned(model, target=Parameters(0.6), effort="fast")
+    assert result.report.after.block_parameters <= 0.6 * result.report.before.block_parameters
+    assert result.model.config.stat_prune["head_dims"]
+    assert output(result.model).shape == output(model).shape
+
+
+def test_a_budget_is_kept_and_the_nearest_model_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(narrowing_heads, "SHARES", (0.8,))
+    result = pruned(tiny_bert(BertForSequenceClassification), target=MACs(0.5), head_dims=True)
+    found = result.report.head_dims
+    assert list(found.distances) == ["0.5", "0.625"]
+    assert found.distances[found.taken] == min(found.distances.values())
+    assert found.sequences == 8
+    before, after = result.report.before, result.report.after
+    assert after.block_macs <= 0.5 * before.block_macs
+    kept = {
+        block.name: [block.query_key_size, block.unit_size] for block in head_blocks(result.model)
+    }
+    assert all(kept[name] == sizes for name, sizes in found.sizes.items())
+    assert PruningReport.from_dict(json.loads(result.report.to_json())) == result.report
+    assert "dimensions" in str(result.report)
+    result.save(tmp_path / "out")
+    assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
+
+
+def test_dimensions_come_in_multiples(monkeypatch):
+    monkeypatch.setattr(narrowing_heads, "SHARES", (0.8,))
+    result = pruned(target=MACs(0.5), head_dims=True, round_to=4, effort="fast")
+    for block in head_blocks(result.model):
+        assert block.unit_size % 4 == block.query_key_size % 4 == 0
+
+
+def test_what_cannot_be_narrowed_is_refused_before_any_work():
+    distil = DistilBertModel(DistilBertConfig(vocab_size=64, dim=32, n_heads=4, n_layers=1))
+    for model in (tiny_llama(), distil, tiny_bert(is_decoder=True)):
+        with pytest.raises(ModelError, match="BERT's attention"):
+            pruned(model, head_dims=True)
+    for target in (Tolerance(0.1), MACs({"heads": 0.5}), Parameters(0.5, embeddings=True)):
+        with pytest.raises(TargetError, match="one fraction"):
+            pruned(target=target, head_dims=True)
+    for options in (
+        {"uniform": True},
+        {"method": "magnitude"},
+        {"budget": "even"},
+        {"serve_with": "mlx"},
+    ):
+        with pytest.raises(SettingsError, match="head_dims=True"):
+            pruned(head_dims=True, **options)
+    with pytest.raises(SettingsError, match="no heads"):
+        pruned(head_dims=True, ignore="heads")
