@@ -332,3 +332,18 @@ def test_budgets_out_of_reach_are_named_before_any_work() -> None:
         Parameters({"heads": 0.5}, embeddings=True)
     with pytest.raises(TargetError, match="one number"):
         Bytes({"embeddings": 0.5})
+
+
+def test_figures_and_the_web_page_have_them(tmp_path: Path) -> None:
+    result = factored(tiny_bert())
+    result.plot()
+    result.save_report(tmp_path / "report.html")
+    assert f"by rank {result.report.embeddings.rank}" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
+    folders = {"work_dir": tmp_path / "work", "output_dir": tmp_path / "out"}
+    result = factored(tiny_bert(), Bytes(0.6), **folders)
+    again = factored(tiny_bert(), Bytes(0.6), **folders)
+    assert torch.equal(output(again.model), output(result.model))
+    assert again.report == result.report
