@@ -36,7 +36,7 @@ PATIENCE = 2
 
 #: Of AdamW, at the end of the warm-up: for scales or low-rank updates, and for vectors relative to
 #: the root mean square of their entries, or to the least that counts.
-RATES = {"scales": 1e-2, "lora": 3e-3}
+RATES = {"scales": 1e-2, "lora": 5e-3}
 VECTOR_RATE = 1e-2
 LEAST_SIZE = 0.1
 

@@ -58,6 +58,12 @@ def test_a_finish_comes_closer_to_the_dense_model_and_says_how_far(kind):
     assert PruningReport.from_dict(json.loads(report.to_json())) == report
 
 
+@pytest.mark.parametrize("objective", ["pooled", "hidden-states"])
+def test_what_is_inside_a_model_with_a_head_is_an_objective_too(objective):
+    found = pruned(objective=objective).report.finish
+    assert found is not None and found.taken > 0
+
+
 def test_the_web_page_says_so():
     result = pruned()
     assert f"Finish: {result.report.finish}." in html_page(result.report, result.plan)
