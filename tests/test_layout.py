@@ -20,8 +20,7 @@ FLOORS = (
     ("attention", "choosing", "evaluation", "exporting", "trimming"),
     ("reporting",),
     ("pipeline",),
-    ("baselines", "vib"),
-    ("finishing",),
+    ("baselines", "finishing", "vib"),
     ("pruning", "cli", "__init__", "__main__"),
 )
 

@@ -14,15 +14,15 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from stat_prune.data.batching import row_length
 from stat_prune.data.calibration import CalibrationSet
+from stat_prune.data.training_data import BatchesOfOneLength, TrainingSet
 from stat_prune.errors import SettingsError
 from stat_prune.finishing.updates import Updates
+from stat_prune.measuring.distillation import LayerMap, hidden_distance, layer_map_of, run_on
 from stat_prune.measuring.objectives import judged
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.blocks import Block
 from stat_prune.model.running import Batch, Objective, evaluating
 from stat_prune.reporting.finish_report import Finish
-from stat_prune.vib.distillation import LayerMap, hidden_distance, layer_map_of, run_on
-from stat_prune.vib.training_data import BatchesOfOneLength, TrainingSet
 
 #: Sequences a step.
 BATCH_SIZE = 8

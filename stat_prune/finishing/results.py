@@ -19,6 +19,7 @@ from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import DataError, ModelError, SettingsError
 from stat_prune.finishing.fitting import PASSES, fit, num_steps
 from stat_prune.machine.distributed import agreed
+from stat_prune.measuring.distillation import check_teacher
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.model.dispatched import is_dispatched, shared_copy
 from stat_prune.model.running import Objective
@@ -27,7 +28,6 @@ from stat_prune.reporting.finish_report import Finish
 from stat_prune.reporting.result import PruningResult, saved_result
 from stat_prune.settings.methods import FINISHES
 from stat_prune.settings.settings import HELD_OUT_PART, MASK_FRACTION, Settings
-from stat_prune.vib.distillation import check_teacher
 
 #: Sequences that are read for each of the calibration set, others where there are any.
 SEQUENCES = 8

@@ -15,8 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.checkpoints.rehearsal import check_can_be_saved
+from stat_prune.data.training_data import predicts_next_tokens
 from stat_prune.errors import SettingsError, TargetError
 from stat_prune.machine.lock import Lock
+from stat_prune.measuring.distillation import check_teacher
 from stat_prune.model.model_checks import check_is_model
 from stat_prune.model.one_run import model_of_run
 from stat_prune.pipeline.method_requirements import check_single_fraction
@@ -26,10 +28,8 @@ from stat_prune.settings.arguments import check_number, check_path, flag
 from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Latency, Target, checked_target
 from stat_prune.vib.config import VIBConfig, config_named
-from stat_prune.vib.distillation import check_teacher
 from stat_prune.vib.folder import RunFolder
 from stat_prune.vib.steps import Finetuning
-from stat_prune.vib.training_data import predicts_next_tokens
 
 
 def vib_finetune(

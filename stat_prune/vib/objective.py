@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stat_prune.data.training_data import task_labels
 from stat_prune.errors import DataError
+from stat_prune.measuring.distillation import LayerMap, hidden_distance, logit_distance, run_on
 from stat_prune.model.running import Batch
 from stat_prune.vib.config import VIBConfig
-from stat_prune.vib.distillation import LayerMap, hidden_distance, logit_distance, run_on
 from stat_prune.vib.hidden import HiddenMask
 from stat_prune.vib.mask_cost import Lagrangian, MaskCosts, warmed_up
 from stat_prune.vib.masks import VIBMask
-from stat_prune.vib.training_data import task_labels
 
 
 def check_terms(model: PreTrainedModel, config: VIBConfig, *, labelled: bool) -> None:

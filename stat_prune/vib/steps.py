@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 from stat_prune.checkpoints.beside import leave_source
 from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.choosing.budget.costs import cost_function
+from stat_prune.data.training_data import TrainingSet, training_set, uses_labels
 from stat_prune.errors import ModelError
 from stat_prune.families import find_blocks
+from stat_prune.measuring.distillation import layer_map_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.ignoring import without_ignored
 from stat_prune.pipeline.accounting import account, measure
@@ -30,7 +32,6 @@ from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.targets import Parameters, Target
 from stat_prune.surgery.cut import apply
 from stat_prune.vib.config import VIBConfig
-from stat_prune.vib.distillation import layer_map_of
 from stat_prune.vib.folder import RunFolder
 from stat_prune.vib.hidden import HiddenMask, hiding
 from stat_prune.vib.mask_cost import Lagrangian, MaskCosts
@@ -40,7 +41,6 @@ from stat_prune.vib.masks import VIBMask, make_masks, masking
 from stat_prune.vib.objective import HiddenConstraint, MaskedObjective, Objective, check_terms
 from stat_prune.vib.stream import cut_hidden, hidden_count, narrowed, other_parameters
 from stat_prune.vib.trainer import Stage, num_steps, train
-from stat_prune.vib.training_data import TrainingSet, training_set, uses_labels
 
 
 @dataclass

@@ -23,13 +23,13 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from stat_prune.data.batching import row_length
+from stat_prune.data.training_data import BatchesOfOneLength, TrainingSet
 from stat_prune.errors import NonFiniteLossError
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.run import Run
 from stat_prune.vib.config import VIBConfig
 from stat_prune.vib.mask_cost import Lagrangian
 from stat_prune.vib.masks import MASKS, VIBMask
-from stat_prune.vib.training_data import BatchesOfOneLength, TrainingSet
 
 
 class Terms(Protocol):

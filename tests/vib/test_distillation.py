@@ -12,7 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from vib_runs import classifier
 
 from stat_prune import StatPruneError
-from stat_prune.vib.distillation import (
+from stat_prune.measuring.distillation import (
     check_teacher,
     hidden_distance,
     layer_map_of,

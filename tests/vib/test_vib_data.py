@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stat_prune.vib.training_data import BatchesOfOneLength
+from stat_prune.data.training_data import BatchesOfOneLength
 
 SIZE = 8
 
