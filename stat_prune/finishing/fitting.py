@@ -195,6 +195,28 @@ def _batches(examples: CalibrationSet, steps: int, seed: int) -> Iterator[Batch]
             yield data.collate([rows[index] for index in indices[start : start + BATCH_SIZE]])
 
 
+def check_gradient(dense: PreTrainedModel, objective: Objective, batch: Batch) -> None:
+    """Refuse an objective that cannot be fitted to, before anything is cut.
+
+    Raises
+    ------
+    SettingsError
+    """
+    with evaluating(dense):
+        expected, _ = run_on(judged(dense, objective), batch)
+    found = copy.copy(expected)
+    for name, value in expected.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found[name] = value.clone().requires_grad_()
+    with torch.enable_grad():
+        distances = objective(expected, found, batch)
+    if not distances.requires_grad:
+        raise SettingsError(
+            "The objective's distances have no gradient, by which to fit. Compute them in torch, "
+            "without detach() or no_grad, or leave finish out."
+        )
+
+
 def _loss(
     student: PreTrainedModel,
     dense: PreTrainedModel,
@@ -207,11 +229,6 @@ def _loss(
         expected, expected_states = run_on(judged(dense, objective), batch)
     found, states = run_on(judged(student, objective), batch)
     loss = objective(expected, found, batch).mean()
-    if not loss.requires_grad:
-        raise SettingsError(
-            "The objective's distances have no gradient, by which to fit. Compute them in torch, "
-            "without detach() or no_grad, or leave finish out."
-        )
     if layer_map:
         loss = loss + HIDDEN_WEIGHT * hidden_distance(states, expected_states, batch, layer_map)
     return loss

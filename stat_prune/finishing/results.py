@@ -17,7 +17,7 @@ from stat_prune.checkpoints.pretrained import given_tokenizer, load_pretrained, 
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import DataError, ModelError, SettingsError
-from stat_prune.finishing.fitting import PASSES, fit, num_steps
+from stat_prune.finishing.fitting import PASSES, check_gradient, fit, num_steps
 from stat_prune.machine.distributed import agreed
 from stat_prune.measuring.distillation import check_teacher
 from stat_prune.measuring.objectives import objective_named
@@ -131,11 +131,11 @@ def _teacher_of(result: PruningResult) -> PreTrainedModel:
 
 
 def check_finish(run: Run) -> None:
-    """Refuse models that cannot be fitted, before any work.
+    """Refuse models that cannot be fitted, and objectives to fit to, before any work.
 
     Raises
     ------
-    ModelError
+    ModelError, SettingsError
     """
     if is_dispatched(run.model):
         raise ModelError(
@@ -143,6 +143,8 @@ def check_finish(run: Run) -> None:
             "loaded with device_map or offloaded. Leave finish out, save the result, and pass its "
             "folder and the dense model, both loaded without device_map, to stat_prune.finish."
         )
+    if callable(run.settings.objective):
+        check_gradient(run.model, run.settings.objective, run.calibration.batches[0])
 
 
 def fitting_set(run: Run, dataset: Any) -> CalibrationSet:
