@@ -94,7 +94,7 @@ SCRIPT = """
 import os, sys
 import torch
 import stat_prune
-from stat_prune import distributed
+from stat_prune.machine import distributed
 sys.path.insert(0, sys.argv[1])
 from tiny_models import tiny_bert
 generator = torch.Generator().manual_seed(0)
