@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -21,12 +22,14 @@ from stat_prune.examples.input_rows import TOKENS_OF
 from stat_prune.exporting.serving import check_servable
 from stat_prune.families import architecture_of, find_blocks
 from stat_prune.inferring import describe
+from stat_prune.linalg import LowRank
 from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.distributed import check_same, num_processes, rank, together
 from stat_prune.machine.ordinary_tensors import outside_inference_mode
 from stat_prune.machine.progress import progress_bar
 from stat_prune.measuring.objectives import OF_BASE_MODEL, objective_named
 from stat_prune.measuring.timing import TimedModel, time_model
+from stat_prune.measuring.token_counts import token_counts
 from stat_prune.model.blocks import KINDS, Block
 from stat_prune.model.dispatched import input_device, is_dispatched, stored_tensors
 from stat_prune.model.ignoring import without_ignored
@@ -41,6 +44,7 @@ from stat_prune.model.running import Batch
 from stat_prune.settings.settings import Settings, kinds_left_alone
 from stat_prune.settings.targets import Latency, Target
 from stat_prune.surgery.config_checks import of_sizes_that_configs_say
+from stat_prune.surgery.embeddings import decompose_table, find_table
 
 Item = TypeVar("Item")
 
@@ -88,6 +92,12 @@ class Run:
         """Where the model is, or, where its weights are read layer by layer, where they go."""
         where = input_device(self.model)
         return torch.device(self.settings.device or "cpu") if where.type == "meta" else where
+
+    @cached_property
+    def decomposed_table(self) -> LowRank:
+        """Factors of every rank of the token embeddings, by the tokens of the calibration set."""
+        counts = token_counts(self.calibration.batches, find_table(self.model).num_rows)
+        return decompose_table(self.model, counts)
 
     @property
     def masks(self) -> list[str]:

@@ -8,15 +8,13 @@ from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.errors import TargetError
-from stat_prune.linalg import LowRank
 from stat_prune.machine.distributed import agreed
-from stat_prune.measuring.token_counts import token_counts
 from stat_prune.model.dispatched import own_parameters, shared_copy
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.settings.targets import Bytes, Parameters, Target
-from stat_prune.surgery.embeddings import Table, decompose_table, factor, find_table
+from stat_prune.surgery.embeddings import Table, factor, find_table
 
 #: Parts of the embeddings that are tried, from the largest on.
 FRACTIONS = (1.0, 0.75, 0.5, 0.4, 0.33, 0.25, 0.15, 0.08)
@@ -80,7 +78,6 @@ def best_share(run: Run, target: Target, search: BudgetSearch) -> Share:
     do, at the first start of the search for their budget.
     """
     found = shares(run, target)
-    decomposition = decomposed(run, run.model)
     distances: list[float] = []
     with run.stage("share the budget"):
         for share in run.tracked(found):
@@ -89,7 +86,7 @@ def best_share(run: Run, target: Target, search: BudgetSearch) -> Share:
             distance = search.foreseen(share)
             if share.of_embeddings < 1:
                 copied = shared_copy(run.model)
-                factor(copied, decomposition, share.of_embeddings, run.settings.round_to)
+                factor(copied, run.decomposed_table, share.of_embeddings, run.settings.round_to)
                 distance += search.distance_of(copied)
             distances.append(distance)
     named = {
@@ -104,17 +101,11 @@ def _nearest(distances: list[float]) -> int:
     return min(range(len(distances)), key=lambda at: distances[at], default=-1)
 
 
-def decomposed(run: Run, model: PreTrainedModel) -> LowRank:
-    """The table of a run's model, or of a pruned copy, by the tokens of the calibration set."""
-    counts = token_counts(run.calibration.batches, find_table(model).num_rows)
-    return decompose_table(model, counts)
-
-
 def factor_embeddings(run: Run, target: Target, model: PreTrainedModel) -> FactoredTable | None:
     """Factor the token embeddings of a model, in place, as a target says; None where they stay."""
     if target.of_embeddings == 1:
         return None
-    found = factor(model, decomposed(run, model), target.of_embeddings, run.settings.round_to)
+    found = factor(model, run.decomposed_table, target.of_embeddings, run.settings.round_to)
     if found is None or not isinstance(target, Share):
         return found
     return replace(found, shares=target.distances)
