@@ -128,7 +128,8 @@ class BudgetSearch:
         errors: float = 0.0,
     ) -> tuple[Start, dict[str, float]]:
         spreads = spread_starts(self._run, self._candidates, starts, target, share)
-        return nearest(self._run.tracked(spreads), whole, errors=errors)
+        best, _, distances = nearest(self._run.tracked(spreads), whole, errors=errors)
+        return best, distances
 
     def _round(
         self, number: int, start: Start, target: Target, share: float | None

@@ -23,10 +23,9 @@ from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.starts import (
-    EXPONENTS,
     NUM_PARTS,
-    Start,
     effort_of,
+    every_start,
     nearest,
     to_measure_on,
 )
@@ -76,16 +75,11 @@ class DimsSearch:
         batch = run.calibration.batches[0]
         positions = positions_per_sequence(run.model, batch, self._objective)
         effort = effort_of(run.settings.effort, positions)
-        weights = self._probed(positions)
-        starts = [
-            Start(f"probes^{power:g}", [one**power for one in weights]) for power in EXPONENTS
-        ]
-        starts.append(Start("even", starts[-1].weights, even=True))
+        starts = every_start(self._probed(positions))
         spreads = [(one, self._spread(one.weights, even=one.even)) for one in starts]
         count = effort.num_compared(run.calibration.num_samples)
         whole = self._measuring(run.model, count)
-        best, _ = nearest(run.tracked(spreads), whole, errors=effort.errors_on(count))
-        found = whole.measure(self._spread(best.weights, even=best.even))
+        best, found, _ = nearest(run.tracked(spreads), whole, errors=effort.errors_on(count))
         # In equal shares there are no weights to move.
         if run.calibration.held_out is not None and effort.rounds and not best.even:
             _, passes = effort.rounds[0]
