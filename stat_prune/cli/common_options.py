@@ -119,6 +119,11 @@ def block_patterns(ignore: Iterable[str] | None) -> list[int | str]:
     return [int(name) if re.fullmatch("-?[0-9]+", name) else name for name in ignore or ()]
 
 
+def print_saved(place: Path) -> None:
+    """Where a model was saved, and how it is loaded."""
+    typer.echo(f"Saved to {place}. In Python: stat_prune.load({str(place)!r})")
+
+
 def print_json(content: dict[str, Any]) -> None:
     """One object on one line of stdout."""
     typer.echo(json.dumps(content))

@@ -19,6 +19,7 @@ from stat_prune.cli.common_options import (
     file_of,
     one_of,
     print_json,
+    print_saved,
 )
 from stat_prune.cli.interrupts import resumable
 from stat_prune.data.glue_tasks import GLUE_TASKS
@@ -196,7 +197,7 @@ def finetune(
     else:
         Console().print(result.report.table())
         typer.echo(in_one_line(result.report))
-        typer.echo(f"Saved to {place}. In Python: stat_prune.load({str(place)!r})")
+        print_saved(place)
 
 
 def _check_usage(

@@ -29,6 +29,7 @@ from stat_prune.cli.common_options import (
     file_of,
     one_of,
     print_json,
+    print_saved,
 )
 from stat_prune.cli.interrupts import resumable
 from stat_prune.cli.scores import ABOUT_DATA, ABOUT_TASKS, TASKS, Scoring, shown
@@ -246,7 +247,7 @@ def prune(
     from stat_prune import pruning
     from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
     from stat_prune.machine import distributed
-    from stat_prune.pipeline import on_disk as streaming
+    from stat_prune.pipeline import on_disk
     from stat_prune.reporting.what_was_done import in_one_line
     from stat_prune.settings.arguments import usable_device
 
@@ -283,7 +284,7 @@ def prune(
     result: Reported
     with resumable(working, "Nothing was saved; begun with --resume, it keeps what is finished."):
         if layer_at_a_time:
-            result = streaming.prune_checkpoint(
+            result = on_disk.prune_checkpoint(
                 model,
                 dataset,
                 output_dir=output,
@@ -323,7 +324,7 @@ def prune(
     if scores:
         typer.echo("\n".join(f"{evaluate} {line}" for line in shown(*scores)))
     typer.echo(in_one_line(result.report))
-    typer.echo(f"Saved to {output}. In Python: stat_prune.load({str(output)!r})")
+    print_saved(output)
 
 
 def _scoring(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stat_prune.cli.common_options import Json, print_json
+from stat_prune.cli.common_options import Json, print_json, print_saved
 
 
 def trim(
@@ -59,4 +59,4 @@ def trim(
         print_json({**asdict(found.report), "output": str(output)})
         return
     typer.echo(str(found.report))
-    typer.echo(f"Saved to {output}. In Python: stat_prune.load({str(output)!r})")
+    print_saved(output)

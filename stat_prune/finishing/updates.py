@@ -39,7 +39,7 @@ class Scales(nn.Module):
         return weight * self.scales
 
 
-class LowRank(nn.Module):
+class LowRankUpdate(nn.Module):
     """An update of low rank, zero at the start (LoRA, Hu et al. 2021, arXiv:2106.09685).
 
     Parameters
@@ -97,7 +97,7 @@ class Updates:
             update: nn.Module = (
                 Scales(weight, -2 if isinstance(module, Conv1D) else -1)
                 if kind == "scales"
-                else LowRank(weight, RANK, generator)
+                else LowRankUpdate(weight, RANK, generator)
             )
             register_parametrization(module, name, update)
             self.weights += update.parameters()

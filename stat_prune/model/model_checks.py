@@ -174,6 +174,17 @@ def check_weights_are_finite(model: PreTrainedModel, weights: Iterable[tuple[str
         )
 
 
+def beyond_range(tensors: Iterable[Tensor | None], dtype: torch.dtype) -> float | None:
+    """The largest entry of the first tensor that a dtype cannot hold; None where it holds all."""
+    for tensor in tensors:
+        if tensor is None or tensor.is_meta or not tensor.numel():
+            continue
+        largest = float(torch.stack(tensor.detach().aminmax()).abs().max())
+        if not largest <= torch.finfo(dtype).max:
+            return largest
+    return None
+
+
 def _is_finite(weight: Tensor) -> bool:
     """Whether a sum is, which no entry survives that is not: no memory, at the speed of reading."""
     dtype = torch.promote_types(weight.dtype, torch.float32)

@@ -21,6 +21,7 @@ from stat_prune.model.dispatched import (
     to_cut,
 )
 from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import (
     compute_without_heads,
     empty_layer,
@@ -151,16 +152,13 @@ def _changes(base_model: nn.Module, folded: FoldedConsumer) -> bool:
 
 def _check_range(base_model: nn.Module, folded: FoldedConsumer) -> None:
     dtype = projection(base_model, folded.block.consumer).weight.dtype
-    for tensor in (folded.weight, folded.bias):
-        if tensor is None or tensor.is_meta or not tensor.numel():
-            continue
-        largest = torch.stack(tensor.detach().aminmax()).abs().max()
-        if not float(largest) <= torch.finfo(dtype).max:
-            raise NonFiniteWeightsError(
-                f"What {folded.block.consumer} is to make of the channels that stay of "
-                f"{folded.block.name} takes a weight of {float(largest):.3g}, which {dtype} cannot "
-                "hold. Prune the model in float32, with more examples, and convert the result."
-            )
+    largest = beyond_range((folded.weight, folded.bias), dtype)
+    if largest is not None:
+        raise NonFiniteWeightsError(
+            f"What {folded.block.consumer} is to make of the channels that stay of "
+            f"{folded.block.name} takes a weight of {largest:.3g}, which {dtype} cannot "
+            "hold. Prune the model in float32, with more examples, and convert the result."
+        )
 
 
 def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any]]:

@@ -14,6 +14,7 @@ from stat_prune.families import token_embeddings
 from stat_prune.linalg import LowRank, low_rank
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.model.factored_table import FactoredTable
+from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
 
 #: What stacks that read tokens call their embeddings.
@@ -179,8 +180,8 @@ def _factors(old: Any, decomposition: LowRank, rank: int) -> tuple[Tensor, Tenso
     codes, basis, mean = decomposition.factors(weight, rank)
     if outer is not None:
         basis, mean = basis @ outer, old.projection.bias.detach().double() + mean @ outer
-    largest = max(float(one.abs().max()) for one in (codes, basis, mean))
-    if not largest <= torch.finfo(weight.dtype).max:
+    largest = beyond_range((codes, basis, mean), weight.dtype)
+    if largest is not None:
         raise NonFiniteWeightsError(
             f"The factors of the embeddings reach {largest:.3g}, which {weight.dtype} cannot hold. "
             "Prune the model in float32, and convert the result."

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.errors import NonFiniteWeightsError
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import shared_copy
+from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import compute_with_own_dims, set_attributes
 from stat_prune.model.projections import projection
 from stat_prune.surgery.cut import replace_layer
@@ -81,8 +81,8 @@ def narrowed_copy(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> 
 def _check_range(model: PreTrainedModel, narrowed: NarrowedHeads) -> None:
     for path, tensors in narrowed.layers.items():
         dtype = projection(model.base_model, path).weight.dtype
-        largest = max(float(one.abs().max()) for one in tensors if one is not None)
-        if not largest <= torch.finfo(dtype).max:
+        largest = beyond_range(tensors, dtype)
+        if largest is not None:
             raise NonFiniteWeightsError(
                 f"With fewer dimensions a head {path} takes a weight of {largest:.3g}, which "
                 f"{dtype} cannot hold. Prune the model in float32, and convert the result."

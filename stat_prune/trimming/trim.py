@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -179,18 +180,14 @@ class _Used:
 
     def __init__(self, texts: Any, tokenizer: PreTrainedTokenizerBase, *, progress: bool) -> None:
         self.of_most: set[int] = set()
-        self._held_out: dict[int, int] = {}
+        self._held_out: Counter[int] = Counter()
         self.num_texts = self.num_tokens = 0
         for ids in progress_bar(
             _ids_of(texts, tokenizer), shown=progress, desc="read texts", unit="text"
         ):
             self.num_texts += 1
             self.num_tokens += len(ids)
-            if self.num_texts % HELD_OUT:
-                self.of_most.update(ids)
-            else:
-                for at in ids:
-                    self._held_out[at] = self._held_out.get(at, 0) + 1
+            (self.of_most if self.num_texts % HELD_OUT else self._held_out).update(ids)
         if not self.num_tokens:
             raise DataError(
                 "There is no token in the texts, so that nothing would be left of the vocabulary. "
@@ -204,7 +201,7 @@ class _Used:
 
     def unseen(self, kept: set[int]) -> float | None:
         """Of the tokens of the tenth that is held out, the fraction outside of `kept`."""
-        total = sum(self._held_out.values())
+        total = self._held_out.total()
         outside = sum(count for at, count in self._held_out.items() if at not in kept)
         return outside / total if total else None
 
