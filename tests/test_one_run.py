@@ -22,6 +22,7 @@ from stat_prune.pipeline.run import starting
 from stat_prune.settings.settings import Settings
 
 ROWS = [{"input_ids": torch.randint(4, 40, (12,))} for _ in range(40)]
+INPUTS = {"input_ids": ROWS[0]["input_ids"][None]}
 
 
 def prune(model: Any, **options: Any) -> Any:
@@ -158,6 +159,41 @@ def test_a_model_of_accelerate_is_pruned_by_one_run_at_a_time():
     prune(model)
     handle.remove()
     assert "being pruned already" in str(failed[0].value)
+
+
+@pytest.mark.parametrize("where", ["in place", "accelerate"])
+def test_a_thread_that_uses_what_is_cut_itself_is_refused_and_the_run_goes_on(where):
+    model = tiny_bert(BertForSequenceClassification)
+    expected = prune(copy.deepcopy(model))
+    options = {"inplace": True} if where == "in place" else {}
+    if where == "accelerate":
+        model = accelerate.cpu_offload(model)
+    answers: list[Any] = []
+
+    def serve(*_args: Any) -> None:
+        if not answers:
+            answers.append(None)
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+
+    def ask() -> None:
+        try:
+            model(input_ids=ROWS[0]["input_ids"][None])
+        except ModelError as error:
+            answers.append(str(error))
+
+    handle = model.bert.encoder.register_forward_hook(serve)
+    result = prune(model, **options)
+    handle.remove()
+    assert "is being pruned by thread 'MainThread'" in answers[1]
+    assert result.plan == expected.plan
+    # Afterwards both can be used anywhere again.
+    answers.append(None)
+    thread = threading.Thread(target=lambda: answers.append(result.model(**INPUTS).logits))
+    thread.start()
+    thread.join()
+    assert torch.isfinite(answers[-1]).all()
 
 
 def test_after_a_run_that_failed_the_model_can_be_pruned():

@@ -15,6 +15,10 @@ from .factor import PivotedCholesky
 
 _CHUNK = 256
 
+#: Columns that the default tolerance counts at least: the rounding of the Gram matrix itself, a sum
+#: over rows, is more than that of the elimination where there are few columns.
+_FEWEST = 64
+
 
 def pivoted_cholesky(
     gram: Tensor,
@@ -41,7 +45,8 @@ def pivoted_cholesky(
         Largest number of pivots.
     tolerance : float, optional
         Stop when the largest remaining diagonal entry of diag(w) G diag(w) is at most
-        `tolerance` times the largest one at the start. Default: m times the float64 epsilon.
+        `tolerance` times the largest one at the start. Default: m, or 64 if m is smaller, times
+        the float64 epsilon.
     overwrite : bool
         Allow `gram` to be destroyed, which saves m² doubles.
 
@@ -147,7 +152,7 @@ def _factor(
     """Scale by the column weights, factor, and take the scaling back out."""
     m = len(gram)
     limit = m if max_rank is None else check_rank(max_rank, m, "max_rank")
-    relative = m * torch.finfo(torch.float64).eps
+    relative = max(m, _FEWEST) * torch.finfo(torch.float64).eps
     if tolerance is not None:
         relative = max(check_number(tolerance, "tolerance", strict=True), relative)
     diagonal = gram.diagonal().clone()

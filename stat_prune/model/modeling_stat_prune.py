@@ -438,6 +438,25 @@ def name_architecture(folder: Any, name: str) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def check_cache_of_one_size(config: transformers.PreTrainedConfig) -> None:
+    """Refuse caches with one number of key/value heads where layers have numbers of their own.
+
+    Raises
+    ------
+    ValueError
+        They would fail in a thread of their own, with an empty answer to each request.
+    """
+    said = config.to_dict()
+    heads = said.get("num_key_value_heads", getattr(config, "num_attention_heads", None))
+    layers = (said.get("per_layer_config") or {}).values()
+    if any(layer.get("num_key_value_heads", heads) != heads for layer in layers):
+        raise ValueError(
+            "generate_batch and continuous batching make a cache with one number of key/value "
+            "heads for all layers, and this pruned model has numbers of their own. Use generate, "
+            "or prune with uniform=True, or leave heads: ignore='heads'."
+        )
+
+
 def pruned_class(stock: Any) -> type[transformers.PreTrainedModel]:
     """The subclass of a model class, of the same name, that reads recorded layer sizes."""
     if stock not in _pruned_classes:
@@ -466,6 +485,10 @@ def _make_pruned_class(stock: Any) -> Any:
             if is_main_process:
                 name_architecture(save_directory, stock.__name__)
 
+    def init_continuous_batching(self: Any, *args: Any, **kwargs: Any) -> Any:
+        check_cache_of_one_size(self.config)
+        return super(made, self).init_continuous_batching(*args, **kwargs)
+
     @classmethod  # type: ignore[misc]
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = super(made, cls).from_pretrained(*args, **kwargs)
@@ -484,6 +507,8 @@ def _make_pruned_class(stock: Any) -> Any:
         # class in the config's `auto_map`. It could not find a class that is not of transformers.
         "_auto_class": auto_class_of(stock.__name__, stock.config_class) if known else None,
     }
+    if hasattr(stock, "init_continuous_batching"):
+        namespace["init_continuous_batching"] = init_continuous_batching
     made: Any = type(stock.__name__, (stock,), namespace)
     if known:
         globals()[stock.__name__] = made  # where pickle looks for it

@@ -97,3 +97,9 @@ def test_sizes_of_layers_are_said_in_the_config_and_taken_back_where_all_are_equ
 def test_reading_one_size_for_all_layers_is_no_cause_for_warnings(reloaded, capfd):
     written(reloaded)
     assert "per-layer attribute" not in capfd.readouterr().err
+
+
+def test_a_cache_with_one_number_of_heads_for_all_layers_is_refused_and_not_answered_empty(uneven):
+    prompts = [random_batch(1, 9)["input_ids"][0].tolist()]
+    with pytest.raises(ValueError, match=r"one number of key/value heads.*ignore='heads'"):
+        uneven.generate_batch(inputs=prompts)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stat_prune.linalg import Moments, pivoted_cholesky, randomly_pivoted_cholesky
@@ -195,6 +195,8 @@ def test_random_pivots_obey_the_seed_and_leave_the_global_generator_alone() -> N
     scale=st.sampled_from([1e-30, 1.0, 1e30]),
     seed=st.integers(0, 1000),
 )
+# Rounding leaves a tenth pivot of more than m times the epsilon.
+@example(n=9, m=11, rank=12, zeros=0, scale=1e-30, seed=738)
 def test_any_gram_matrix_is_factored_without_nan(
     n: int, m: int, rank: int, zeros: int, scale: float, seed: int
 ) -> None:
