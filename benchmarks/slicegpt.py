@@ -26,6 +26,7 @@ from stat_prune.errors import SaveError, TargetError, UnsupportedArchitectureErr
 from stat_prune.families import architecture_of, find_blocks
 from stat_prune.families.decoders.llama import LLAMA
 from stat_prune.pipeline.accounting import account, measure
+from stat_prune.pipeline.budgeting.budgets import resolve
 from stat_prune.pipeline.reached import check_fraction
 from stat_prune.pipeline.run import starting
 from stat_prune.reporting.result import PruningResult
@@ -79,7 +80,8 @@ def slicegpt(
     results = []
     with starting(model, dataset, tokenizer, Settings(**settings)) as run:
         for target in targets:
-            seq_length = run.seq_length(target)
+            (budget,) = resolve(run, [target])
+            seq_length = budget.seq_length
             sizes = _Sizes(run.model, target, seq_length)
             dimension = sizes.largest()
             before = measure(run.model, seq_length)
@@ -100,7 +102,7 @@ def slicegpt(
             counted = "block_macs" if isinstance(target, MACs) else "block_parameters"
             reached = getattr(after, counted) / getattr(before, counted)
             check_fraction(target, sizes.fraction, reached, [sizes.step(dimension)])
-            report = account(run, target, [], before, after)
+            report = account(run, budget, [], before, after)
             report = replace(report, settings={**report.settings, "method": "slicegpt"})
             results.append(SlicedResult(sliced, report, {}, tokenizer))
     return results

@@ -14,28 +14,28 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.checkpoints.pretrained import given_tokenizer
-from stat_prune.choosing.budget.choice import check_reachable
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
 from stat_prune.finishing import Finishing, with_finish
 from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 from stat_prune.model.running import Objective
 from stat_prune.model.whole_encoders import encoder_kind, transformer_of
+from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
+from stat_prune.pipeline.budgeting.searching import BudgetSearch
+from stat_prune.pipeline.budgeting.sharing import best_share
 from stat_prune.pipeline.inside_heads.narrowing_heads import check_narrowing, with_head_dims
 from stat_prune.pipeline.method_requirements import check_no_experts
 from stat_prune.pipeline.probes import check_objective, sensitivities
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run, starting
 from stat_prune.pipeline.saving import Output
-from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.pipeline.second_pass import HELD_OUT, can_move
-from stat_prune.pipeline.sharing import best_share, shares
 from stat_prune.pipeline.stages import Decided, choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.methods import Allocation, Baseline, Method
 from stat_prune.settings.settings import MASK_FRACTION, Settings
 from stat_prune.settings.targets import Target, checked_target
-from stat_prune.surgery.embeddings import find_table
 
 
 def prune(
@@ -276,34 +276,19 @@ def _pruned(
     with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
         if settings.head_dims:
             check_narrowing(run, targets)
-        for target in targets:
-            if target.of_embeddings < 1:
-                find_table(model).rank_for(target.of_embeddings)
-            if target.is_joint:
-                shares(run, target)
-                continue
-            check_reachable(
-                run.blocks,
-                run.untouched,
-                target,
-                seq_length=run.lengths(target),
-                round_to=settings.round_to,
-                remove=settings.removes_blocks,
-                timed=run.timed(target),
-                why=f"method={settings.method!r} leaves all heads."
-                if settings.leaves_heads
-                else "",
-            )
+        budgets = resolve(run, targets)
+        for budget in budgets:
+            check_budget(run, budget)
         finishing = Finishing.of(run, dataset)
         if settings.baseline is not None:
-            results = _planned(run, settings.baseline, targets, work_dir, finishing)
+            results = _planned(run, settings.baseline, budgets, work_dir, finishing)
             if output is not None:
                 output.save(*results)
             return results
         _check_method(run)
         with FinishedWork(run, work_dir) as work:
             done = work.result(output, targets)
-            results = [done] if done is not None else _measured(run, targets, work, finishing)
+            results = [done] if done is not None else _measured(run, budgets, work, finishing)
             if done is None and output is not None:
                 output.save(*results)
             work.delete()
@@ -332,7 +317,7 @@ def _pruned_inside(
 def _planned(
     run: Run,
     baseline: Baseline,
-    targets: Sequence[Target],
+    budgets: Sequence[Budget],
     work_dir: str | os.PathLike[str] | None,
     finishing: Finishing | None,
 ) -> list[PruningResult]:
@@ -343,9 +328,7 @@ def _planned(
             f"method={baseline.name!r} cannot be taken up again; leave out work_dir."
         )
     planner = baseline.planner
-    return [
-        _finished(finishing, target, cut(run, target, planner(run, target))) for target in targets
-    ]
+    return [_finished(finishing, one.target, cut(run, one, planner(run, one))) for one in budgets]
 
 
 def _finished(
@@ -380,15 +363,17 @@ def _check_method(run: Run) -> None:
 
 
 def _measured(
-    run: Run, targets: Sequence[Target], work: FinishedWork, finishing: Finishing | None
+    run: Run, budgets: Sequence[Budget], work: FinishedWork, finishing: Finishing | None
 ) -> list[PruningResult]:
     """By statistics of the activations."""
     recipe = run.settings.recipe
     if not run.blocks:
-        results = [_finished(finishing, one, cut(run, one, []), work) for one in targets]
         return [
-            replace(result, run=work.fingerprint(target))
-            for result, target in zip(results, targets, strict=True)
+            replace(
+                _finished(finishing, one.target, cut(run, one, []), work),
+                run=work.fingerprint(one.target),
+            )
+            for one in budgets
         ]
     statistics = work.statistics(lambda: collect(run, recipe))
     candidates = decompose(run, recipe, statistics)
@@ -397,20 +382,20 @@ def _measured(
     if recipe.allocation == "searched" and weights is not None:
         search = BudgetSearch(run, recipe, statistics, candidates, weights)
 
-    def decided(target: Target, aim: Target) -> Decided:
+    def decided(target: Target, aim: Budget) -> Decided:
         choice, found = work.choice(
             target, partial(choose_sizes, run, recipe, candidates, weights, aim, search)
         )
         return Decided(*plan(run, recipe, statistics, candidates, weights, choice), found)
 
     results = []
-    for target in targets:
-        aim = target
+    for budget in budgets:
+        aim, target = budget, budget.target
         if target.is_joint and search is not None:
-            aim = best_share(run, target, search)
+            aim = best_share(run, budget, search)
         best = decided(target, aim)
         if run.settings.head_dims:
-            best = with_head_dims(run, target, best, lambda wide: decided(wide, wide))
+            best = with_head_dims(run, budget, best, lambda wide: decided(wide.target, wide))
         result = _finished(finishing, target, cut(run, aim, *best), work)
         results.append(replace(result, run=work.fingerprint(target)))
     return results

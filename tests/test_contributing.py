@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -39,6 +40,10 @@ def test_the_example_prunes_a_model_to_the_target(example):
 def test_a_baseline_that_reaches_something_else_is_refused():
     names: dict = {}
     exec(EXAMPLES[1], names)
-    half = stat_prune.Baseline("half", lambda run, target: names["loudest"](run, MACs(0.3)))
+
+    def third(budget):
+        return dataclasses.replace(budget, target=MACs(0.3))
+
+    half = stat_prune.Baseline("half", lambda run, budget: names["loudest"](run, third(budget)))
     with pytest.raises(TargetError, match="was reached"):
         stat_prune.prune(tiny_bert(), ROWS, target=MACs(0.6), method=half, progress=False)

@@ -13,7 +13,7 @@ from transformers import BertForSequenceClassification
 import slicegpt
 import stat_prune
 from stat_prune.errors import TargetError
-from stat_prune.pipeline import spreading
+from stat_prune.pipeline.budgeting import spreading
 from stat_prune.vib import VIBConfig, steps, vib_finetune
 from stat_prune.vib.mask_selection import select
 

@@ -26,7 +26,7 @@ from stat_prune.families import find_blocks
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.pipeline import stages
-from stat_prune.pipeline.starts import EXPONENTS
+from stat_prune.pipeline.budgeting.starts import EXPONENTS
 from stat_prune.reporting.report import PruningReport
 from stat_prune.settings.settings import MIN_HELD_OUT
 

@@ -27,22 +27,21 @@ from stat_prune.baselines.mask_search import rearrange, search
 from stat_prune.baselines.mask_tuning import dense_statistics, tuned_plans
 from stat_prune.baselines.ranking import budget_of
 from stat_prune.baselines.task_loss import task_losses
-from stat_prune.choosing.budget.costs import cost_function
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.model.running import evaluating, model_inputs
-from stat_prune.pipeline.method_requirements import check_encoder, check_single_fraction
+from stat_prune.pipeline.method_requirements import check_encoder, single_fraction
 from stat_prune.pipeline.run import Run
-from stat_prune.settings.targets import Target
 
 
-def plan(run: Run, target: Target) -> list[BlockPlan]:
+def plan(run: Run, budget: Budget) -> list[BlockPlan]:
     """Search, rearrange, tune.
 
     Parameters
     ----------
     run : Run
-    target : MACs or Parameters
-        One fraction for heads and neurons together.
+    budget : Budget
+        One fraction of MACs or parameters for heads and neurons together.
 
     Raises
     ------
@@ -53,18 +52,18 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
     DataError
         If the labels do not fit the model.
     """
-    return _plan(run, target, "fisher", tuned=True)
+    return _plan(run, budget, "fisher", tuned=True)
 
 
-def plan_untuned(run: Run, target: Target) -> list[BlockPlan]:
+def plan_untuned(run: Run, budget: Budget) -> list[BlockPlan]:
     """`plan` without the tuning of masks."""
-    return _plan(run, target, "fisher-untuned", tuned=False)
+    return _plan(run, budget, "fisher-untuned", tuned=False)
 
 
-def _plan(run: Run, target: Target, method: str, *, tuned: bool) -> list[BlockPlan]:
-    check_single_fraction(target, method)
+def _plan(run: Run, budget: Budget, method: str, *, tuned: bool) -> list[BlockPlan]:
+    fraction = single_fraction(budget.target, method)
     check_encoder(run, method)
-    cost = cost_function(target, run.lengths(target))
+    cost = budget.cost
     with evaluating(run.model):
         pruned = copy.deepcopy(run.model).requires_grad_(False)
         with run.stage("mask gradients"):
@@ -74,7 +73,7 @@ def _plan(run: Run, target: Target, method: str, *, tuned: bool) -> list[BlockPl
                 run.blocks,
                 {name: rows.square().sum(0) for name, rows in gradients.items()},
                 cost,
-                budget_of(run.blocks, run.untouched, target.fractions()["all"], cost),
+                budget_of(run.blocks, run.untouched, fraction, cost),
             )
             kept = {name: rearrange(gradients[name], units) for name, units in kept.items()}
         return tuned_plans(run, dense_statistics(run), kept, pruned if tuned else None)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stat_prune.baselines.ranking import budget_of
-from stat_prune.choosing.budget.costs import CostFunction, cost_function
+from stat_prune.choosing.budget.costs import Budget, CostFunction
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.errors import TargetError
 from stat_prune.linalg import Moments
@@ -29,7 +29,7 @@ from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import loaded
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.run import Run
-from stat_prune.settings.targets import Target, Tolerance
+from stat_prune.settings.targets import Tolerance
 
 
 @dataclass(frozen=True)
@@ -91,25 +91,27 @@ class _Fluctuation:
         )
 
 
-def plan(run: Run, target: Target) -> list[BlockPlan]:
+def plan(run: Run, budget: Budget) -> list[BlockPlan]:
     """Choose by fluctuation, and compensate with biases.
 
     Parameters
     ----------
     run : Run
-    target : MACs or Parameters
+    budget : Budget
+        Of MACs or parameters.
 
     Raises
     ------
     TargetError
         For a `Tolerance`, which FLAP does not have.
     """
+    target = budget.target
     if isinstance(target, Tolerance):
         raise TargetError(
             f"method='flap' takes a fraction to keep, got {target!r}. Use method='stat' for "
             "tolerances."
         )
-    cost = cost_function(target, run.lengths(target))
+    cost = budget.cost
     with run.stage("collect"):
         moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
     with run.stage("score and compensate"):
@@ -122,8 +124,8 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
         for members, fraction in target.budgets([*run.blocks, *run.untouched]):
             part = [one for one in measured if one.block in members]
             whole = [block for block in run.untouched if block in members]
-            budget = budget_of([one.block for one in part], whole, fraction, cost)
-            for one, groups in zip(part, _search(part, cost, budget), strict=True):
+            allowed = budget_of([one.block for one in part], whole, fraction, cost)
+            for one, groups in zip(part, _search(part, cost, allowed), strict=True):
                 kept[one.block.name] = groups
         return [one.plan(kept[one.block.name]) for one in measured]
 

@@ -36,13 +36,12 @@ from torch import Tensor
 
 from stat_prune.baselines.mask_tuning import dense_statistics, tuned_plans
 from stat_prune.baselines.ranking import Ranking, budget_of
-from stat_prune.choosing.budget.costs import cost_function
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.running import evaluating
-from stat_prune.pipeline.method_requirements import check_encoder, check_single_fraction
+from stat_prune.pipeline.method_requirements import check_encoder, single_fraction
 from stat_prune.pipeline.run import Run
-from stat_prune.settings.targets import Target
 
 #: Of the Gaussian kernel, sigma.
 WIDTH = 1.0
@@ -50,15 +49,15 @@ WIDTH = 1.0
 CONVERGENCE = 0.01
 
 
-def plan(run: Run, target: Target) -> list[BlockPlan]:
+def plan(run: Run, budget: Budget) -> list[BlockPlan]:
     """Rank neurons, then tune the masks of those that stay.
 
     Parameters
     ----------
     run : Run
         Whose heads are left alone.
-    target : MACs or Parameters
-        One fraction for heads and neurons together.
+    budget : Budget
+        One fraction of MACs or parameters for heads and neurons together.
 
     Raises
     ------
@@ -67,25 +66,25 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
     ModelError
         For decoders.
     """
-    return _plan(run, target, "kcm", tuned=True)
+    return _plan(run, budget, "kcm", tuned=True)
 
 
-def plan_untuned(run: Run, target: Target) -> list[BlockPlan]:
+def plan_untuned(run: Run, budget: Budget) -> list[BlockPlan]:
     """`plan` without the tuning of masks."""
-    return _plan(run, target, "kcm-untuned", tuned=False)
+    return _plan(run, budget, "kcm-untuned", tuned=False)
 
 
-def _plan(run: Run, target: Target, method: str, *, tuned: bool) -> list[BlockPlan]:
-    check_single_fraction(target, method)
+def _plan(run: Run, budget: Budget, method: str, *, tuned: bool) -> list[BlockPlan]:
+    fraction = single_fraction(budget.target, method)
     check_encoder(run, method)
-    cost = cost_function(target, run.lengths(target))
+    cost = budget.cost
     with evaluating(run.model):
         statistics = dense_statistics(run)
         with run.stage("rank"):
             scores = {one.block.name: _score(one) for one in run.tracked(statistics)}
             ranking = Ranking(run.blocks, scores, cost)
-            budget = budget_of(run.blocks, run.untouched, target.fractions()["all"], cost)
-            kept = ranking.units(ranking.most_within(budget))
+            allowed = budget_of(run.blocks, run.untouched, fraction, cost)
+            kept = ranking.units(ranking.most_within(allowed))
         return tuned_plans(run, statistics, kept, copy.deepcopy(run.model) if tuned else None)
 
 

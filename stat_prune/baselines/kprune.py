@@ -35,7 +35,7 @@ from stat_prune.baselines.layer_inputs import (
 from stat_prune.baselines.mask_gradients import mask_gradients
 from stat_prune.baselines.ranking import Ranking, budget_of, unit_cost
 from stat_prune.baselines.task_loss import decisions, divergences
-from stat_prune.choosing.budget.costs import CostFunction, cost_function
+from stat_prune.choosing.budget.costs import Budget, CostFunction
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.choosing.planned import planned
 from stat_prune.data.batching import token_mask
@@ -47,9 +47,8 @@ from stat_prune.measuring.statistics import BlockStatistics, statistics_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.projections import projection
 from stat_prune.model.running import evaluating
-from stat_prune.pipeline.method_requirements import check_encoder, check_single_fraction
+from stat_prune.pipeline.method_requirements import check_encoder, single_fraction
 from stat_prune.pipeline.run import Run
-from stat_prune.settings.targets import Target
 
 #: Of the softmax, gamma in the paper.
 TEMPERATURE = 2.0
@@ -59,7 +58,7 @@ REPRESENTATIONAL = 2.5e-4
 HEADS = 64.0
 
 
-def plan(run: Run, target: Target) -> list[BlockPlan]:
+def plan(run: Run, budget: Budget) -> list[BlockPlan]:
     """Measure, search and tune, sublayer by sublayer.
 
     Predictions of a regression are measured in units of their standard deviation over the
@@ -68,8 +67,8 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
     Parameters
     ----------
     run : Run
-    target : MACs or Parameters
-        One fraction for heads and neurons together.
+    budget : Budget
+        One fraction of MACs or parameters for heads and neurons together.
 
     Raises
     ------
@@ -78,10 +77,10 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
     ModelError
         For decoders, and for models without a head that decides about a whole sequence.
     """
-    check_single_fraction(target, "kprune")
+    fraction = single_fraction(budget.target, "kprune")
     check_encoder(run, "kprune")
-    cost = cost_function(target, run.lengths(target))
-    budget = budget_of(run.blocks, run.untouched, target.fractions()["all"], cost)
+    cost = budget.cost
+    left = budget_of(run.blocks, run.untouched, fraction, cost)
     batches = run.calibration.batches
     with evaluating(run.model):
         dense = LayerwiseModel(run.model, batches)
@@ -106,7 +105,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
                     )
                     scores = _importance(known, remaining, cost)
                     ranking = Ranking(remaining, scores, cost)
-                    units = ranking.units(max(ranking.most_within(budget), 0))[one.block.name]
+                    units = ranking.units(max(ranking.most_within(left), 0))[one.block.name]
                     intact = intact and len(units) == one.block.num_units
                     plans.append(
                         planned(one, units)
@@ -114,7 +113,7 @@ def plan(run: Run, target: Target) -> list[BlockPlan]:
                         else _tuned(one, pruned, sums[one.block.name], units)
                     )
                     put(pruned.model, one.block, units, plans[-1].folded.weight)
-                    budget -= cost(one.block, len(units), len(units))
+                    left -= cost(one.block, len(units), len(units))
     return plans
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.baselines.ranking import budget_of
-from stat_prune.choosing.budget.costs import CostFunction, cost_function, full_cost
+from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.choosing.correction import activation_error, fold
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.errors import TargetError
@@ -27,9 +27,8 @@ from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.statistics import BlockStatistics, statistics_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import to_cut
-from stat_prune.pipeline.method_requirements import check_single_fraction
+from stat_prune.pipeline.method_requirements import single_fraction
 from stat_prune.pipeline.run import Run
-from stat_prune.settings.targets import Target
 from stat_prune.surgery.cut import apply
 
 #: Rows of the Gaussian sketch of each decoder sequence (the paper's Llama-2 setting).
@@ -53,27 +52,27 @@ class _Pivots:
         return cost(self.block, count * self.block.units_per_group, count)
 
 
-def plan(run: Run, target: Target) -> list[BlockPlan]:
+def plan(run: Run, budget: Budget) -> list[BlockPlan]:
     """Choose and fold by the authors' recipe.
 
     Parameters
     ----------
     run : Run
-    target : MACs or Parameters
-        One fraction for heads and neurons together.
+    budget : Budget
+        One fraction of MACs or parameters for heads and neurons together.
 
     Raises
     ------
     TargetError
         For a `Tolerance` or a fraction by kind, which the recipe does not have.
     """
-    check_single_fraction(target, "stat-paper")
-    cost = cost_function(target, run.lengths(target))
+    fraction = single_fraction(budget.target, "stat-paper")
+    cost = budget.cost
     with run.stage("collect"):
         dense = _statistics(run, run.model, run.blocks)
     with run.stage("decompose"):
         pivots = [_pivots(one, run.blocks) for one in run.tracked(dense)]
-    counts = _counts(pivots, run.untouched, cost, target.fractions()["all"])
+    counts = _counts(pivots, run.untouched, cost, fraction)
     plans = {
         one.block.name: _block_plan(one, chosen.units(counts[one.block.name]))
         for one, chosen in zip(dense, pivots, strict=True)

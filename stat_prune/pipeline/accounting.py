@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.errors import LatencyWarning
 from stat_prune.families import find_blocks
@@ -24,7 +25,6 @@ from stat_prune.pipeline.second_pass import SecondPass
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport, Size, Speed
 from stat_prune.reporting.search_report import Search
-from stat_prune.settings.targets import Target
 
 #: Relative distance of the measured speed-up from the one asked for that is worth a warning.
 TOLERANCE = 0.05
@@ -42,14 +42,14 @@ def measure(model: PreTrainedModel, seq_length: SeqLength) -> Size:
     )
 
 
-def measure_speed(run: Run, target: Target, pruned: PreTrainedModel) -> Speed | None:
+def measure_speed(run: Run, budget: Budget, pruned: PreTrainedModel) -> Speed | None:
     """Time the result beside the dense model, where the target speaks of time."""
-    timed = run.timed(target)
+    timed = budget.timed
     if timed is None:
         return None
     with run.stage("time pruned model"):
         found = timed.compare(pruned)
-    asked = 1 / target.fractions()["all"]
+    asked = 1 / budget.target.fractions()["all"]
     if abs(found.speed_up / asked - 1) > TOLERANCE:
         warnings.warn(
             f"The speed-up asked for is {asked:.4g}, but {found.speed_up:.4g} was measured (half "
@@ -72,7 +72,7 @@ def measure_speed(run: Run, target: Target, pruned: PreTrainedModel) -> Speed | 
 
 def account(
     run: Run,
-    target: Target,
+    budget: Budget,
     plans: Sequence[BlockPlan],
     before: Size,
     after: Size,
@@ -83,13 +83,13 @@ def account(
 ) -> PruningReport:
     """The report of one pruned model."""
     rows = [row_of(plan) for plan in plans]
-    report = report_of(run, target, rows, before, after, speed, second_pass, search)
+    report = report_of(run, budget, rows, before, after, speed, second_pass, search)
     return replace(report, embeddings=embeddings)
 
 
 def report_of(
     run: Run,
-    target: Target,
+    budget: Budget,
     pruned: Sequence[BlockRow],
     before: Size,
     after: Size,
@@ -108,12 +108,12 @@ def report_of(
         blocks=sorted(rows, key=lambda row: order[row.name]),
         before=before,
         after=after,
-        seq_length=run.seq_length(target),
-        lengths=run.lengths(target) if len(run.masks) > 1 else None,
+        seq_length=budget.seq_length,
+        lengths=dict(budget.lengths) if len(run.masks) > 1 else None,
         predicted_distance=sum(predicted) if predicted else None,
         seconds=dict(run.stopwatch.seconds),
         peak_memory=peak_memory(run.device),
-        settings=_settings(run, target),
+        settings=_settings(run, budget),
         second_pass=None if second_pass is None else asdict(second_pass),
         speed=speed,
         search=search,
@@ -154,12 +154,12 @@ def _whole_row(block: Block) -> BlockRow:
     )
 
 
-def _settings(run: Run, target: Target) -> dict[str, Any]:
+def _settings(run: Run, budget: Budget) -> dict[str, Any]:
     """Everything needed to repeat the run."""
     calibration = run.calibration
     return {
         "model": run.model.config._name_or_path or type(run.model).__name__,
-        "target": repr(target),
+        "target": repr(budget.target),
         **run.settings.to_dict(),
         "calibration_samples": calibration.num_samples,
         "calibration_tokens": calibration.num_tokens,

@@ -9,18 +9,20 @@ from stat_prune.pipeline.run import Run
 from stat_prune.settings.targets import Target, Tolerance
 
 
-def check_single_fraction(target: Target, method: str) -> None:
-    """Refuse a `Tolerance` or a fraction by kind.
+def single_fraction(target: Target, method: str) -> float:
+    """The kept fraction of heads and neurons together.
 
     Raises
     ------
     TargetError
+        For a `Tolerance` or fractions by kind.
     """
     if isinstance(target, Tolerance) or "all" not in target.fractions():
         raise TargetError(
             f"method={method!r} takes one fraction for heads and neurons, got {target!r}. Use "
             "method='stat' for tolerances and fractions by kind."
         )
+    return target.fractions()["all"]
 
 
 def check_no_experts(run: Run, method: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from stat_prune.choosing.budget.costs import CostFunction, cost_function, full_cost
+from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.errors import TargetError
 from stat_prune.model.blocks import Block
 from stat_prune.pipeline.run import Run
@@ -16,14 +16,14 @@ TOLERANCE = 0.01
 
 
 def check_reached(
-    run: Run, target: Target, sizes: Sequence[tuple[Block, int, int]], *, uniform: bool = False
+    run: Run, budget: Budget, sizes: Sequence[tuple[Block, int, int]], *, uniform: bool = False
 ) -> None:
     """Refuse what is neither near the target nor at the next possible size below it.
 
     Parameters
     ----------
     run : Run
-    target : Target
+    budget : Budget
         Times and tolerances are not looked at here.
     sizes : sequence of (Block, int, int)
         Units and key/value heads that stay of each block of the run, which has the bias that its
@@ -36,9 +36,10 @@ def check_reached(
     TargetError
         With both fractions.
     """
+    target = budget.target
     if isinstance(target, Tolerance | Latency):
         return
-    cost = cost_function(target, run.lengths(target))
+    cost = budget.cost
     spent_on = {block.name: cost(block, units, groups) for block, units, groups in sizes}
     as_kept = {block.name: block for block, _, _ in sizes}
     for members, fraction in target.budgets([*run.blocks, *run.untouched]):

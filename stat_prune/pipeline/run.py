@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,18 +17,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.data.batching import masks_in
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.data.model_calibration import calibration_set_for
-from stat_prune.errors import CalibrationWarning, ModelError, TargetError
-from stat_prune.examples.input_rows import TOKENS_OF
+from stat_prune.errors import CalibrationWarning, ModelError
 from stat_prune.exporting.serving import check_servable
-from stat_prune.families import architecture_of, find_blocks
+from stat_prune.families import find_blocks
 from stat_prune.inferring import describe
 from stat_prune.linalg import LowRank
 from stat_prune.machine.clock import Stopwatch
-from stat_prune.machine.distributed import check_same, num_processes, rank, together
+from stat_prune.machine.distributed import check_same, rank, together
 from stat_prune.machine.ordinary_tensors import outside_inference_mode
 from stat_prune.machine.progress import progress_bar
 from stat_prune.measuring.objectives import OF_BASE_MODEL, objective_named
-from stat_prune.measuring.timing import TimedModel, time_model
 from stat_prune.measuring.token_counts import token_counts
 from stat_prune.model.blocks import KINDS, Block
 from stat_prune.model.dispatched import input_device, is_dispatched, stored_tensors
@@ -42,7 +40,7 @@ from stat_prune.model.model_checks import (
 from stat_prune.model.one_run import model_of_run
 from stat_prune.model.running import Batch
 from stat_prune.settings.settings import Settings, kinds_left_alone
-from stat_prune.settings.targets import Latency, Target
+from stat_prune.settings.targets import Target
 from stat_prune.surgery.config_checks import of_sizes_that_configs_say
 from stat_prune.surgery.embeddings import decompose_table, find_table
 
@@ -73,8 +71,6 @@ class Run:
     stopwatch : Stopwatch
     bar : tqdm or LogLines
         The progress bar.
-    timed_models : dict of (int, int) to TimedModel
-        By batch size and sequence length, those timed so far.
     """
 
     model: PreTrainedModel
@@ -85,7 +81,6 @@ class Run:
     tokenizer: PreTrainedTokenizerBase | None
     stopwatch: Stopwatch
     bar: Any
-    timed_models: dict[tuple[int, int], TimedModel] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -103,74 +98,6 @@ class Run:
     def masks(self) -> list[str]:
         """What says which tokens are real, for each of the stacks of layers that read their own."""
         return list(dict.fromkeys(block.mask for block in [*self.blocks, *self.untouched]))
-
-    def seq_length(self, target: Target) -> float:
-        """Tokens a sequence at which MACs are counted; those that are read first."""
-        return self.lengths(target)[self.calibration.main_mask]
-
-    def lengths(self, target: Target) -> dict[str, float]:
-        """Tokens or positions a sequence at which MACs are counted, by the name of their mask.
-
-        A target's length is that of every text; images and sounds have their own.
-        """
-        asked = getattr(target, "seq_length", None)
-        lengths = {
-            mask: asked if asked and mask in TOKENS_OF else length
-            for mask, length in self.calibration.mean_lengths.items()
-        }
-        if isinstance(target, Latency):
-            return {mask: round(length) for mask, length in lengths.items()}
-        return lengths
-
-    def timed(self, target: Target) -> TimedModel | None:
-        """The dense model timed on the batch that a `Latency` names; None for other targets.
-
-        Raises
-        ------
-        TargetError
-            If the method cannot aim at a time, or the model takes no sequence so long.
-        """
-        if not isinstance(target, Latency):
-            return None
-        if self.settings.baseline is not None:
-            raise TargetError(
-                f"method={self.settings.method!r} cannot aim at a time, got {target!r}. Use "
-                "method='stat', or a fraction of MACs or parameters."
-            )
-        self._check_can_be_timed(target)
-        length = int(self.seq_length(target))
-        limit = architecture_of(self.model).max_positions(self.model.config)
-        if limit is not None and length > limit:
-            raise TargetError(f"seq_length={length} is beyond the model's {limit} positions.")
-        key = (target.batch_size, length)
-        if key not in self.timed_models:
-            with self.stage("time dense model"):
-                self.timed_models[key] = time_model(
-                    self.model,
-                    self.blocks,
-                    self.untouched,
-                    batch_size=target.batch_size,
-                    seq_length=length,
-                    round_to=self.settings.round_to,
-                    remove=self.settings.removes_blocks,
-                )
-        return self.timed_models[key]
-
-    def _check_can_be_timed(self, target: Target) -> None:
-        """Latency tables are of layers of two blocks that read texts, each computed once."""
-        if num_processes() > 1:
-            raise TargetError(
-                f"{num_processes()} processes that compute at once cannot time a model, and the "
-                f"target is {target!r}. Run a single process, or aim at MACs or parameters."
-            )
-        if is_dispatched(self.model):
-            raise TargetError(f"{target!r} is for models without device_map. Use MACs.")
-        blocks = [*self.blocks, *self.untouched]
-        if self.masks != ["attention_mask"] or any(block.calls > 1 for block in blocks):
-            raise TargetError(
-                f"{target!r} is for models with one stack of layers that read text and have "
-                f"weights of their own; {type(self.model).__name__} is none. Use MACs."
-            )
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a stage and show it."""

@@ -15,6 +15,7 @@ from stat_prune.attention.heads import stream_statistics
 from stat_prune.checkpoints.beside import leave_source
 from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.checkpoints.outer_models import follow
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.criteria import Candidates, candidates_for, criterion_of
 from stat_prune.choosing.folding import fold_all
 from stat_prune.choosing.plan import BlockPlan
@@ -29,15 +30,15 @@ from stat_prune.model.dispatched import to_cut
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.pipeline.accounting import account, measure, measure_speed
+from stat_prune.pipeline.budgeting.sharing import factor_embeddings
+from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.reached import check_reached
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.second_pass import HELD_OUT, SecondPass, best_pass, can_move
-from stat_prune.pipeline.sharing import factor_embeddings
-from stat_prune.pipeline.spreading import spread
 from stat_prune.reporting.result import PruningResult
 from stat_prune.reporting.search_report import DimensionsOfHeads, Search
 from stat_prune.settings.methods import Method
-from stat_prune.settings.targets import Target, Tolerance
+from stat_prune.settings.targets import Tolerance
 from stat_prune.surgery.alignment import alignment_heads, renumber_alignment_heads
 from stat_prune.surgery.config_checks import warn_if_not_plain
 from stat_prune.surgery.cut import apply
@@ -57,8 +58,8 @@ class Decided(NamedTuple):
 class Searching(Protocol):
     """A search for budgets by what whole pruned models do."""
 
-    def choose(self, target: Target) -> tuple[list[int], Search]:
-        """The candidate of each block for a target, and how it was found."""
+    def choose(self, budget: Budget) -> tuple[list[int], Search]:
+        """The candidate of each block for a budget, and how it was found."""
 
 
 def collect(run: Run, recipe: Method) -> list[BlockStatistics]:
@@ -135,16 +136,16 @@ def choose_sizes(
     recipe: Method,
     candidates: Sequence[Candidates],
     weights: Sequence[float] | Sequence[Tensor] | None,
-    target: Target,
+    budget: Budget,
     search: Searching | None = None,
 ) -> tuple[list[int], Search | None]:
     """Spread the budget: the candidate of each block, and how it was searched for."""
-    if search is not None and not isinstance(target, Tolerance):
-        return search.choose(target)
-    with run.stage("allocate and time" if run.timed(target) else "allocate"):
+    if search is not None and not isinstance(budget.target, Tolerance):
+        return search.choose(budget)
+    with run.stage("allocate and time" if budget.timed else "allocate"):
         even = recipe.allocation == "even"
         equal = [1.0] * len(candidates)
-        return spread(run, candidates, weights or equal, target, even=even), None
+        return spread(run, candidates, weights or equal, budget, even=even), None
 
 
 def plan(
@@ -204,7 +205,7 @@ def _second_pass(
 
 def cut(
     run: Run,
-    target: Target,
+    budget: Budget,
     plans: Sequence[BlockPlan],
     second_pass: SecondPass | None = None,
     search: Search | None = None,
@@ -213,21 +214,21 @@ def cut(
 ) -> PruningResult:
     """Cut a copy of the model, and account for it."""
     if not narrowed:  # else the rest of the budget is spent on the next smaller dimensions
-        check_reached(run, target, [_size_of(plan) for plan in plans], uniform=run.settings.uniform)
-    before, source = measure(run.model, run.lengths(target)), run.model.name_or_path or None
+        check_reached(run, budget, [_size_of(plan) for plan in plans], uniform=run.settings.uniform)
+    before, source = measure(run.model, budget.lengths), run.model.name_or_path or None
     with run.stage("cut"):
         with to_cut(run.model, inplace=run.settings.inplace) as pruned:
             dense = find_blocks(pruned)
             apply(pruned, [plan.folded for plan in plans])
             narrow(pruned, narrowed)
-            embeddings = factor_embeddings(run, target, pruned)
+            embeddings = factor_embeddings(run, budget.target, pruned)
             as_pruned_class(pruned)
     if run.settings.uniform:
         warn_if_not_plain(pruned)
     kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
     renumber_alignment_heads(pruned, dense, kept)
-    after, speed = measure(pruned, run.lengths(target)), measure_speed(run, target, pruned)
-    report = account(run, target, plans, before, after, speed, second_pass, search, embeddings)
+    after, speed = measure(pruned, budget.lengths), measure_speed(run, budget, pruned)
+    report = account(run, budget, plans, before, after, speed, second_pass, search, embeddings)
     report = replace(report, head_dims=head_dims)
     leave_source(pruned)
     if run.settings.inplace:

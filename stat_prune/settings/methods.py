@@ -127,7 +127,8 @@ class Baseline(_Named):
     ----------
     name : str
     plan : callable or str
-        From a `stat_prune.pipeline.run.Run` and a target to a list with the
+        From a `stat_prune.pipeline.run.Run` and a
+        `stat_prune.choosing.budget.costs.Budget` to a list with the
         `stat_prune.choosing.plan.BlockPlan` of each of the run's blocks; or where it is, as
         ``"module:function"``.
     reads_output : bool

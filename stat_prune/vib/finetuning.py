@@ -21,7 +21,7 @@ from stat_prune.machine.lock import Lock
 from stat_prune.measuring.distillation import check_teacher
 from stat_prune.model.model_checks import check_is_model
 from stat_prune.model.one_run import model_of_run
-from stat_prune.pipeline.method_requirements import check_single_fraction
+from stat_prune.pipeline.method_requirements import single_fraction
 from stat_prune.pipeline.run import Run, starting
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_number, check_path, flag
@@ -160,11 +160,10 @@ def _fractions(
     checked_target(target)
     if isinstance(target, Latency) or target.is_joint or target.of_embeddings < 1:
         raise TargetError(f"vib_finetune takes MACs or Parameters of blocks, got {target!r}.")
-    check_single_fraction(target, "vib")
     gradual = _numbers("gradual", gradual)
     if hidden is not None:
         _numbers("hidden", [hidden])
-    fractions = [*gradual, target.fractions()["all"]]
+    fractions = [*gradual, single_fraction(target, "vib")]
     if any(not 0 < after < before <= 1 for before, after in pairwise(fractions)):
         raise TargetError(
             f"`gradual` must descend towards the target within (0, 1], got {list(gradual)!r} "

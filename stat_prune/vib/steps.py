@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.checkpoints.beside import leave_source
 from stat_prune.checkpoints.checkpoint import as_pruned_class
-from stat_prune.choosing.budget.costs import cost_function
+from stat_prune.choosing.budget.costs import Budget, cost_function
 from stat_prune.data.training_data import TrainingSet, training_set, uses_labels
 from stat_prune.errors import ModelError
 from stat_prune.families import find_blocks
@@ -24,6 +24,7 @@ from stat_prune.measuring.distillation import layer_map_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.ignoring import without_ignored
 from stat_prune.pipeline.accounting import account, measure
+from stat_prune.pipeline.budgeting.budgets import resolve
 from stat_prune.pipeline.method_requirements import check_no_experts
 from stat_prune.pipeline.reached import check_fraction
 from stat_prune.pipeline.run import Run
@@ -48,7 +49,7 @@ class Finetuning:
     """What all steps share."""
 
     run: Run
-    target: Target
+    budget: Budget
     config: VIBConfig
     objective: Objective
     data: TrainingSet
@@ -82,12 +83,13 @@ class Finetuning:
         )
         data = training_set(run.calibration, config.data_fraction, seed=run.settings.seed)
         count = None if hidden is None else hidden_count(run.model, hidden)
-        return cls(run, target, config, objective, data, count)
+        (budget,) = resolve(run, [target])
+        return cls(run, budget, config, objective, data, count)
 
     def prices(self, hidden: int | Tensor | None) -> MaskCosts:
         """What masks pay for between so many hidden dimensions; None for all of them."""
-        run, target, sublayers = self.run, self.target, self.config.sublayers
-        cost = cost_function(target, run.seq_length(target))
+        run, target, sublayers = self.run, self.budget.target, self.config.sublayers
+        cost = cost_function(target, self.budget.seq_length)
         dense = MaskCosts.of(run.blocks, run.untouched, cost, sublayers=sublayers)
         if hidden is None:
             return dense
@@ -149,7 +151,7 @@ class Finetuning:
         self, fraction: float, before: PruningResult | None, place: RunFolder | None
     ) -> PruningResult:
         """Train masks, choose the units that fit, and cut a copy."""
-        run = self.run
+        run, target = self.run, self.budget.target
         start = before.model if before else run.model
         student = copy.deepcopy(start)
         blocks, _ = without_ignored(find_blocks(student), run.settings.ignore)
@@ -173,15 +175,15 @@ class Finetuning:
                 kept = hidden.log_alpha().argsort()[: self.hidden].sort().values.cpu()
                 cut_hidden(student, kept, hidden.mean)
             as_pruned_class(student)
-        dense, cut = (measure(m, run.seq_length(self.target)) for m in (run.model, student))
+        dense, cut = (measure(m, self.budget.seq_length) for m in (run.model, student))
         counted = self._counted
         reached = getattr(cut, counted) / getattr(dense, counted)
-        check_fraction(self.target, fraction, reached, steps)
-        report = account(run, self.target, plans, dense, cut)
+        check_fraction(target, fraction, reached, steps)
+        report = account(run, self.budget, plans, dense, cut)
         leave_source(student)
         settings = report.settings | {
             "method": "vib",
-            "target": f"{fraction:g} of {type(self.target).__name__}",
+            "target": f"{fraction:g} of {type(target).__name__}",
             "num_calibration_samples": run.calibration.num_samples,
             "training_samples": len(self.data),
             "labels": self.objective.labelled,
@@ -197,7 +199,7 @@ class Finetuning:
     @property
     def _counted(self) -> str:
         """What of a model's size the target is a fraction of."""
-        if not isinstance(self.target, Parameters):
+        if not isinstance(self.budget.target, Parameters):
             return "block_macs"
         return "block_parameters" if self.hidden is None else "parameters"
 

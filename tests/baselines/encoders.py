@@ -12,8 +12,11 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stat_prune.choosing.budget.costs import Budget
+from stat_prune.pipeline.budgeting.budgets import resolve
 from stat_prune.pipeline.run import Run, starting
 from stat_prune.settings.settings import Settings
+from stat_prune.settings.targets import Target
 
 BERT = {
     "vocab_size": 64,
@@ -82,3 +85,9 @@ def logits(model: PreTrainedModel, run: Run) -> Tensor:
         for batch in run.calibration.batches
     ]
     return torch.cat(outputs)
+
+
+def budget_for(run: Run, target: Target) -> Budget:
+    """Of one target."""
+    (budget,) = resolve(run, [target])
+    return budget

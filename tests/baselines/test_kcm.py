@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from encoders import CONFIGS, build, logits, ready, rows
+from encoders import CONFIGS, budget_for, build, logits, ready, rows
 from sklearn.metrics.pairwise import rbf_kernel
 
 import stat_prune
@@ -72,7 +72,7 @@ def test_one_threshold_over_all_layers_on_the_product_of_both_rankings(family):
     model = build(family)
     target = MACs(0.8, seq_length=20)
     with ready(model, ignore=["heads"]) as run:
-        plans = kcm.plan_untuned(run, target)
+        plans = kcm.plan_untuned(run, budget_for(run, target))
         scores, kept = [], []
         for plan in plans:
             consumer = model.base_model.get_submodule(plan.folded.block.consumer)
@@ -123,6 +123,6 @@ def test_scaling_brings_the_predictions_closer_to_the_dense_ones():
         dense = logits(model, run)
         for planner in (kcm.plan_untuned, kcm.plan):
             pruned = copy.deepcopy(model)
-            apply(pruned, [plan.folded for plan in planner(run, MACs(0.8))])
+            apply(pruned, [plan.folded for plan in planner(run, budget_for(run, MACs(0.8)))])
             distances.append(float((logits(pruned, run) - dense).norm() / dense.norm()))
     assert 0 < distances[1] < 0.9 * distances[0]

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from encoders import build, ready, rows
+from encoders import budget_for, build, ready, rows
 
 from stat_prune import MACs
 from stat_prune.baselines import kprune
@@ -49,7 +49,7 @@ def explicit(pruned: LayerwiseModel, block, sums):
 @torch.no_grad()
 def test_tuning_brings_every_sublayer_closer_to_the_dense_one(model):
     with ready(model) as run:
-        plans = kprune.plan(run, MACs(0.5))
+        plans = kprune.plan(run, budget_for(run, MACs(0.5)))
         dense, pruned = (
             LayerwiseModel(one, run.calibration.batches) for one in (model, copy.deepcopy(model))
         )
@@ -140,7 +140,10 @@ def test_predictive_knowledge_is_half_the_mean_squared_gradient_of_the_divergenc
 
 def plan_of(model, data=None, fraction=0.5):
     with ready(model, data) as run:
-        return {plan.folded.block.name: plan.folded for plan in kprune.plan(run, MACs(fraction))}
+        return {
+            plan.folded.block.name: plan.folded
+            for plan in kprune.plan(run, budget_for(run, MACs(fraction)))
+        }
 
 
 def test_labels_and_the_scale_of_a_regression_make_no_difference():

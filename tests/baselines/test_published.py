@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoders import CONFIGS, build, logits, ready, rows
+from encoders import CONFIGS, budget_for, build, logits, ready, rows
 from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -202,8 +202,8 @@ def test_without_scores_a_regression_has_the_gradient_of_its_prediction():
 def test_folded_masks_give_the_masked_model():
     model = build(num_labels=3)
     with ready(model) as run:
-        plans = fisher.plan(run, MACs(0.5))
-        untuned = fisher.plan_untuned(run, MACs(0.5))
+        plans = fisher.plan(run, budget_for(run, MACs(0.5)))
+        untuned = fisher.plan_untuned(run, budget_for(run, MACs(0.5)))
         pruned = copy.deepcopy(model)
         apply(pruned, [plan.folded for plan in plans])
         masks = {}

@@ -1,4 +1,4 @@
-"""From a target to a candidate for each block."""
+"""From a budget to a candidate for each block."""
 
 from __future__ import annotations
 
@@ -19,29 +19,27 @@ from stat_prune.choosing.budget.allocation import (
     raise_unreachable,
 )
 from stat_prune.choosing.budget.bisection import TOLERANCE, search
-from stat_prune.choosing.budget.costs import CostFunction, cost_function, full_cost
+from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.choosing.criteria import Candidates
 from stat_prune.errors import TargetError
 from stat_prune.measuring.timing import TimedModel
-from stat_prune.model.blocks import Block, SeqLength
+from stat_prune.model.blocks import Block
 from stat_prune.settings.targets import Target, Tolerance
 
 
 def choose(
     candidates: Sequence[Candidates],
     weights: Sequence[float | Tensor],
-    target: Target,
+    budget: Budget,
     *,
-    seq_length: SeqLength,
     untouched: Sequence[Block] = (),
     round_to: int = 1,
     uniform: bool = False,
     even: bool = False,
-    timed: TimedModel | None = None,
     share: float | None = None,
     levels: int | None = None,
 ) -> list[int]:
-    """The candidate of each block that meets a target.
+    """The candidate of each block that keeps to a budget.
 
     Parameters
     ----------
@@ -49,9 +47,7 @@ def choose(
     weights : sequence of float or of Tensor of shape (c,), float64
         Effect on the output for each unit of a block's relative squared error, by block or by
         candidate.
-    target : Target
-    seq_length : float or mapping of str to float
-        Tokens a sequence, for MACs; by mask where a model reads several.
+    budget : Budget
     untouched : sequence of Block
         Blocks that are kept whole but belong to what the fraction is of.
     round_to : int
@@ -60,11 +56,9 @@ def choose(
         The same sizes in every layer.
     even : bool
         The same fraction of every block, whatever the errors.
-    timed : TimedModel, optional
-        Needed for a `Latency`.
     share : float, optional
-        Of a `Latency`: what to spend of the time that `timed` has in its tables, as `share_of` has
-        it of another choice. No whole model is timed then.
+        Of a `Latency`: what to spend of the time that the tables have, as `share_of` has it of
+        another choice. No whole model is timed then.
     levels : int, optional
         About how many sizes of each block to look at; all by default.
 
@@ -78,6 +72,7 @@ def choose(
     TargetError
         If the target cannot be reached.
     """
+    target, timed = budget.target, budget.timed
     blocks = [*(one.block for one in candidates), *untouched]
     named = [block for members, _ in target.budgets(blocks) for block in members]
     ignored = [b.name for b in untouched if not b.fixed and b in named]
@@ -96,7 +91,7 @@ def choose(
         levels=levels,
     )
     if timed is None:
-        cost = None if isinstance(target, Tolerance) else cost_function(target, seq_length)
+        cost = None if isinstance(target, Tolerance) else budget.cost
         choice = spread(target.budgets(blocks), cost, round_to)
         _check_something_left(candidates, choice, target)
         return choice
@@ -230,15 +225,13 @@ def _is_nothing(candidates: Sequence[Candidates], choice: Sequence[int]) -> bool
 def check_reachable(
     blocks: Sequence[Block],
     untouched: Sequence[Block],
-    target: Target,
+    budget: Budget,
     *,
-    seq_length: SeqLength,
     round_to: int,
     remove: bool = False,
-    timed: TimedModel | None = None,
     why: str = "",
 ) -> None:
-    """Refuse, before any work, a target below one head and the fewest neurons in every block.
+    """Refuse, before any work, a budget below one head and the fewest neurons in every block.
 
     With `remove`, blocks that can leave altogether cost nothing, but one of them stays. `why` is
     what the user should know of the untouched blocks.
@@ -248,12 +241,13 @@ def check_reachable(
     TargetError
         Stating the least fraction that can be reached.
     """
+    target = budget.target
     if isinstance(target, Tolerance):
         return
-    if timed is not None:
-        _check_time(target, timed)
+    if budget.timed is not None:
+        _check_time(target, budget.timed)
         return
-    cost = cost_function(target, seq_length)
+    cost = budget.cost
     for members, fraction in target.budgets([*blocks, *untouched]):
         whole = sum(full_cost(block, cost) for block in members if block in untouched)
         cut = [block for block in members if block not in untouched]

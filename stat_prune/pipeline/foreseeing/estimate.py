@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from stat_prune.checkpoints.layer_weights import empty_model
 from stat_prune.checkpoints.loading import class_of
 from stat_prune.choosing.budget.choice import check_reachable
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.errors import LoadError
 from stat_prune.families import find_blocks
 from stat_prune.inferring import describe
@@ -159,7 +160,8 @@ def estimate(
     )
     length = getattr(target, "seq_length", None) or seq_length
     lengths = {block.mask: float(length) for block in [*blocks, *untouched]}
-    check_reachable(blocks, untouched, target, seq_length=lengths, round_to=chosen.round_to)
+    budget = Budget(target, lengths, blocks[0].mask)
+    check_reachable(blocks, untouched, budget, round_to=chosen.round_to)
     count = chosen.num_calibration_samples
     reading = Reading.of(
         empty,

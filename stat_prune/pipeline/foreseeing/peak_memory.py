@@ -15,9 +15,9 @@ from stat_prune.linalg import Moments
 from stat_prune.machine.half_products import copied_bytes
 from stat_prune.measuring.objectives import COMPARING_BYTES
 from stat_prune.model.blocks import Block
+from stat_prune.pipeline.budgeting.starts import MAX_STARTS
 from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
 from stat_prune.pipeline.run import num_probe_samples, probe_length
-from stat_prune.pipeline.starts import MAX_STARTS
 from stat_prune.settings.methods import Method
 from stat_prune.settings.targets import Target, Tolerance
 

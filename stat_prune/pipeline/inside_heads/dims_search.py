@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.allocation import Menu, allocate, allocate_evenly
-from stat_prune.choosing.budget.costs import cost_function, full_cost
+from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.choosing.budget.exploring import Point, explore
 from stat_prune.choosing.budget.whole_model import WholeModel
 from stat_prune.choosing.head_dims import HeadDims
@@ -21,15 +21,14 @@ from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.model.blocks import Block
-from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.starts import (
+from stat_prune.pipeline.budgeting.starts import (
     NUM_PARTS,
     effort_of,
     every_start,
     nearest,
     to_measure_on,
 )
-from stat_prune.settings.targets import Target
+from stat_prune.pipeline.run import Run
 from stat_prune.surgery.narrowing import NarrowedHeads, narrowed_copy
 
 PARTS = ("query-key", "value")
@@ -42,12 +41,12 @@ class DimsSearch:
     ----------
     run : Run
     pruned : PreTrainedModel
-        Too large for `target`: heads and neurons have left.
-    target : MACs or Parameters
-        Of the dense model.
+        Too large for `budget`: heads and neurons have left.
+    budget : Budget
+        Of MACs or parameters of the dense model.
     """
 
-    def __init__(self, run: Run, pruned: PreTrainedModel, target: Target) -> None:
+    def __init__(self, run: Run, pruned: PreTrainedModel, budget: Budget) -> None:
         self._run, self._pruned = run, pruned
         names = {block.name for block in run.blocks}
         blocks = [
@@ -56,10 +55,10 @@ class DimsSearch:
             if block.kind == "heads" and block.name in names and block.num_units
         ]
         self._dims = _collected(run, pruned, blocks)
-        self._menus = list(self._priced(target))
+        self._menus = list(self._priced(budget.cost))
         if not self._menus:
-            raise TargetError(f"{target!r} leaves no heads that dimensions could leave.")
-        self._fraction = self._left_for_heads(target) / sum(one.full_cost for one in self._menus)
+            raise TargetError(f"{budget.target!r} leaves no heads that dimensions could leave.")
+        self._fraction = self._left_for_heads(budget) / sum(one.full_cost for one in self._menus)
         self._objective = objective_named(run.settings.objective)
         self._whole_choice = [len(one.indices) - 1 for one in self._menus]
 
@@ -98,9 +97,8 @@ class DimsSearch:
     def _layers(self) -> list[int]:
         return [one.block.layer for one in self._dims for _ in PARTS]
 
-    def _priced(self, target: Target) -> Iterator[Menu]:
+    def _priced(self, cost: CostFunction) -> Iterator[Menu]:
         """For each layer, sizes of queries and keys, then of values."""
-        cost = cost_function(target, self._run.lengths(target))
         for one in self._dims:
             block, multiple = one.block, self._run.settings.round_to
             for errors, kinds in ((one.query_key_errors, (1, 0)), (one.value_errors, (0, 1))):
@@ -113,13 +111,13 @@ class DimsSearch:
                 prices = torch.tensor(costs[1:], dtype=torch.float64) - costs[0]
                 yield Menu(ranks, prices, errors[ranks], float(prices[-1]))
 
-    def _left_for_heads(self, target: Target) -> float:
+    def _left_for_heads(self, budget: Budget) -> float:
         """What the budget has left for the dimensions of all heads."""
-        cost = cost_function(target, self._run.lengths(target))
+        cost = budget.cost
         dense = [*self._run.blocks, *self._run.untouched]
-        budget = target.fractions()["all"] * sum(full_cost(one, cost) for one in dense)
+        whole = budget.target.fractions()["all"] * sum(full_cost(one, cost) for one in dense)
         spent = sum(full_cost(one, cost) for one in find_blocks(self._pruned))
-        return budget - spent + sum(one.full_cost for one in self._menus)
+        return whole - spent + sum(one.full_cost for one in self._menus)
 
     def _spread(self, weights: Sequence[Tensor], *, even: bool = False) -> list[int]:
         menus = [

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.families import stacks_of
 from stat_prune.machine.distributed import num_processes
@@ -65,20 +66,21 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
 
 
 def with_head_dims(
-    run: Run, target: Target, whole: Decided, decide: Callable[[Target], Decided]
+    run: Run, budget: Budget, whole: Decided, decide: Callable[[Budget], Decided]
 ) -> Decided:
     """The best way to share a budget with dimensions inside heads, or `whole` heads.
 
     Parameters
     ----------
     run : Run
-    target : MACs or Parameters
+    budget : Budget
+        Of MACs or parameters.
     whole : Decided
-        For the target, heads and neurons alone.
+        For the budget, heads and neurons alone.
     decide : callable
-        Has the same for other targets.
+        Has the same for other budgets.
     """
-    objective = objective_named(run.settings.objective)
+    target, objective = budget.target, objective_named(run.settings.objective)
     judges = run.calibration.held_out or run.calibration
     found = {f"{target.fractions()['all']:.3g}": whole}
     distances: dict[str, float] = {}
@@ -86,14 +88,14 @@ def with_head_dims(
         fraction = target.fractions()["all"] / share
         if fraction > 1:
             continue
-        wide = decide(replace(target, fraction=fraction))
+        wide = decide(replace(budget, target=replace(target, fraction=fraction)))
         pruned = _cut(run, wide)
         with (
             run.stage("search dimensions of heads"),
             gathered_numerical_warnings("folding dimensions of heads"),
         ):
             try:
-                narrowed = DimsSearch(run, pruned, target).search()
+                narrowed = DimsSearch(run, pruned, budget).search()
             except TargetError:
                 continue  # heads and neurons have to bear more
         found[f"{fraction:.3g}"] = wide._replace(narrowed=narrowed)

@@ -31,10 +31,10 @@ from stat_prune.checkpoints.replacing import (
     differences,
     run_of,
 )
-from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.errors import LoadError, SaveError
 from stat_prune.machine.process_memory import returning_large_blocks, taken_memory
 from stat_prune.pipeline.accounting import measure, report_of
+from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
 from stat_prune.pipeline.foreseeing.peak_memory import Reading, needs_of
 from stat_prune.pipeline.foreseeing.streaming_requirements import (
     check_model,
@@ -165,13 +165,8 @@ def prune_checkpoint(
     tokenizer = load_tokenizer(str(folder)) if given is None else given
     check_can_be_saved(checkpoint.model, tokenizer, recorded=not chosen_settings.uniform)
     with opened(checkpoint.model, dataset, tokenizer, chosen_settings, [target]) as run:
-        check_reachable(
-            run.blocks,
-            run.untouched,
-            target,
-            seq_length=run.lengths(target),
-            round_to=chosen_settings.round_to,
-        )
+        (budget,) = resolve(run, [target])
+        check_budget(run, budget)
         needs = needs_of(run.model, run.blocks, _reading(run), recipe, target)
         predicted = taken_memory(run.device) + needs.memory
         fingerprint = _fingerprint(run, checkpoint, target)
@@ -185,7 +180,7 @@ def prune_checkpoint(
             checkpoint.check_finite()
         with closing(Workspace(working, fingerprint, resume=resume)) as workspace:
             run.stopwatch.seconds |= workspace.seconds()
-            before = measure(run.model, run.lengths(target))
+            before = measure(run.model, budget.lengths)
             walk = Walk(run, recipe, checkpoint, workspace)
             measured = walk.measure()
             weights = _sensitivities(walk, measured)
@@ -193,19 +188,19 @@ def prune_checkpoint(
             comparison = None
             if recipe.allocation == "searched" and weights is not None:
                 comparison = Comparison(walk, candidates, weights)
-            choice, search = choose_sizes(run, recipe, candidates, weights, target, comparison)
+            choice, search = choose_sizes(run, recipe, candidates, weights, budget, comparison)
             sizes = [one.size(i) for one, i in zip(candidates, choice, strict=True)]
-            check_reached(run, target, sizes, uniform=chosen_settings.uniform)
+            check_reached(run, budget, sizes, uniform=chosen_settings.uniform)
             cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
             rows = cut.write_layers()
             as_pruned_class(run.model)
             if chosen_settings.uniform:
                 warn_if_not_plain(run.model)
-            after = measure(run.model, run.lengths(target))
+            after = measure(run.model, budget.lengths)
             outer = checkpoint.outer_names(base=True, head=True)
             checkpoint.load(outer)
             report = report_of(
-                run, target, rows, before, after, search=search, predicted_peak_memory=predicted
+                run, budget, rows, before, after, search=search, predicted_peak_memory=predicted
             )
             note_source(run.model, folder)
             try:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.whole_model import (
     GivesUp,
     Measurement,
@@ -25,10 +26,7 @@ from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import distances
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.running import Batch, evaluating
-from stat_prune.pipeline.on_disk.embedding import embedded_before, write_embedded
-from stat_prune.pipeline.on_disk.walk import DENSE, Walk, layer_name, state_file
-from stat_prune.pipeline.probes import of_all_candidates
-from stat_prune.pipeline.starts import (
+from stat_prune.pipeline.budgeting.starts import (
     NUM_PARTS,
     effort_of,
     nearest,
@@ -36,9 +34,11 @@ from stat_prune.pipeline.starts import (
     starts_of,
     to_measure_on,
 )
+from stat_prune.pipeline.on_disk.embedding import embedded_before, write_embedded
+from stat_prune.pipeline.on_disk.walk import DENSE, Walk, layer_name, state_file
+from stat_prune.pipeline.probes import of_all_candidates
 from stat_prune.pipeline.workspace import read, read_statistics, write
 from stat_prune.reporting.search_report import Search
-from stat_prune.settings.targets import Target
 from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.layerwise import run_layer
 
@@ -49,7 +49,7 @@ _COMPARED, _DISTANCES, _FOLDED = "compared", "by_sequence.pt", "folded"
 
 
 class Comparison:
-    """Compares starts as `stat_prune.pipeline.searching.BudgetSearch` does with the least effort.
+    """Compares starts as `stat_prune.pipeline.budgeting.searching.BudgetSearch` does with the least effort.
 
     All go through the layers together, beside the dense model; of a layer one cut copy is in
     memory at a time. What decides is asked afterwards.
@@ -75,11 +75,11 @@ class Comparison:
         self._sequences = to_measure_on(calibration, count, settings.seed)
         self._batches: Sequence[Batch] = self._sequences.batches
 
-    def choose(self, target: Target) -> tuple[list[int], Search]:
-        """The candidate of each block for a target, and how it was found."""
+    def choose(self, budget: Budget) -> tuple[list[int], Search]:
+        """The candidate of each block for a budget, and how it was found."""
         run = self.run
         starts = starts_of(self._weights, run.settings)
-        spreads = spread_starts(run, self.candidates, starts, target)
+        spreads = spread_starts(run, self.candidates, starts, budget)
         choices = list(dict.fromkeys(tuple(choice) for _, choice in spreads))
         count = self._sequences.num_samples
         compared = Compared(self._measured(choices), NUM_PARTS)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.choice import share_of
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.exploring import Point, explore
 from stat_prune.choosing.budget.whole_model import WholeModel
 from stat_prune.choosing.criteria import Candidates
@@ -20,9 +21,8 @@ from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import distance, positions_per_sequence
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.spreading import spread
-from stat_prune.pipeline.starts import (
+from stat_prune.pipeline.budgeting.spreading import spread
+from stat_prune.pipeline.budgeting.starts import (
     NUM_PARTS,
     Effort,
     Start,
@@ -32,9 +32,9 @@ from stat_prune.pipeline.starts import (
     starts_of,
     to_measure_on,
 )
+from stat_prune.pipeline.run import Run
 from stat_prune.reporting.search_report import Search, SearchRound
 from stat_prune.settings.methods import Method
-from stat_prune.settings.targets import Target
 from stat_prune.surgery.cut import pruned_copy
 
 #: Sizes of a block that a search looks at.
@@ -67,30 +67,30 @@ class BudgetSearch:
         self._folded = _Folded(recipe, statistics, candidates)
         self._wholes: dict[str, WholeModel] = {}
 
-    def choose(self, target: Target) -> tuple[list[int], Search]:
-        """The candidate of each block for a target, and how it was found."""
+    def choose(self, budget: Budget) -> tuple[list[int], Search]:
+        """The candidate of each block for a budget, and how it was found."""
         run = self._run
         spent = self._passes
         with (
             run.stage("search the budget"),
             gathered_numerical_warnings("folding candidates in the search"),
         ):
-            share = self._share(target)
+            share = self._share(budget)
             starts = starts_of(self._weights, run.settings)
             whole = self._on_calibration(1)
             errors = self._effort.errors_on(whole.num_sequences)
-            best, distances = self._nearest(whole, starts, target, share, errors=errors)
+            best, distances = self._nearest(whole, starts, budget, share, errors=errors)
             start, contenders, rounds = best.name, [best], []
             # In equal shares there are no weights to move.
             weighed = starts[0] if best.even else best
             for number in range(len(self._rounds)):
-                weighed, found = self._round(number, weighed, target, share)
+                weighed, found = self._round(number, weighed, budget, share)
                 rounds.append(found)
                 contenders += [weighed] if found.accepted else []
             held_out: dict[str, float] = {}
             if len(contenders) > 1:
-                best, held_out = self._nearest(self._on_held_out(), contenders, target, share)
-            choice = spread(run, self._candidates, best.weights, target, even=best.even)
+                best, held_out = self._nearest(self._on_held_out(), contenders, budget, share)
+            choice = spread(run, self._candidates, best.weights, budget, even=best.even)
         return choice, Search(
             effort=run.settings.effort,
             sequences=whole.num_sequences,
@@ -104,10 +104,10 @@ class BudgetSearch:
             given_up=[one.name for one in starts if one.name not in distances],
         )
 
-    def foreseen(self, target: Target) -> float:
-        """Distance of the first start for a target, on those sequences that all are compared on."""
+    def foreseen(self, budget: Budget) -> float:
+        """Distance of the first start for a budget, on those sequences that all are compared on."""
         start = starts_of(self._weights, self._run.settings)[0]
-        choice = spread(self._run, self._candidates, start.weights, target, levels=LEVELS)
+        choice = spread(self._run, self._candidates, start.weights, budget, levels=LEVELS)
         with gathered_numerical_warnings("folding candidates in the search"):
             return self._on_calibration(1).measure(choice).distance
 
@@ -122,24 +122,24 @@ class BudgetSearch:
         self,
         whole: WholeModel,
         starts: Sequence[Start],
-        target: Target,
+        budget: Budget,
         share: float | None,
         *,
         errors: float = 0.0,
     ) -> tuple[Start, dict[str, float]]:
-        spreads = spread_starts(self._run, self._candidates, starts, target, share)
+        spreads = spread_starts(self._run, self._candidates, starts, budget, share)
         best, _, distances = nearest(self._run.tracked(spreads), whole, errors=errors)
         return best, distances
 
     def _round(
-        self, number: int, start: Start, target: Target, share: float | None
+        self, number: int, start: Start, budget: Budget, share: float | None
     ) -> tuple[Start, SearchRound]:
         """Search on from a start, on more sequences than the round before."""
         run, (times, passes) = self._run, self._rounds[number]
         whole = self._on_calibration(times)
 
         def near(weights: Sequence[Tensor]) -> list[int]:
-            return spread(run, self._candidates, weights, target, share=share, levels=LEVELS)
+            return spread(run, self._candidates, weights, budget, share=share, levels=LEVELS)
 
         def advance() -> None:
             run.expect(1)
@@ -170,13 +170,12 @@ class BudgetSearch:
         """None where there are no sequences to judge them on."""
         return () if self._run.calibration.held_out is None else self._effort.rounds
 
-    def _share(self, target: Target) -> float | None:
+    def _share(self, budget: Budget) -> float | None:
         """Of a time, what all choices are to take by the tables: as much as one that is timed."""
-        timed = self._run.timed(target)
-        if timed is None:
+        if budget.timed is None:
             return None
-        choice = spread(self._run, self._candidates, self._weights, target)
-        return share_of(self._candidates, choice, self._run.untouched, timed)
+        choice = spread(self._run, self._candidates, self._weights, budget)
+        return share_of(self._candidates, choice, self._run.untouched, budget.timed)
 
     def _on_calibration(self, times: int) -> WholeModel:
         """So many times the calibration sequences that starts are compared on."""

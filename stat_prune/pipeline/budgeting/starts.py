@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.exploring import in_vain, is_better
 from stat_prune.choosing.budget.whole_model import Measurement, Measures, size_of_part
 from stat_prune.choosing.criteria import Candidates
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.errors import TargetError
+from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.spreading import spread
 from stat_prune.settings.settings import Settings
-from stat_prune.settings.targets import Target
 
 #: Powers of the probes' weights that a budget is spread by: from all that they say to nothing.
 EXPONENTS = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -132,14 +132,14 @@ def spread_starts(
     run: Run,
     candidates: Sequence[Candidates],
     starts: Sequence[Start],
-    target: Target,
+    budget: Budget,
     share: float | None = None,
 ) -> list[tuple[Start, list[int]]]:
     """Each start with the candidate of each block; of a time, all may be held to one share."""
     spreads = []
     for one in starts:
         try:
-            choice = spread(run, candidates, one.weights, target, even=one.even, share=share)
+            choice = spread(run, candidates, one.weights, budget, even=one.even, share=share)
         except TargetError:
             if not one.even:
                 raise

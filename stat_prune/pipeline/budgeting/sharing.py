@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.choice import check_reachable
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.errors import TargetError
 from stat_prune.machine.distributed import agreed
 from stat_prune.model.dispatched import own_parameters, shared_copy
 from stat_prune.model.factored_table import FactoredTable
+from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.searching import BudgetSearch
 from stat_prune.settings.targets import Bytes, Parameters, Target
 from stat_prune.surgery.embeddings import Table, factor, find_table
 
@@ -42,28 +43,31 @@ class Share(Parameters):
     def __repr__(self) -> str:
         return repr(self.asked)
 
+    def __str__(self) -> str:
+        return f"{self.of_embeddings:.3g} of the embeddings, {self.fraction:.3g} of the blocks"
 
-def shares(run: Run, target: Target) -> list[Share]:
-    """The ways to share out a joint target that can be reached.
+
+def shares(run: Run, budget: Budget) -> list[Share]:
+    """The ways to share out a joint budget that can be reached.
 
     Raises
     ------
     TargetError
         If there is none.
     """
-    table = find_table(run.model)
+    table, target = find_table(run.model), budget.target
     blocks = [*run.blocks, *run.untouched]
     in_blocks = sum(block.parameters(block.num_units, block.num_groups) for block in blocks)
-    budget = _budget(run.model, target, in_blocks, table)
+    parameters = _parameters(run.model, target, in_blocks, table)
     # With the blocks whole, the embeddings alone give way.
-    alone = (budget - in_blocks) / table.parameters
+    alone = (parameters - in_blocks) / table.parameters
     found = []
     for fraction in sorted({*FRACTIONS, *([alone] if 0 < alone < 1 else [])}, reverse=True):
-        share = _share(run, target, table, fraction, budget, in_blocks)
+        share = _share(run, budget, table, fraction, parameters, in_blocks)
         found += [] if share is None else [share]
     if not found:
         raise TargetError(
-            f"{target!r} leaves {max(budget, 0):,.0f} parameters for the blocks and the token "
+            f"{target!r} leaves {max(parameters, 0):,.0f} parameters for the blocks and the token "
             f"embeddings of {type(run.model).__name__}, of {in_blocks + table.parameters:,} now, "
             "which is less than the fewest heads and neurons take beside the smallest table that "
             "is tried. Ask for more."
@@ -71,29 +75,27 @@ def shares(run: Run, target: Target) -> list[Share]:
     return found
 
 
-def best_share(run: Run, target: Target, search: BudgetSearch) -> Share:
-    """The way to share out a joint target that changes the output least.
+def best_share(run: Run, budget: Budget, search: BudgetSearch) -> Budget:
+    """The way to share out a joint budget that changes the output least.
 
     What factored embeddings do to the output is measured alone, and so is what the pruned blocks
     do, at the first start of the search for their budget.
     """
-    found = shares(run, target)
+    found = shares(run, budget)
     distances: list[float] = []
     with run.stage("share the budget"):
         for share in run.tracked(found):
             if agreed(lambda: len(distances) - 1 - _nearest(distances) >= WORSE):
                 break
-            distance = search.foreseen(share)
-            if share.of_embeddings < 1:
+            distance, kept = search.foreseen(replace(budget, target=share)), share.of_embeddings
+            if kept < 1:
                 copied = shared_copy(run.model)
-                factor(copied, run.decomposed_table, share.of_embeddings, run.settings.round_to)
+                factor(copied, run.decomposed_table, kept, run.settings.round_to)
                 distance += search.distance_of(copied)
             distances.append(distance)
-    named = {
-        f"{share.of_embeddings:.3g} of the embeddings, {share.fraction:.3g} of the blocks": distance
-        for share, distance in zip(found, distances, strict=False)
-    }
-    return replace(found[agreed(lambda: _nearest(distances))], distances=named)
+    named = {str(one): far for one, far in zip(found, distances, strict=False)}
+    best = found[agreed(lambda: _nearest(distances))]
+    return replace(budget, target=replace(best, distances=named))
 
 
 def _nearest(distances: list[float]) -> int:
@@ -111,7 +113,7 @@ def factor_embeddings(run: Run, target: Target, model: PreTrainedModel) -> Facto
     return replace(found, shares=target.distances)
 
 
-def _budget(model: PreTrainedModel, target: Target, in_blocks: int, table: Table) -> float:
+def _parameters(model: PreTrainedModel, target: Target, in_blocks: int, table: Table) -> float:
     """Parameters for blocks and table together."""
     fraction = target.fractions()["all"]
     if not isinstance(target, Bytes):
@@ -123,21 +125,20 @@ def _budget(model: PreTrainedModel, target: Target, in_blocks: int, table: Table
 
 
 def _share(
-    run: Run, target: Target, table: Table, fraction: float, budget: float, in_blocks: int
+    run: Run, joint: Budget, table: Table, fraction: float, parameters: float, in_blocks: int
 ) -> Share | None:
     """What is left for blocks beside so much of the embeddings; None where it is too little."""
     try:
         rank = table.rank_for(fraction, run.settings.round_to)
         spent = table.parameters if rank is None else table.cost(rank)
-        left = (budget - spent) / in_blocks
+        left = (parameters - spent) / in_blocks
         if left <= 0:
             return None
-        share = Share(min(left, 1.0), embeddings=float(fraction), asked=target)
+        share = Share(min(left, 1.0), embeddings=float(fraction), asked=joint.target)
         check_reachable(
             run.blocks,
             run.untouched,
-            share,
-            seq_length=run.lengths(share),
+            replace(joint, target=share),
             round_to=run.settings.round_to,
             remove=run.settings.removes_blocks,
         )

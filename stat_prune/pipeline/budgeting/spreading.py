@@ -1,4 +1,4 @@
-"""A run's budget spread over its blocks, the same in every process."""
+"""A budget spread over its blocks, the same in every process."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from stat_prune.choosing.budget.choice import choose
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.criteria import Candidates
 from stat_prune.machine.distributed import agreed
 from stat_prune.pipeline.run import Run
-from stat_prune.settings.targets import Target
 
 
 def spread(
     run: Run,
     candidates: Sequence[Candidates],
     weights: Sequence[float] | Sequence[Tensor],
-    target: Target,
+    budget: Budget,
     *,
     even: bool = False,
     share: float | None = None,
@@ -29,13 +29,11 @@ def spread(
         lambda: choose(
             candidates,
             weights,
-            target,
-            seq_length=run.lengths(target),
+            budget,
             untouched=run.untouched,
             round_to=run.settings.round_to,
             uniform=run.settings.uniform,
             even=even,
-            timed=run.timed(target),
             share=share,
             levels=levels,
         )

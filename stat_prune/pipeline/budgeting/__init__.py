@@ -1,0 +1,1 @@
+"""How a budget is spread: over blocks and embeddings, from several starts, by a search."""
