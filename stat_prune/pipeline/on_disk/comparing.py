@@ -49,7 +49,7 @@ _COMPARED, _DISTANCES, _FOLDED = "compared", "by_sequence.pt", "folded"
 
 
 class Comparison:
-    """Compares starts as `stat_prune.pipeline.budgeting.searching.BudgetSearch` does with the least effort.
+    """Compares starts as `BudgetSearch` (`pipeline.budgeting.searching`) does with least effort.
 
     All go through the layers together, beside the dense model; of a layer one cut copy is in
     memory at a time. What decides is asked afterwards.
