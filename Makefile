@@ -19,7 +19,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/stat-prune demo --output demo-output
 
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_FLAGS)
 
 # Under two minutes on two cores.
 quick: $(VENV)/.installed-test
