@@ -129,8 +129,8 @@ def prune(
     head_dims : bool
         Whether dimensions inside heads may leave too, where the budget is then better spent on
         examples held out: of each layer one number for queries and keys, one for values, in
-        multiples of `round_to`. For encoders with BERT's attention, one fraction of MACs or
-        parameters, and the default budget; it takes about four times as long.
+        multiples of `round_to`. For encoders with BERT's attention and decoders with Llama's, one
+        fraction of MACs or parameters, and the default budget; it takes about four times as long.
     objective : {"logits", "hidden-states", "pooled"} or callable, optional
         What the default method preserves. ``"logits"``: what the head says; ``"hidden-states"``:
         the final hidden state of every token, whatever the head; ``"pooled"``: their mean over a

@@ -9,7 +9,7 @@ import pytest
 import torch
 from isolation import outputs_without_stat_prune
 from test_searching import pruned, rows
-from tiny_models import SIZES, tiny_bert, tiny_llama
+from tiny_models import SIZES, tiny_bert
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertForSequenceClassification,
@@ -256,7 +256,7 @@ def test_dimensions_come_in_multiples(monkeypatch):
 
 def test_what_cannot_be_narrowed_is_refused_before_any_work():
     distil = DistilBertModel(DistilBertConfig(vocab_size=64, dim=32, n_heads=4, n_layers=1))
-    for model in (tiny_llama(), distil, tiny_bert(is_decoder=True)):
+    for model in (distil, tiny_bert(is_decoder=True)):
         with pytest.raises(ModelError, match="BERT's attention"):
             pruned(model, head_dims=True)
     for target in (Tolerance(0.1), MACs({"heads": 0.5}), Parameters(0.5, embeddings=True)):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from stat_prune.choosing.correction import fold
+from stat_prune.choosing.rotary_pairs import Rotary, RotaryPairs
 from stat_prune.linalg import LowRank, Moments, low_rank
-from stat_prune.measuring.statistics import BlockStatistics, quadratic
+from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.blocks import Block
 from stat_prune.model.projections import Projection, projection
 from stat_prune.surgery.narrowing import NarrowedHeads
@@ -35,12 +36,32 @@ class HeadDims:
         Of what these layers read.
     channels : Moments
         Of what the consumer reads.
+    rotary : Rotary, optional
+        How queries and keys are turned, where they are.
+    length : int
+        Tokens of a sequence; of no account where nothing is turned.
+    keeps_scores : bool
+        Whether queries and keys are to stay as they are, as where norms are over a head.
     """
 
     def __init__(
-        self, base_model: nn.Module, block: Block, states: Moments, channels: Moments
+        self,
+        base_model: nn.Module,
+        block: Block,
+        states: Moments,
+        channels: Moments,
+        *,
+        rotary: Rotary | None = None,
+        length: int = 1,
+        keeps_scores: bool = False,
     ) -> None:
         self.block = block
+        self._rotary, self._length = rotary, length
+        #: What the numbers of query/key dimensions are multiples of.
+        self.query_key_multiple = 1 if rotary is None else 2
+        if keeps_scores:
+            self.query_key_multiple = block.query_key_size
+        self._keeps_scores = keeps_scores
         self._states = states
         self._query, self._key, self._value = (
             projection(base_model, one.path) for one in block.producers
@@ -64,6 +85,13 @@ class HeadDims:
         -------
         Tensor of shape (query_key_size + 1,), float64
         """
+        if self._keeps_scores:
+            return self._statistics.gram.new_zeros(self.block.query_key_size + 1)
+        if self._rotary is not None:
+            pairs = torch.stack([one.errors for one in self._rotary_pairs]).sum(0)
+            # A dimension without the other of its pair is none.
+            errors = pairs.repeat_interleave(2)[: self.block.query_key_size + 1]
+            return (self._scaling * self._rotary.scaling**2) ** 2 * errors
         products = self._score_products
         moments = zip(*self._query_and_key_moments(), strict=True)
         energies = [float((queries * keys).sum()) for queries, keys in moments]
@@ -73,30 +101,49 @@ class HeadDims:
     def value_errors(self) -> Tensor:
         """Squared error of the block's output for 0, 1, ... dimensions, relative to its energy.
 
-        Summed over the heads, before what the other heads make up for.
+        Summed over the heads that share no values, before what others make up for.
 
         Returns
         -------
         Tensor of shape (unit_size + 1,), float64
         """
-        energies = [
-            quadratic(gram, weight)
-            for gram, weight in zip(self._head_grams(), self._head_weights(), strict=True)
-        ]
-        errors = _summed(self._value_products, energies)
-        return errors / max(self._statistics.output_energy, 1e-300)
+        errors = self._statistics.gram.new_zeros(self.block.unit_size + 1)
+        size, sharing = self.block.unit_size, self.block.units_per_group
+        for start in range(0, self.block.num_units, sharing):
+            members = self._value_factors[start : start + sharing]
+            ((_, right), *_) = members
+            left = torch.stack([one for one, _ in members])
+            channels = slice(start * size, (start + sharing) * size)
+            gram = self._statistics.gram[channels, channels].unflatten(0, (sharing, size))
+            gram = gram.unflatten(2, (sharing, size)).transpose(1, 2)
+            shares = (right @ gram @ right.T) * (left.mT[:, None] @ left)
+            # Of the directions from each number on, the products of all with all.
+            products = shares.sum((0, 1)).flip(0, 1).cumsum(0).cumsum(1)
+            errors[:-1] += products.diagonal().flip(0)
+        return errors.clamp_min(0) / max(self._statistics.output_energy, 1e-300)
 
     def narrowed(self, query_key: int, value: int) -> NarrowedHeads:
         """The linear layers for so many dimensions; all of a kind leaves its layers as they are."""
         layers: dict[str, tuple[Tensor, Tensor | None]] = {}
+        pairs = None if self._rotary is None else self._rotary.pairs
         if query_key < self.block.query_key_size:
             layers |= self.query_key(query_key)
+            if self._rotary is not None:
+                kept = torch.stack([one.kept(query_key // 2).cpu() for one in self._rotary_pairs])
+                pairs = kept if pairs is None else pairs.gather(1, kept)
         if value < self.block.unit_size:
             layers |= self.value(value)
-        return NarrowedHeads(self.block, query_key, value, layers)
+        return NarrowedHeads(
+            self.block, query_key, value, layers, None if pairs is None else pairs.tolist()
+        )
 
     def _narrow_scores(self, size: int) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Queries F^T q and keys T k, where F T is nearest to the identity between them."""
+        """Queries F^T q and keys T k, where F T is nearest to the identity between them.
+
+        Of those that are turned, some pairs, and the queries' turned and scaled.
+        """
+        if self._rotary is not None:
+            return self._narrow_turned(size // 2)
         identity = torch.eye(self.block.query_key_size).to(self._statistics.gram)
         pairs = [one.factors(identity, size) for one in self._score_products]
         queries, keys, _ = self.block.producers
@@ -108,11 +155,7 @@ class HeadDims:
     def _narrow_values(self, size: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """The best directions of each head's values, and all that can be said of the others."""
         width = self.block.unit_size
-        factors = [
-            product.factors(weight, width)
-            for product, weight in zip(self._value_products, self._head_weights(), strict=True)
-        ]
-        turn = torch.block_diag(*(right for _, right, _ in factors))
+        turn = torch.block_diag(*(right for _, right in self._value_factors))
         known, mean = self._statistics, self._statistics.mean
         channels = self.block.num_channels
         turned = replace(
@@ -122,7 +165,7 @@ class HeadDims:
             ),
             gram=turn @ known.gram @ turn.T,
             mean=None if mean is None else turn @ mean,
-            weight=torch.cat([left for left, _, _ in factors], dim=1),
+            weight=torch.cat([left for left, _ in self._value_factors], dim=1),
         )
         units = torch.arange(channels).reshape(-1, width)[:, :size].reshape(-1)
         folded = fold(turned, units)
@@ -131,7 +174,10 @@ class HeadDims:
             bias = folded.bias if bias is None else bias + folded.bias
         values = self.block.producers[-1]
         return {
-            values.path: _mapped(self._value, [right[:size] for _, right, _ in factors]),
+            values.path: _mapped(
+                self._value,
+                [right[:size] for _, right in self._value_factors[:: self.block.units_per_group]],
+            ),
             self.block.consumer: (folded.weight, bias),
         }
 
@@ -145,12 +191,60 @@ class HeadDims:
         return found
 
     @cached_property
-    def _value_products(self) -> list[LowRank]:
-        """Of each head, the product of the output projection and the values by rank."""
+    def _value_factors(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each head, what the output projection makes of directions of its values, and these.
+
+        The best by rank before the next, of all heads together that read the same values.
+        """
+        factors = []
+        grams, weights = self._head_grams(), self._head_weights()
+        sharing = self.block.units_per_group
+        for start in range(0, len(grams), sharing):
+            gram = torch.stack(grams[start : start + sharing]).mean(0)
+            members = weights[start : start + sharing]
+            product = low_rank(torch.cat(members), metric=_positive(gram), centered=False)
+            for weight in members:
+                left, right, _ = product.factors(weight, self.block.unit_size)
+                factors.append((left, right))
+        return factors
+
+    @cached_property
+    def _rotary_pairs(self) -> list[RotaryPairs]:
+        """Of each key/value head, the pairs of dimensions that queries and keys meet in."""
+        assert self._rotary is not None
+        covariance = self._states.scatter / max(self._states.count, 1)
+        queries = self._second_moments(self._query, self.block.num_units)
+        keys = _by_head(self._key.weight, self.block.num_groups)
+        means = keys @ self._states.mean
+        if self._key.bias is not None:
+            means = means + _by_head(self._key.bias, self.block.num_groups)
         return [
-            low_rank(weight, metric=_positive(gram), centered=False)
-            for gram, weight in zip(self._head_grams(), self._head_weights(), strict=True)
+            RotaryPairs(own, key @ covariance @ key.T, mean, frequencies, self._length)
+            for own, key, mean, frequencies in zip(
+                queries.split(self.block.units_per_group),
+                keys,
+                means,
+                self._rotary.frequencies.to(keys),
+                strict=True,
+            )
         ]
+
+    def _narrow_turned(self, count: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """So many pairs of queries and keys."""
+        half = self.block.query_key_size // 2
+        of_queries, of_keys = [], []
+        for pairs in self._rotary_pairs:
+            kept = pairs.kept(count)
+            chosen = torch.eye(2 * half).to(self._statistics.gram)[torch.cat([kept, kept + half])]
+            of_keys.append(chosen)
+            for factors in pairs.turns(count):
+                a, b = (one.diag() for one in factors.T)
+                of_queries.append(torch.cat([torch.cat([a, -b], 1), torch.cat([b, a], 1)]) @ chosen)
+        queries, keys, _ = self.block.producers
+        return {
+            queries.path: _mapped(self._query, of_queries),
+            keys.path: _mapped(self._key, of_keys),
+        }
 
     def _query_and_key_moments(self) -> tuple[list[Tensor], list[Tensor]]:
         """Second moments of each head's queries, and of its keys about their mean.
@@ -158,15 +252,18 @@ class HeadDims:
         What keys have in common, their bias too, adds the same to all scores of a query.
         """
         covariance = self._states.scatter / max(self._states.count, 1)
-        queries, keys = (
-            one.weight.detach().double().unflatten(0, (self.block.num_units, -1))
-            for one in (self._query, self._key)
-        )
-        means = queries @ self._states.mean
-        if self._query.bias is not None:
-            means = means + self._query.bias.detach().double().reshape(means.shape)
-        second = queries @ covariance @ queries.mT + means[:, :, None] * means[:, None, :]
+        keys = _by_head(self._key.weight, self.block.num_units)
+        second = self._second_moments(self._query, self.block.num_units)
         return list(second), list(keys @ covariance @ keys.mT)
+
+    def _second_moments(self, layer: Projection, num_heads: int) -> Tensor:
+        """Of what a layer makes for each head; of shape (num_heads, size, size)."""
+        covariance = self._states.scatter / max(self._states.count, 1)
+        weight = _by_head(layer.weight, num_heads)
+        means = weight @ self._states.mean
+        if layer.bias is not None:
+            means = means + _by_head(layer.bias, num_heads)
+        return weight @ covariance @ weight.mT + means[:, :, None] * means[:, None, :]
 
     def _head_grams(self) -> list[Tensor]:
         size = self.block.unit_size
@@ -188,6 +285,11 @@ def _summed(products: list[LowRank], energies: list[float]) -> Tensor:
     """Squared errors of all heads by rank."""
     curves = [one.error_curve.square() * e for one, e in zip(products, energies, strict=True)]
     return torch.stack(curves).sum(0)
+
+
+def _by_head(tensor: Tensor, num_heads: int) -> Tensor:
+    """Rows of a weight or a bias in float64, by head."""
+    return tensor.detach().double().reshape(num_heads, -1, *tensor.shape[1:])
 
 
 def _mapped(layer: Projection, maps: list[Tensor]) -> tuple[Tensor, Tensor | None]:

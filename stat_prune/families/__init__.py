@@ -3,11 +3,11 @@
 from stat_prune.families.architecture import Architecture, Attention, FeedForward
 from stat_prune.families.decoders.bloom import BLOOM
 from stat_prune.families.decoders.falcon import FALCON
-from stat_prune.families.decoders.gemma import GEMMA
+from stat_prune.families.decoders.gemma import GEMMA2, GEMMA3
 from stat_prune.families.decoders.gpt2 import GPT2
 from stat_prune.families.decoders.gpt_neo import GPT_NEO
 from stat_prune.families.decoders.gpt_neox import GPT_NEOX
-from stat_prune.families.decoders.llama import LLAMA
+from stat_prune.families.decoders.llama import LLAMA, QWEN3
 from stat_prune.families.decoders.mixtral import MIXTRAL, QWEN_MOE
 from stat_prune.families.decoders.olmo2 import OLMO2
 from stat_prune.families.decoders.opt import OPT
@@ -37,7 +37,8 @@ for _architecture in (
     *(ALBERT, BERT, DEBERTA_V2, DISTILBERT, MODERNBERT, MPNET, ROBERTA),
     *(BART, T5, WHISPER),
     *(CLIP, CLIP_TEXT, CLIP_VISION, DINOV2, VIT),
-    *(LLAMA, GPT2, GPT_NEO, GPT_NEOX, OPT, PHI3, GEMMA, OLMO2, FALCON, BLOOM, MIXTRAL, QWEN_MOE),
+    *(LLAMA, QWEN3, GPT2, GPT_NEO, GPT_NEOX, OPT, PHI3, GEMMA2, GEMMA3, OLMO2, FALCON, BLOOM),
+    *(MIXTRAL, QWEN_MOE),
 ):
     register_architecture(_architecture)
 

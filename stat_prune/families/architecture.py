@@ -62,9 +62,13 @@ class Attention:
         Where a bias that depends on position and head is added to the scores: ``"own"``, the
         module can have its own, as the first layer's has, and passes on what it used; ``"all
         heads"``, it is given one for all heads of the dense model.
-    own_dims : bool
-        Whether dimensions inside heads can leave: `module` computes as BERT's does, with linear
-        layers ``query``, ``key`` and ``value`` and a ``scaling`` of its own.
+    own_dims : {"all", "values"}, optional
+        Which dimensions inside heads can leave: those of queries and keys too, or those of values
+        alone, as where norms are over a head. `module` computes as BERT's does, with linear layers
+        ``query``, ``key`` and ``value`` and a ``scaling`` of its own, or as Llama's.
+    rotary : str, optional
+        Path, below the base model, of the module with the frequencies by which queries and keys
+        are turned.
     """
 
     module: str
@@ -86,7 +90,8 @@ class Attention:
     position_producers: tuple[str, ...] = ()
     position_macs: Callable[[Any], tuple[float, float]] | None = None
     position_bias: Literal["own", "all heads"] | None = None
-    own_dims: bool = False
+    own_dims: Literal["all", "values"] | None = None
+    rotary: str | None = None
 
 
 @dataclass(frozen=True)

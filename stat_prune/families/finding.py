@@ -109,8 +109,9 @@ class _Finder:
             **self.common,
         )
         query_key = getattr(module, "query_key_size", None)
-        if query_key is not None:  # then every head has keys and values of its own
-            block = replace(block.with_dims(query_key, head_size), num_groups=num_heads)
+        if query_key is not None:  # then values have a layer of their own
+            num_groups = len(self._linear(attention.value).weight) // head_size
+            block = replace(block.with_dims(query_key, head_size), num_groups=num_groups)
         yield block
 
     def neurons(self, feed_forward: FeedForward) -> Iterator[Block]:

@@ -11,7 +11,8 @@ them under ``stat_prune``::
      "position_bias": {"encoder.layer.0.attention.attn": {"heads": [0, 1, 3]}, ...},
      "no_heads": {"layers.3.self_attn": {"output": "o_proj"}, ...},
      "embeddings": {"embeddings.word_embeddings": rank},
-     "head_dims": {"encoder.layer.0.attention.self": {"query_key": 16, "value": 24}, ...}}
+     "head_dims": {"encoder.layer.0.attention.self": {"query_key": 16, "value": 24},
+                   "layers.1.self_attn": {"query_key": 4, "value": 6, "pairs": [[0, 3], ...]}, ...}}
 
 with paths below the base model, so that one record serves the base class and every head class. An
 attribute ``config.x`` is what the module at that path reads as ``self.config.x``. Format 1 had
@@ -322,15 +323,38 @@ def _with_own_bias(
     return (*args[:place], own, *args[place + 1 :]), kwargs
 
 
-def compute_with_own_dims(attention: Any, query_key: int, value: int) -> None:
-    """Let queries and keys of a BERT-like attention layer have one size a head, values another.
+def compute_with_own_dims(
+    attention: Any, query_key: int, value: int, pairs: list[list[int]] | None = None
+) -> None:
+    """Let queries and keys of an attention layer have one size a head, values another.
 
     The scores are scaled as before: they are what the dense head's were, or nearly.
+
+    Parameters
+    ----------
+    attention : Module
+        BERT's, or Llama's.
+    query_key, value : int
+    pairs : list of list of int, optional
+        Of each key/value head, the pairs of dimensions that stay of those that rotary embeddings
+        turn.
     """
     attention.query_key_size = query_key
-    attention.attention_head_size = value
     stock = sys.modules[type(attention).__module__]
-    attention.forward = partial(_with_own_dims, attention, stock.eager_attention_forward)
+    if not hasattr(attention, "o_proj"):
+        attention.attention_head_size = value
+        attention.forward = partial(_with_own_dims, attention, stock.eager_attention_forward)
+        return
+    attention.head_dim = value
+    attention.rotary_pairs = pairs
+    # A buffer would have no value where a model is made to be loaded.
+    attention.rotary_columns = None if pairs is None else torch.tensor(pairs, device="cpu")
+    attention.forward = partial(
+        _turned_with_own_dims,
+        attention,
+        stock.eager_attention_forward,
+        stock.apply_rotary_pos_emb,
+    )
 
 
 def _with_own_dims(
@@ -359,6 +383,55 @@ def _with_own_dims(
         **kwargs,
     )
     return context.reshape(*hidden_states.shape[:-1], -1).contiguous(), weights
+
+
+def _turned_with_own_dims(
+    attention: Any,
+    eager: Any,
+    turn: Any,
+    hidden_states: torch.Tensor,
+    position_embeddings: Any = None,
+    attention_mask: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> tuple[Any, ...]:
+    """The forward method of a decoder's attention layer with rotary embeddings, likewise."""
+    sizes = (attention.query_key_size, attention.query_key_size, attention.head_dim)
+    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+    query, key, value = (
+        layer(hidden_states).unflatten(-1, (-1, size)).transpose(1, 2)
+        for layer, size in zip(layers, sizes, strict=True)
+    )
+    if hasattr(attention, "q_norm"):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    cos, sin = position_embeddings
+    if attention.rotary_columns is None:
+        query, key = turn(query, key, cos, sin)
+    else:  # each key/value head is turned by frequencies of its own
+        columns = attention.rotary_columns.to(cos.device)
+        columns = torch.cat([columns, columns + cos.shape[-1] // 2], dim=1)
+        cos, sin = cos[..., columns].transpose(1, 2), sin[..., columns].transpose(1, 2)
+        query, key = query.unflatten(1, (len(columns), -1)), key[:, :, None]
+        query, key = turn(query, key, cos, sin, unsqueeze_dim=2)
+        query, key = query.flatten(1, 2), key[:, :, 0]
+    if past_key_values is not None:
+        key, value = past_key_values.update(key, value, attention.layer_idx)
+    config = attention.config
+    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
+    context, weights = attend(
+        attention,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=attention.attention_dropout if attention.training else 0.0,
+        scaling=attention.scaling,
+        sliding_window=window,
+        **kwargs,
+    )
+    context = context.reshape(*hidden_states.shape[:-1], -1).contiguous()
+    return attention.o_proj(context), weights
 
 
 def compute_without_heads(

@@ -23,6 +23,7 @@ from stat_prune.model.dispatched import (
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import (
+    compute_with_own_dims,
     compute_without_heads,
     empty_layer,
     set_attributes,
@@ -66,6 +67,7 @@ def _cut(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> dict[str, 
     parameters: dict[str, list[int]] = {}
     attributes: dict[str, dict[str, int]] = {}
     no_heads: dict[str, dict[str, Any]] = {}
+    head_dims: dict[str, dict[str, Any]] = {}
     added_biases: list[str] = []
     kept: dict[str, Tensor] = {}
     for members in _together(folded):
@@ -83,6 +85,7 @@ def _cut(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> dict[str, 
         if len(one.units) < block.num_units:
             kept[block.name] = one.units
         linear |= _shrink(base, one)
+        head_dims |= _keep_pairs(base, one)
         attributes |= _follow(base, block, len(one.units), len(block.groups(one.units)))
         if block.kind == "heads" and len(one.units) == 0:
             no_heads |= _remove_heads(base, block)
@@ -94,6 +97,7 @@ def _cut(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> dict[str, 
         "attributes": attributes,
         "position_bias": separate_position_biases(base, before, kept),
         "no_heads": no_heads,
+        "head_dims": head_dims,
         "added_biases": added_biases,
     }
 
@@ -211,6 +215,23 @@ def _remove_heads(base_model: nn.Module, block: Block) -> dict[str, dict[str, An
     if block.position_bias == "own":
         values["passes_bias"] = True
     compute_without_heads(base_model.get_submodule(path), **values)
+    return {path: values}
+
+
+def _keep_pairs(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, dict[str, Any]]:
+    """Let key/value heads whose pairs of turned dimensions are their own keep these."""
+    block = folded.block
+    path = next(iter(block.attributes), None)
+    attention: Any = None if path is None else base_model.get_submodule(path)
+    pairs = getattr(attention, "rotary_pairs", None)
+    if path is None or pairs is None:
+        return {}
+    values: dict[str, Any] = {
+        "query_key": block.query_key_size,
+        "value": block.unit_size,
+        "pairs": [pairs[group] for group in block.groups(folded.units).tolist()],
+    }
+    compute_with_own_dims(attention, **values)
     return {path: values}
 
 

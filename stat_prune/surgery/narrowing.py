@@ -31,12 +31,16 @@ class NarrowedHeads:
         Dimensions of each head.
     layers : mapping of str to (Tensor, Tensor or None)
         Weight and bias of those that change, by their path below the base model.
+    pairs : list of list of int, optional
+        Of each key/value head, which pairs of dimensions stay of those that a rotary embedding
+        turns, numbered as in the dense model.
     """
 
     block: Block
     query_key: int
     value: int
     layers: Mapping[str, tuple[Tensor, Tensor | None]]
+    pairs: list[list[int]] | None = None
 
 
 def narrow(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> None:
@@ -55,12 +59,14 @@ def narrow(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> None:
         _check_range(model, one)
     linear: dict[str, Any] = {}
     attributes: dict[str, dict[str, int]] = {}
-    dims: dict[str, dict[str, int]] = {}
+    dims: dict[str, dict[str, Any]] = {}
     for one in changed:
         for path, (weight, bias) in one.layers.items():
             linear[path] = replace_layer(base, path, weight, bias)
         ((path, counts),) = one.block.attributes.items()
         dims[path] = {"query_key": one.query_key, "value": one.value}
+        if one.pairs is not None:
+            dims[path]["pairs"] = one.pairs
         compute_with_own_dims(base.get_submodule(path), **dims[path])
         attributes[path] = {
             name: one.block.num_units * one.value

@@ -7,8 +7,11 @@ from dataclasses import replace
 
 from stat_prune.families.decoders.llama import LLAMA
 
-GEMMA = (
-    replace(LLAMA, model_types=("gemma2", "gemma3_text"))
-    .with_attention(stream_after=None, adds_to_stream=False)
+GEMMA2 = (
+    replace(LLAMA, model_types=("gemma2",))
+    .with_attention(stream_after=None, adds_to_stream=False, own_dims=None)
     .with_feed_forward(adds_to_stream=False)
 )
+
+#: With norms of each head's queries and keys, as in Qwen3.
+GEMMA3 = replace(GEMMA2, model_types=("gemma3_text",)).with_attention(own_dims="values")

@@ -2,13 +2,16 @@
 
 Grouped-query attention and the gated feed-forward network. The config says the head size on its
 own, so a model with the same sizes in every layer needs no code of ours to reload. Qwen3's norms of
-queries and keys are over one head, so they stay as they are.
+queries and keys are over one head, so they stay as they are, and so do the dimensions in a head of
+queries and keys.
 """
+
+from dataclasses import replace
 
 from stat_prune.families.architecture import Architecture, Attention, FeedForward
 
 LLAMA = Architecture(
-    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    model_types=("llama", "mistral", "qwen2"),
     layers="layers",
     attentions=(
         Attention(
@@ -21,6 +24,8 @@ LLAMA = Architecture(
             counts={"num_key_value_groups": "heads_per_group"},
             config_heads=("num_attention_heads", "num_key_value_heads", "head_dim"),
             stream_after="post_attention_layernorm",
+            own_dims="all",
+            rotary="rotary_emb",
         ),
     ),
     feed_forwards=(
@@ -32,3 +37,5 @@ LLAMA = Architecture(
     ),
     causal=True,
 )
+
+QWEN3 = replace(LLAMA, model_types=("qwen3",)).with_attention(own_dims="values")

@@ -33,9 +33,9 @@ MIXTRAL = replace(
     LLAMA,
     model_types=("mixtral",),
     feed_forwards=(replace(_EXPERTS, config_neurons="intermediate_size", optional=False),),
-)
+).with_attention(own_dims=None)
 QWEN_MOE = replace(
     LLAMA,
     model_types=("qwen2_moe", "qwen3_moe"),
     feed_forwards=(_EXPERTS, _SHARED, _DENSE),
-)
+).with_attention(own_dims=None)

@@ -13,6 +13,7 @@ OLMO2 = (
             "The heads of OLMo-2 stay: their queries and keys are normalised over all heads "
             "together, so that no head leaves without changing the others."
         ),
+        own_dims=None,
     )
     .with_feed_forward(adds_to_stream=False)
 )

@@ -17,7 +17,7 @@ BERT = Architecture(
             head_size="attention_head_size",
             counts={"num_attention_heads": "heads", "all_head_size": "channels"},
             stream_after="attention.output.LayerNorm",
-            own_dims=True,
+            own_dims="all",
         ),
     ),
     feed_forwards=(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.choosing.budget.exploring import Point, explore
 from stat_prune.choosing.budget.whole_model import WholeModel
 from stat_prune.choosing.head_dims import HeadDims
+from stat_prune.choosing.rotary_pairs import rotary_of
 from stat_prune.errors import TargetError
-from stat_prune.families import find_blocks
+from stat_prune.families import find_blocks, stacks_of
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.model.blocks import Block
+from stat_prune.model.running import Batch
 from stat_prune.pipeline.budgeting.starts import (
     NUM_PARTS,
     effort_of,
@@ -54,7 +56,13 @@ class DimsSearch:
             for block in find_blocks(pruned)
             if block.kind == "heads" and block.name in names and block.num_units
         ]
-        self._dims = _collected(run, pruned, blocks)
+        self._dims = head_dims_of(
+            pruned,
+            blocks,
+            run.tracked(run.calibration.batches),
+            run.calibration.num_samples,
+            run.settings.first_precision,
+        )
         self._menus = list(self._priced(budget.cost))
         if not self._menus:
             raise TargetError(f"{budget.target!r} leaves no heads that dimensions could leave.")
@@ -102,8 +110,10 @@ class DimsSearch:
         for one in self._dims:
             block, multiple = one.block, self._run.settings.round_to
             for errors, kinds in ((one.query_key_errors, (1, 0)), (one.value_errors, (0, 1))):
-                full = len(errors) - 1
-                ranks = torch.tensor([n for n in range(1, full) if n % multiple == 0] + [full])
+                full, step = len(errors) - 1, multiple
+                if kinds == (1, 0):
+                    step = math.lcm(multiple, one.query_key_multiple)
+                ranks = torch.tensor([n for n in range(1, full) if n % step == 0] + [full])
                 costs = [
                     full_cost(block.with_dims(*(rank * kind for kind in kinds)), cost)
                     for rank in (0, *ranks.tolist())
@@ -163,8 +173,14 @@ class DimsSearch:
         return [one.narrowed(*pair) for one, pair in zip(self._dims, pairs, strict=True)]
 
 
-def _collected(run: Run, model: PreTrainedModel, blocks: Sequence[Block]) -> list[HeadDims]:
-    """What the heads of a model read and make, in one pass over the calibration set."""
+def head_dims_of(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    batches: Iterable[Batch],
+    num_sequences: int,
+    precision: str = "float64",
+) -> list[HeadDims]:
+    """What the heads of a model read and make, in one pass over some batches."""
     reading = [
         replace(
             block,
@@ -175,11 +191,23 @@ def _collected(run: Run, model: PreTrainedModel, blocks: Sequence[Block]) -> lis
         )
         for block in blocks
     ]
-    moments = collect_moments(
-        model,
-        [*blocks, *reading],
-        run.tracked(run.calibration.batches),
-        precision=run.settings.first_precision,
-    )
-    make = partial(HeadDims, model.base_model)
-    return [make(b, moments[r.name], moments[b.name]) for b, r in zip(blocks, reading, strict=True)]
+    moments = collect_moments(model, [*blocks, *reading], batches, precision=precision)
+    base = model.base_model
+    attentions = {one.name: one for stack, _ in stacks_of(model) for one in stack.attentions}
+    found = []
+    for block, reads in zip(blocks, reading, strict=True):
+        attention, read = attentions[block.part], moments[reads.name]
+        keeps_scores = attention.own_dims == "values"
+        path = None if keeps_scores else attention.rotary
+        found.append(
+            HeadDims(
+                base,
+                block,
+                read,
+                moments[block.name],
+                rotary=None if path is None else rotary_of(base, block, path),
+                length=max(round(read.count / num_sequences), 1),
+                keeps_scores=keeps_scores,
+            )
+        )
+    return found

@@ -41,7 +41,8 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
     if is_decoder or not all(one.own_dims for one in attentions):
         raise ModelError(
             f"head_dims=True is for encoders with BERT's attention (BERT, RoBERTa, XLM-RoBERTa, "
-            f"CamemBERT, ELECTRA), and {name} is none. Leave head_dims out."
+            "CamemBERT, ELECTRA) and decoders with Llama's (Llama, Mistral, Qwen2, Qwen3, Gemma "
+            f"3), and {name} is neither. Leave head_dims out."
         )
     if is_dispatched(run.model) or num_processes() > 1:
         raise ModelError(
