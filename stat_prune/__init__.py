@@ -8,6 +8,8 @@ __all__ = [
     "Attention",
     "Baseline",
     "Bytes",
+    "Calibration",
+    "Constraints",
     "FeedForward",
     "Latency",
     "MACs",
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from stat_prune.pruning import prune, prune_family
     from stat_prune.reporting.result import PruningResult
     from stat_prune.settings.methods import Baseline, Method
+    from stat_prune.settings.options import Calibration, Constraints
     from stat_prune.settings.targets import Bytes, Latency, MACs, Parameters, Speedup, Tolerance
     from stat_prune.trimming import trim_vocabulary
 else:
@@ -50,6 +53,8 @@ else:
         "Attention": "families",
         "Baseline": "settings.methods",
         "Bytes": "settings.targets",
+        "Calibration": "settings.options",
+        "Constraints": "settings.options",
         "FeedForward": "families",
         "Latency": "settings.targets",
         "MACs": "settings.targets",

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ from stat_prune.choosing.budget.costs import Budget
 from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
 from stat_prune.finishing import Finishing, with_finish
 from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
-from stat_prune.model.running import Objective
 from stat_prune.model.whole_encoders import encoder_kind, transformer_of
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
@@ -33,8 +32,9 @@ from stat_prune.pipeline.second_pass import HELD_OUT, can_move
 from stat_prune.pipeline.stages import Decided, choose_sizes, collect, cut, decompose, plan
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
-from stat_prune.settings.methods import Allocation, Baseline, Method
-from stat_prune.settings.settings import MASK_FRACTION, Settings
+from stat_prune.settings.methods import Baseline, Finish, Method
+from stat_prune.settings.options import Arguments, Calibration, Constraints, Options
+from stat_prune.settings.settings import Settings, settings_of
 from stat_prune.settings.targets import Target, checked_target
 
 
@@ -43,36 +43,28 @@ def prune(
     dataset: Any,
     *,
     target: Target,
-    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     method: str | Method | Baseline = "stat",
-    num_calibration_samples: int = 512,
-    max_seq_length: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    mask_fraction: float = MASK_FRACTION,
-    device: str | torch.device | None = None,
-    ignore: Iterable[int | str] = (),
-    round_to: int = 1,
-    uniform: bool = False,
-    remove_blocks: bool = False,
-    head_dims: bool = False,
-    objective: str | Objective | None = None,
-    effort: str = "normal",
-    budget: Allocation | None = None,
-    passes: int | None = None,
-    precision: str = "auto",
-    finish: str | None = None,
-    serve_with: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
+    calibration: Calibration | None = None,
+    constraints: Constraints | None = None,
+    ignore: int | str | Iterable[int | str] | None = (),
+    device: str | int | torch.device | None = None,
+    finish: Finish | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     inplace: bool = False,
     progress: bool = True,
+    **options: Unpack[Options],
 ) -> PruningResult:
     """Shrink a trained transformer with a few hundred unlabelled examples; no gradients.
 
     The model given is left as it is unless `inplace` is true, and can be used meanwhile, in other
     threads too: the run works on a copy that shares its weights.
+
+    Fields of `calibration`, `constraints` and `method` are taken by themselves, too, such as
+    ``seed=1``; these then go before what the object says. ``help(stat_prune.Calibration)`` and its
+    like explain each.
 
     Parameters
     ----------
@@ -88,84 +80,30 @@ def prune(
         ``DataLoader``, a file; see `stat_prune.data.calibration.build_calibration_set`.
     target : MACs, Parameters, Latency or Tolerance
         The fraction that is *kept*, and of what; ``Speedup(s)`` is ``Latency(1 / s)``.
-    tokenizer : PreTrainedTokenizerBase or path, optional
-        The model's own, or where it can be loaded from, or a processor, feature extractor or image
-        processor; a tokenizer is needed where `dataset` is text. It is saved with the result.
-        Models of sentence-transformers have their own.
     method : str or Method
         ``"stat"`` (default), ``"stat-paper"`` (the authors' recipe), a baseline
         (``"magnitude"``, ``"random"``, ``"id-uncorrected"``, ...), a criterion for heads alone
         (``"attention-entropy"``, ..., with ``target=MACs({"heads": 0.5})``), a published method
         (``"fisher"``, ``"kprune"``, ``"kcm"``, ...; `stat_prune.baselines`), or a `Method`.
-    num_calibration_samples : int
-        Examples drawn from `dataset`. Where the budget is searched for, an eighth as many are drawn
-        besides and held out; where there are no more, a ninth of these is.
-    max_seq_length : int, optional
-        Tokens that longer examples are cut to. Default: what model and tokenizer take, 512 at most.
-    batch_size : int
-        Changes nothing beyond rounding.
-    seed : int
-        Decides which examples are drawn, which of them probe, and which tokens are masked.
-    mask_fraction : float
-        Of the tokens, replaced by the tokenizer's mask where the model has a head for masked tokens
-        (``...ForMaskedLM``): that is what it reads in use. Examples are left as they are with 0,
-        where one of them has a mask already, and for an `objective` that the head has no part in.
-    device : str or torch.device, optional
-        Where to compute; a model that is not there is copied to it. Default: where it is. A
-        dispatched model computes where its hooks say, and takes no other.
+    tokenizer : PreTrainedTokenizerBase or path, optional
+        The model's own, or where it can be loaded from, or a processor, feature extractor or image
+        processor; a tokenizer is needed where `dataset` is text. It is saved with the result.
+        Models of sentence-transformers have their own.
+    calibration : Calibration, optional
+        How many examples are read, and how.
+    constraints : Constraints, optional
+        What sizes the result may have.
     ignore : iterable of int or str
         Layers, kinds (``"heads"``) or patterns of block names to leave alone. They still count in
         what a fraction is of.
-    round_to : int
-        Keep numbers of neurons to multiples of this.
-    uniform : bool
-        The same sizes in every layer, and such as the family's config takes where it can say them.
-    remove_blocks : bool
-        Whether all heads of a layer, or all neurons, may leave together where the budget is then
-        best spent: of such a block the consumer's bias is left, which has taken up the block's mean
-        output. Ignored with `uniform` and by methods that keep the same fraction of every block.
-        Off by default, as what a block's last units do is hard to foresee; for targets that are out
-        of reach otherwise.
-    head_dims : bool
-        Whether dimensions inside heads may leave too, where the budget is then better spent on
-        examples held out: of each layer one number for queries and keys, one for values, in
-        multiples of `round_to`. For encoders with BERT's attention and decoders with Llama's, one
-        fraction of MACs or parameters, and the default budget; it takes about four times as long.
-    objective : {"logits", "hidden-states", "pooled"} or callable, optional
-        What the default method preserves. ``"logits"``: what the head says; ``"hidden-states"``:
-        the final hidden state of every token, whatever the head; ``"pooled"``: their mean over a
-        sequence, its embedding. Or ``(dense_output, pruned_output, batch)`` to a tensor of
-        distances. Default: the logits where there are any, else the hidden states
-        (`stat_prune.measuring.objectives.output_distance`); of a ``SentenceTransformer`` or
-        ``SparseEncoder`` its embeddings, with all that is behind the transformer.
-    effort : {"fast", "normal", "thorough"}
-        What is spent on the budget. ``"fast"`` measures the whole pruned model at half a dozen
-        ways to spread it and takes the nearest to the dense one; ``"normal"`` searches on from
-        there for about three forward passes over the calibration set, and decides on examples
-        held out; ``"thorough"`` for ten to twelve. Where there are too few examples to hold any
-        out, and of methods that do not search, nothing is searched; the report says what was done.
-    budget : {"searched", "probed", "unweighted", "even"}, optional
-        How the budget is spread over blocks, whatever the method's own way is (`Method`).
-    passes : int, optional
-        1: the correction is solved from the dense network's activations. 2: it is solved again
-        from the pruned network's own, and the solution that does best on calibration sequences
-        held out is taken. Default: what the method says, 1 for ``"stat"``.
-    precision : {"auto", "float64", "float32"}
-        Of the products in the statistics of the activations, which are summed in float64 either
-        way. "float32" is quicker, most of all on GPUs that are slow in float64; what is left of a
-        channel once others explain it cannot be told from nothing below about 3e-4 of its norm
-        (`stat_prune.linalg.Moments`). "auto" is "float32", and another pass with "float64" over
-        blocks with channels that come near it, if there are any.
+    device : str or torch.device, optional
+        Where to compute; a model that is not there is copied to it. Default: where it is. A
+        dispatched model computes where its hooks say, and takes no other.
     finish : {"scales", "lora"}, optional
         Fit the result to the dense model's outputs: a scale for every channel that is left, biases
         and norms, on eight times as many examples, where there are so many. It takes a few times as
         long as reading them does, and computes gradients, of the weights (in float32) that change
         (`stat_prune.finish`).
-    serve_with : {"llama.cpp", "mlx", "vllm", "onnx", "openvino"}, optional
-        Choose only what this program holds, and refuse before any work what it would not:
-        multiples of 32 neurons for llama.cpp's quantized rows, numbers of heads that the config
-        says for vLLM, no blocks removed where there is no form for that (docs/serving.md). With
-        `uniform` nothing is asked but that.
     output_dir : path, optional
         Save there as well. Whatever saving needs is checked before any work; where it fails all the
         same, the error says where the result is kept, and has it as its ``result``.
@@ -181,6 +119,17 @@ def prune(
     progress : bool
         Show a progress bar; where stderr is no terminal, a line a stage.
 
+    Other Parameters
+    ----------------
+    num_calibration_samples, max_seq_length, batch_size, seed, mask_fraction
+        As `Calibration` says, by themselves: 512 examples, of 512 tokens at most, are read 32 at a
+        time.
+    round_to, uniform, remove_blocks, head_dims, serve_with
+        As `Constraints` says: layers may differ in size, and their numbers of neurons be any.
+    objective, effort, budget, passes, precision
+        As `Method` says, where `budget` is its ``allocation``: what the method preserves, and what
+        is spent on it. Also of a method that has a name.
+
     Returns
     -------
     PruningResult
@@ -194,30 +143,19 @@ def prune(
         `NonFiniteActivationsError`, `NonFiniteOutputsError`, which say where NaN or Inf is.
         The model is then as it was.
     """
+    arguments: Arguments = {
+        "method": method,
+        "calibration": calibration,
+        "constraints": constraints,
+        "ignore": ignore,
+        "device": device,
+        "finish": finish,
+        "inplace": inplace,
+        "progress": progress,
+        **options,
+    }
+    settings = settings_of(prune, arguments)
     check_path("output_dir", output_dir)
-    settings = Settings(
-        method=method,
-        num_calibration_samples=num_calibration_samples,
-        max_seq_length=max_seq_length,
-        batch_size=batch_size,
-        seed=seed,
-        mask_fraction=mask_fraction,
-        device=device,
-        ignore=ignore,
-        round_to=round_to,
-        uniform=uniform,
-        remove_blocks=remove_blocks,
-        head_dims=head_dims,
-        objective=objective,
-        effort=effort,
-        budget=budget,
-        passes=passes,
-        precision=precision,
-        finish=finish,
-        serve_with=serve_with,
-        inplace=inplace,
-        progress=progress,
-    )
     output = None if output_dir is None else Output(output_dir, flag("overwrite", overwrite))
     (result,) = _pruned(model, dataset, [target], tokenizer, work_dir, settings, output)
     return result
@@ -230,7 +168,7 @@ def prune_family(
     targets: Sequence[Target],
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
-    **settings: Any,
+    **settings: Unpack[Arguments],
 ) -> list[PruningResult]:
     """Models of several sizes from one collection, one decomposition and one round of probes.
 
@@ -248,7 +186,8 @@ def prune_family(
     list of PruningResult
         In the order of `targets`; the time of the shared stages is in each report.
     """
-    return _pruned(model, dataset, targets, tokenizer, work_dir, Settings(**settings))
+    chosen = settings_of(prune_family, settings)
+    return _pruned(model, dataset, targets, tokenizer, work_dir, chosen)
 
 
 def _pruned(

@@ -745,3 +745,39 @@ def test_help_teaches_by_example(run):
         assert "1 an error" in shown.stdout and "130 stopped" in shown.stdout
     assert set(finetune_modes) == MODES.keys()
     assert all(f"{name}: " in second.stdout for name in MODES)
+
+
+def test_a_run_is_repeated_from_its_report_and_options_go_before_it(
+    classifier, texts, run, tmp_path
+):
+    first, again, other = (tmp_path / name for name in ("first", "again", "other"))
+    prune = ("prune", classifier, "-d", texts)
+    asked = ("--seed", 3, "--batch-size", 5, "--round-to", 4, "--budget", "even", "--ignore", 0)
+    done = run(*prune, "--macs", 0.8, *asked, "--objective", "pooled", "-o", first, "--json")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "report.json").write_text(done.stdout)
+
+    repeated = run(*prune, "--config", tmp_path / "report.json", "-o", again, "--json")
+    report = ("--config", tmp_path / "report.json")
+    changed = run(*prune, *report, "--seed", 0, "--parameters", 0.7, "-o", other, "--json")
+
+    stored, same, else_ = (json.loads(d.stdout)["settings"] for d in (done, repeated, changed))
+    assert same == stored
+    assert (same["seed"], same["ignore"], same["batch_size"]) == (3, [0], 5)
+    assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    assert (else_["seed"], else_["ignore"]) == (0, [0])
+    assert else_["target"].startswith("Parameters(fraction=0.7")
+
+
+def test_what_a_run_will_take_is_foreseen_from_its_settings(classifier, run, tmp_path):
+    (tmp_path / "settings.toml").write_text(
+        'target = "MACs(fraction=0.5, seq_length=None)"\nnum_calibration_samples = 16\n'
+    )
+    config = ("--config", tmp_path / "settings.toml", "--json")
+    done = run("plan", classifier, "--seq-length", 8, *config)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_samples"] == 16
+    (tmp_path / "settings.toml").write_text("sed = 1\n")
+    done = run("plan", classifier, "--macs", 0.5, *config)
+    assert done.returncode == 1
+    assert "There is no setting sed. Did you mean 'seed'?" in done.stderr

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stat_prune.cli.common_options import one_of
+from stat_prune.cli.settings_options import one_of
 from stat_prune.settings.methods import ALLOCATIONS, BASELINES, EFFORTS, FINISHES, METHODS
 
 METHOD_NAMES = (*METHODS, *BASELINES, "slicegpt")

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from stat_prune.settings.methods import ALLOCATIONS, EFFORTS, OBJECTIVES
-
-
-def one_of(*names: str) -> Callable[[str | None], str | None]:
-    """A callback that refuses every other value, as wrong usage."""
-
-    def check(value: str | None) -> str | None:
-        if value is not None and value not in names:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}.")
-        return value
-
-    return check
-
+from stat_prune.cli.settings_options import DEVICE, IGNORE, option
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random choice.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once; changes no result.")]
-Ignore = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Leave alone: a layer number, heads, neurons, or a pattern of block names. "
-        "May be repeated."
-    ),
-]
-MaxSeqLength = Annotated[
-    int | None, typer.Option(min=1, help="Tokens that longer examples are cut to.")
-]
+Seed = Annotated[int, option("seed")]
+BatchSize = Annotated[int, option("batch_size")]
+MaxSeqLength = Annotated[int | None, option("max_seq_length")]
+Ignore = Annotated[list[str] | None, IGNORE]
+Device = Annotated[str | None, DEVICE]
 KeptMACs = Annotated[
     float | None, typer.Option(help="Keep this fraction of multiply-accumulates, e.g. 0.6.")
 ]
@@ -58,34 +38,6 @@ KeptEmbeddings = Annotated[
         "with --macs or --parameters."
     ),
 ]
-Effort = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        callback=one_of(*EFFORTS),
-        help=f"What the search for the budget may spend: {', '.join(EFFORTS)}. Default: normal; "
-        "layer by layer fast.",
-    ),
-]
-Budget = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        callback=one_of(*ALLOCATIONS),
-        help="How the budget is spread over blocks: searched, by measuring whole pruned models; "
-        "probed, by what each block alone does to the output; unweighted, by the blocks' own "
-        "errors; even. Default: the method's own way.",
-    ),
-]
-Objective = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        callback=one_of(*OBJECTIVES),
-        help="What is to be preserved: logits, the final hidden-states, or their mean over a "
-        "sequence (pooled). Default: logits where there are any.",
-    ),
-]
 AutoClass = Annotated[
     str | None,
     typer.Option(
@@ -98,7 +50,6 @@ Tokenizer = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="A folder, or a name on the Hub. Default: that of MODEL."),
 ]
-Device = Annotated[str | None, typer.Option(help="For instance cuda. Default: cpu.")]
 
 
 def file_of(*suffixes: str) -> Callable[[Path | None], Path | None]:
@@ -112,11 +63,6 @@ def file_of(*suffixes: str) -> Callable[[Path | None], Path | None]:
         return path
 
     return check
-
-
-def block_patterns(ignore: Iterable[str] | None) -> list[int | str]:
-    """What to leave alone; layers are told by their numbers."""
-    return [int(name) if re.fullmatch("-?[0-9]+", name) else name for name in ignore or ()]
 
 
 def print_saved(place: Path) -> None:

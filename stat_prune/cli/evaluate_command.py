@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from stat_prune.cli.common_options import BatchSize, Device, Json, one_of, print_json
+from stat_prune.cli.common_options import BatchSize, Device, Json, print_json
 from stat_prune.cli.scores import ABOUT_DATA, ABOUT_TASKS, TASKS, Scoring, shown
+from stat_prune.cli.settings_options import one_of
 
 
 def evaluate(

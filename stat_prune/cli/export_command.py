@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stat_prune.cli.common_options import Json, one_of, print_json
+from stat_prune.cli.common_options import Json, print_json
+from stat_prune.cli.settings_options import one_of
 
 FORMATS = ("gguf", "mlx", "onnx", "openvino", "transformers")
 

@@ -15,13 +15,12 @@ from stat_prune.cli.common_options import (
     MaxSeqLength,
     Seed,
     Tokenizer,
-    block_patterns,
     file_of,
-    one_of,
     print_json,
     print_saved,
 )
 from stat_prune.cli.interrupts import resumable
+from stat_prune.cli.settings_options import block_patterns, one_of
 from stat_prune.data.glue_tasks import GLUE_TASKS
 from stat_prune.errors import SettingsError
 

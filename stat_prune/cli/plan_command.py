@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from stat_prune.cli.common_options import (
-    BatchSize,
-    Device,
-    Effort,
-    Json,
-    KeptMACs,
-    KeptParameters,
-    print_json,
+from stat_prune.cli.common_options import Json, KeptMACs, KeptParameters, print_json
+from stat_prune.cli.settings_options import with_settings
+
+
+@with_settings(
+    *("method", "num_calibration_samples", "batch_size", "effort", "budget", "ignore", "device"),
+    after="parameters",
 )
-
-
 def plan(
     model: Annotated[
         str,
@@ -27,14 +24,9 @@ def plan(
     ],
     macs: KeptMACs = None,
     parameters: KeptParameters = None,
-    num_calibration_samples: Annotated[
-        int, typer.Option(min=1, help="Examples to be drawn from the dataset.")
-    ] = 512,
-    seq_length: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 512,
-    batch_size: BatchSize = 32,
-    effort: Effort = None,
-    device: Device = None,
+    seq_length: Annotated[int, typer.Option(min=1, help="Tokens of each example.")] = 512,
     json_output: Json = False,
+    **settings: Any,
 ) -> None:
     """Foresee memory, disk and time of pruning, from the config alone: no weights are read.
 
@@ -44,21 +36,17 @@ def plan(
       stat-prune plan meta-llama/Llama-2-7b-hf --macs 0.7 --num-calibration-samples 128
       stat-prune plan path/to/model --parameters 0.5 --json
     """
-    if (macs is None) == (parameters is None):
+    target = settings.pop("target", None)
+    if macs is not None and parameters is not None or (macs, parameters, target) == (None,) * 3:
         raise typer.BadParameter("Pass one of --macs and --parameters.")
     from stat_prune.pipeline.foreseeing.estimate import estimate
     from stat_prune.settings.targets import MACs, Parameters
 
-    target = MACs(macs) if macs is not None else Parameters(parameters or 0.0)
-    found = estimate(
-        model,
-        target=target,
-        seq_length=seq_length,
-        num_calibration_samples=num_calibration_samples,
-        batch_size=batch_size,
-        device=device,
-        **({} if effort is None else {"effort": effort}),
-    )
+    if macs is not None:
+        target = MACs(macs)
+    elif parameters is not None:
+        target = Parameters(parameters)
+    found = estimate(model, target=target, seq_length=seq_length, **settings)
     if json_output:
         print_json(found.to_dict())
     else:

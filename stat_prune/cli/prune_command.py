@@ -11,35 +11,27 @@ from rich.console import Console
 
 from stat_prune.cli.common_options import (
     AutoClass,
-    BatchSize,
-    Budget,
-    Device,
-    Effort,
-    Ignore,
     Json,
     KeptBytes,
     KeptEmbeddings,
     KeptMACs,
     KeptParameters,
-    MaxSeqLength,
-    Objective,
-    Seed,
     Tokenizer,
-    block_patterns,
     file_of,
-    one_of,
     print_json,
     print_saved,
 )
 from stat_prune.cli.interrupts import resumable
 from stat_prune.cli.scores import ABOUT_DATA, ABOUT_TASKS, TASKS, Scoring, shown
-from stat_prune.settings.methods import BASELINES, FINISHES, METHODS, SERVERS
+from stat_prune.cli.settings_options import ALL, one_of, with_settings
+from stat_prune.settings.options import Calibration
 
 if TYPE_CHECKING:
     from stat_prune.reporting.result import Reported
     from stat_prune.settings.targets import Target
 
 
+@with_settings(*ALL, after="latency_batch")
 def prune(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A folder, or a name on the Hugging Face Hub.")
@@ -78,84 +70,6 @@ def prune(
     latency_batch: Annotated[
         int | None,
         typer.Option(min=1, help="Sequences at once that --speedup is timed on. Default: 1."),
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            callback=one_of(*METHODS, *BASELINES),
-            help=f"One of {', '.join([*METHODS, *BASELINES])}.",
-        ),
-    ] = "stat",
-    num_calibration_samples: Annotated[
-        int, typer.Option(min=1, help="Examples drawn from the dataset.")
-    ] = 512,
-    max_seq_length: MaxSeqLength = None,
-    batch_size: BatchSize = 32,
-    seed: Seed = 0,
-    mask_fraction: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Tokens masked in the examples of a masked language model; 0 leaves them.",
-        ),
-    ] = 0.15,
-    device: Device = None,
-    ignore: Ignore = None,
-    round_to: Annotated[
-        int, typer.Option(min=1, help="Numbers of neurons are multiples of this.")
-    ] = 1,
-    uniform: Annotated[
-        bool, typer.Option("--uniform", help="The same sizes in every layer.")
-    ] = False,
-    remove_blocks: Annotated[
-        bool,
-        typer.Option(
-            "--remove-blocks",
-            help="All heads of a layer, or all neurons, may leave: for extreme targets.",
-        ),
-    ] = False,
-    head_dims: Annotated[
-        bool,
-        typer.Option("--head-dims", help="Dimensions inside heads may leave: BERT-like encoders."),
-    ] = False,
-    effort: Effort = None,
-    budget: Budget = None,
-    passes: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=2,
-            help="2: solve the correction again on the pruned network. Default: 1.",
-        ),
-    ] = None,
-    objective: Objective = None,
-    precision: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            callback=one_of("auto", "float64", "float32"),
-            help="Of products in the statistics; float32 is quicker and a little coarser, auto is "
-            "float32 where that is no loss.",
-        ),
-    ] = "auto",
-    serve_with: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            callback=one_of(*SERVERS),
-            help=f"Choose only what this program holds: {', '.join(SERVERS)}.",
-        ),
-    ] = None,
-    finish: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            callback=one_of(*FINISHES),
-            help="Fit scales, biases and norms of the result to MODEL's outputs, without labels; "
-            "lora: more numbers, for results that have lost much.",
-        ),
     ] = None,
     evaluate: Annotated[
         str | None,
@@ -208,6 +122,7 @@ def prune(
         ),
     ] = None,
     json_output: Json = False,
+    **settings: Any,
 ) -> None:
     """Prune MODEL and save the result.
 
@@ -239,9 +154,12 @@ def prune(
     On four GPUs, or four processes, that share out the examples:
       torchrun --nproc-per-node 4 -m stat_prune prune ./llama -d texts.jsonl --parameters 0.8 -o out
     """
-    target = _target(
-        macs, parameters, embeddings, kept_bytes, tolerance, speedup, seq_length, latency_batch
-    )
+    given = (macs, parameters, embeddings, kept_bytes, tolerance, speedup)
+    target = settings.pop("target", None)
+    if target is None or any(value is not None for value in (*given, seq_length, latency_batch)):
+        target = _target(*given, seq_length, latency_batch)
+    device = settings.pop("device", None)
+    batch_size = settings.get("batch_size", Calibration().batch_size)
     scoring = _scoring(evaluate, evaluate_data, batch_size, device)
 
     from stat_prune import pruning
@@ -258,28 +176,6 @@ def prune(
     # First, as data that cannot be scored on should not cost a run.
     dense_scores = scoring.of(model, **named) if scoring is not None else {}
 
-    settings: dict[str, Any] = {
-        "target": target,
-        "method": method,
-        "num_calibration_samples": num_calibration_samples,
-        "max_seq_length": max_seq_length,
-        "batch_size": batch_size,
-        "seed": seed,
-        "mask_fraction": mask_fraction,
-        "ignore": block_patterns(ignore),
-        "round_to": round_to,
-        "uniform": uniform,
-        "remove_blocks": remove_blocks,
-        "head_dims": head_dims,
-        "budget": budget,
-        "passes": passes,
-        "objective": objective,
-        "precision": precision,
-        "finish": finish,
-        "serve_with": serve_with,
-        # Layer by layer there is another default.
-        **({} if effort is None else {"effort": effort}),
-    }
     working = work_dir or Path(f"{output}.working")
     result: Reported
     with resumable(working, "Nothing was saved; begun with --resume, it keeps what is finished."):
@@ -287,6 +183,7 @@ def prune(
             result = on_disk.prune_checkpoint(
                 model,
                 dataset,
+                target=target,
                 output_dir=output,
                 **named,
                 resume=resume,
@@ -300,6 +197,7 @@ def prune(
                 result = pruning.prune(
                     load_pretrained(model, auto_class),
                     dataset,
+                    target=target,
                     tokenizer=tokenizer or load_tokenizer(model),
                     device=device or shared_device,
                     output_dir=output,

@@ -12,7 +12,7 @@ from stat_prune.data.masking import Masking
 from stat_prune.errors import DataError
 from stat_prune.model.dispatched import input_device
 from stat_prune.model.running import evaluating, model_inputs
-from stat_prune.settings.settings import MASK_FRACTION
+from stat_prune.settings.options import MASK_FRACTION
 
 #: Tokens of a text that are read at most, where the tokenizer names no limit.
 _MAX_LENGTH = 512

@@ -26,8 +26,9 @@ from stat_prune.model.running import Objective
 from stat_prune.pipeline.run import Run, leaves_out_head, starting
 from stat_prune.reporting.finish_report import Finish
 from stat_prune.reporting.result import PruningResult, saved_result
-from stat_prune.settings.methods import FINISHES
-from stat_prune.settings.settings import HELD_OUT_PART, MASK_FRACTION, Settings
+from stat_prune.settings.methods import FINISHES, ObjectiveName
+from stat_prune.settings.options import MASK_FRACTION
+from stat_prune.settings.settings import HELD_OUT_PART, Settings
 
 #: Sequences that are read for each of the calibration set, others where there are any.
 SEQUENCES = 8
@@ -49,7 +50,7 @@ def finish(
     seed: int = 0,
     mask_fraction: float = MASK_FRACTION,
     device: str | torch.device | None = None,
-    objective: str | Objective | None = None,
+    objective: ObjectiveName | Objective | None = None,
     progress: bool = True,
 ) -> PruningResult:
     """Fit a few numbers of a pruned model to the dense model's outputs; no labels.

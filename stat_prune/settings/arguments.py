@@ -6,12 +6,14 @@ import math
 import os
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from stat_prune.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
 
 #: Of numpy's global generator, which transformers' Trainer seeds too.
 LARGEST_SEED = 2**32 - 1
@@ -31,6 +33,7 @@ def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> i
             return number
     what = f"an integer from {least} {'on' if most is None else f'to {most}'}"
     what = "a positive integer" if (least, most) == (1, None) else what
+    what = f"{least} or {most}" if most == least + 1 else what
     raise SettingsError(f"`{name}` must be {what}, got {value!r}.{_instead(value, least)}")
 
 
@@ -103,6 +106,8 @@ def usable_device(device: Any) -> str | torch.device | None:
     """
     if device is None:
         return None
+    import torch  # takes seconds, and the command line's help needs none of it
+
     if isinstance(device, bool) or not isinstance(device, str | Integral | torch.device):
         raise SettingsError(f"`device` must be a name such as 'cpu' or 'cuda:0', got {device!r}.")
     chosen = device if isinstance(device, str | torch.device) else int(device)
@@ -121,6 +126,8 @@ def usable_device(device: Any) -> str | torch.device | None:
 
 
 def _devices() -> list[str]:
+    import torch
+
     if not torch.accelerator.is_available():
         return ["'cpu'"]
     kind = torch.accelerator.current_accelerator()

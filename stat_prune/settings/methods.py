@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pkgutil import resolve_name
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from stat_prune.errors import SettingsError
+from stat_prune.settings.arguments import flag
+from stat_prune.settings.fields import Config, Integer, OneOf, checked
+
+if TYPE_CHECKING:
+    from stat_prune.model.running import Objective
 
 #: The names of the criteria; `choosing.criteria.CRITERIA` has the functions. Names of methods and
 #: criteria can be listed without torch, which takes seconds to import.
@@ -33,34 +38,51 @@ ATTENTION_CRITERIA: tuple[CriterionName, ...] = (
 
 
 #: What the budget is to preserve, by name; `stat_prune.measuring.objectives` has the functions.
-OBJECTIVES = ("logits", "hidden-states", "pooled")
+ObjectiveName = Literal["logits", "hidden-states", "pooled"]
+OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 
 #: How a budget is spread over blocks.
 Allocation = Literal["searched", "probed", "unweighted", "even"]
 ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
 
-#: What is fitted to the dense model's outputs when a model has been cut.
-FINISHES = ("scales", "lora")
-
-#: Programs that a result can be meant for.
-SERVERS = ("llama.cpp", "mlx", "vllm", "onnx", "openvino")
-
 #: How much is spent on the search for a budget.
-EFFORTS = ("fast", "normal", "thorough")
+Effort = Literal["fast", "normal", "thorough"]
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+
+#: Of the products in the statistics; "auto" is float32 but where that is too coarse.
+Precision = Literal["auto", "float64", "float32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+#: What is fitted to the dense model's outputs when a model has been cut.
+Finish = Literal["scales", "lora"]
+FINISHES: tuple[Finish, ...] = get_args(Finish)
+
+#: Fields that a representation has only where something was asked for.
+_SILENT = ("objective", "effort", "precision")
 
 
 class _Named:
-    """Functions go by their names, which are the same in every process."""
+    """Functions go by their names, which are the same in every process.
+
+    Runs are told apart by it, and what was not asked for beyond the method's parts leaves no trace.
+    """
 
     def __repr__(self) -> str:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        values = {
+            one.name: value
+            for one in fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, one.name)) != one.default or one.name not in _SILENT
+        }
         parts = (f"{k}={getattr(v, '__qualname__', repr(v))}" for k, v in values.items())
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
 @dataclass(frozen=True, repr=False)
-class Method(_Named):
+class Method(_Named, Config):
     """A retraining-free method, as a choice of its parts.
+
+    `stat_prune.prune` takes the last five directly, too, for a method that has a name; it calls
+    `allocation` ``budget``.
 
     Attributes
     ----------
@@ -72,18 +94,53 @@ class Method(_Named):
     absorb_mean : bool
         Whether the decomposition is of centred activations and the mean goes into the bias.
     allocation : {"searched", "probed", "unweighted", "even"}
-        How the budget is spread over blocks: by what whole pruned models do to the output, by the
-        measured effect of each block alone, by the blocks' own relative errors, or the same
-        fraction everywhere.
+        How the budget is spread over blocks: searched, by what whole pruned models do to the
+        output; probed, by the measured effect of each block alone; unweighted, by the blocks' own
+        relative errors; even, the same fraction everywhere. Default: the method's own way.
     passes : {1, 2}
-        Whether the correction is solved a second time, from the pruned network's activations.
+        1: the correction is solved from the dense network's activations; 2: once more, on the
+        pruned network. Default: what the method says, 1 for stat.
+
+        The second is solved from the pruned network's own activations, and the solution that does
+        best on calibration sequences held out is taken.
+    objective : {"logits", "hidden-states", "pooled"} or callable, optional
+        What is to be preserved: logits; hidden-states, the final state of every token, whatever the
+        head; or pooled, their mean over a sequence. Default: logits where there are any.
+
+        A callable goes from ``(dense_output, pruned_output, batch)`` to a tensor of distances. The
+        default is the hidden states where there are no logits
+        (`stat_prune.measuring.objectives.output_distance`); of a ``SentenceTransformer`` or
+        ``SparseEncoder`` its embeddings, with all that is behind the transformer.
+    effort : {"fast", "normal", "thorough"}, optional
+        What the search for the budget may spend: fast, normal, thorough. Default: normal; layer by
+        layer fast.
+
+        ``"fast"`` measures the whole pruned model at half a dozen ways to spread it and takes the
+        nearest to the dense one; ``"normal"`` searches on from there for about three forward passes
+        over the calibration set, and decides on examples held out; ``"thorough"`` for ten to
+        twelve. Where there are too few examples to hold any out, and of methods that do not search,
+        nothing is searched; the report says what was done.
+    precision : {"auto", "float64", "float32"}
+        Of products in the statistics: float32 is quicker and a little coarser than float64, auto is
+        float32 where that is no loss. Default: auto.
+
+        Sums are in float64 either way. Float32 is quicker most of all on GPUs that are slow in
+        float64; what is left of a channel once others explain it cannot be told from nothing below
+        about 3e-4 of its norm (`stat_prune.linalg.Moments`). ``"auto"`` is ``"float32"``, and
+        another pass with ``"float64"`` over blocks with channels that come near it, if there are
+        any.
     """
 
     criterion: CriterionName | Callable[..., Any] = "interpolative"
-    corrected: bool = True
-    absorb_mean: bool = True
-    allocation: Allocation = "searched"
-    passes: Literal[1, 2] = 1
+    corrected: bool = checked(True, flag)
+    absorb_mean: bool = checked(True, flag)
+    allocation: Allocation = checked("searched", OneOf(ALLOCATIONS), keyword="budget")
+    passes: Literal[1, 2] = checked(1, Integer(1, 2), keyword="passes")
+    objective: ObjectiveName | Objective | None = checked(
+        None, OneOf(OBJECTIVES, True, "a callable"), keyword="objective"
+    )
+    effort: Effort | None = checked(None, OneOf(EFFORTS, True), keyword="effort")
+    precision: Precision = checked("auto", OneOf(PRECISIONS), keyword="precision")
 
     @property
     def probes(self) -> bool:
@@ -102,15 +159,7 @@ class Method(_Named):
                 f"`criterion` must be one of {', '.join(criteria)}, or a function that ranks "
                 f"units; got {self.criterion!r}."
             )
-        if self.allocation not in ALLOCATIONS:
-            raise SettingsError(
-                f"`allocation` must be one of {', '.join(ALLOCATIONS)}; got {self.allocation!r}."
-            )
-        for name in ("corrected", "absorb_mean"):
-            if not isinstance(getattr(self, name), bool):
-                raise SettingsError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
-        if isinstance(self.passes, bool) or self.passes not in (1, 2):
-            raise SettingsError(f"`passes` must be 1 or 2, got {self.passes!r}.")
+        super().__post_init__()
         if self.passes == 2 and not self.corrected:
             raise SettingsError(
                 "passes=2 solves the correction again, but corrected=False has none. Use passes=1."

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+import ast
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, cast
 
 import torch
 
 from stat_prune.errors import SettingsError
 from stat_prune.model.blocks import KINDS, Kind
 from stat_prune.model.running import Objective
-from stat_prune.settings.arguments import (
-    check_number,
-    entries,
-    flag,
-    integer,
-    seed_of,
-    usable_device,
-)
+from stat_prune.settings.arguments import entries, flag, usable_device
+from stat_prune.settings.fields import OneOf, check_known, checked, nearest
 from stat_prune.settings.methods import (
-    ALLOCATIONS,
-    EFFORTS,
     FINISHES,
-    OBJECTIVES,
-    SERVERS,
     Allocation,
     Baseline,
+    Effort,
+    Finish,
     Method,
+    ObjectiveName,
+    Precision,
     baseline_named,
     method_named,
 )
-from stat_prune.settings.targets import Target, checked_target
-
-#: Of the products in the statistics; "auto" is float32 but where that is too coarse.
-PRECISIONS = ("auto", "float64", "float32")
+from stat_prune.settings.options import Arguments, Calibration, Constraints
+from stat_prune.settings.targets import TARGETS, Target, checked_target
 
 #: One more example for so many of the calibration set is held out.
 HELD_OUT_PART = 8
@@ -43,80 +36,68 @@ HELD_OUT_PART = 8
 #: Fewer sequences tell nothing of two results that are nearly as good.
 MIN_HELD_OUT = 8
 
-#: Of the tokens of a text: that of BERT's pre-training (Devlin et al. 2019).
-MASK_FRACTION = 0.15
+#: Fields of `Method` that are asked for directly, too, by what they are called then.
+_OF_METHOD = {one.metadata["keyword"]: one for one in fields(Method) if "keyword" in one.metadata}
 
-#: llama.cpp quantizes rows in multiples of it: those of the matrices that read neurons.
-_ROWS_OF_LLAMA_CPP = 32
+#: Arguments that are several at once.
+_GROUPS = ("calibration", "constraints")
 
-#: No layer is as wide, and what is computed with it stays within 64 bits.
-_LARGEST_MULTIPLE = 2**31 - 1
+#: How the run itself goes, which no report has.
+_UNRECORDED = ("inplace", "progress")
+
+#: What a report has beside the settings.
+_OF_THE_RUN = frozenset(
+    {
+        "model",
+        "calibration_samples",
+        "calibration_tokens",
+        "calibration_masked_tokens",
+        "calibration_fingerprint",
+        "dtype",
+        "processes",
+    }
+)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to prune; every attribute is documented at `stat_prune.prune`."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(Constraints, Calibration):
+    """How to prune: all that was asked for, and what it comes to.
+
+    `Calibration`, `Constraints` and `Method` document what they have, `stat_prune.prune` the rest.
+    `effort`, `objective` and `precision` are the method's where they are not given; `budget` and
+    `passes` are those that are given.
+    """
 
     method: str | Method | Baseline = "stat"
-    num_calibration_samples: int = 512
-    max_seq_length: int | None = None
-    batch_size: int = 32
-    seed: int = 0
-    mask_fraction: float = MASK_FRACTION
-    device: str | torch.device | None = None
-    ignore: Iterable[int | str] = ()
-    round_to: int = 1
-    uniform: bool = False
-    remove_blocks: bool = False
-    head_dims: bool = False
-    objective: str | Objective | None = None
-    effort: str = "normal"
+    objective: ObjectiveName | Objective | None = None
+    effort: Effort = cast(Effort, None)
     budget: Allocation | None = None
     passes: int | None = None
-    precision: str = "auto"
-    finish: str | None = None
-    serve_with: str | None = None
-    inplace: bool = False
-    progress: bool = True
+    precision: Precision = cast(Precision, None)
+    finish: Finish | None = checked(None, OneOf(FINISHES, True))
+    ignore: Iterable[int | str] = checked((), entries)
+    device: str | torch.device | None = checked(None, lambda _, value: usable_device(value))
+    inplace: bool = checked(False, flag)
+    progress: bool = checked(True, flag)
 
     def __post_init__(self) -> None:
-        for name in ("num_calibration_samples", "batch_size", "round_to"):
-            self._take(name, integer(name, getattr(self, name)))
-        integer("round_to", self.round_to, 1, _LARGEST_MULTIPLE)
-        if self.max_seq_length is not None:
-            self._take("max_seq_length", integer("max_seq_length", self.max_seq_length))
-        if self.passes is not None:
-            self._take("passes", integer("passes", self.passes, 1, 2))
-        self._take("seed", seed_of(self.seed))
-        for name in ("uniform", "remove_blocks", "head_dims", "inplace", "progress"):
-            self._take(name, flag(name, getattr(self, name)))
-        self._take("device", usable_device(self.device))
-        self._take("ignore", entries("ignore", self.ignore))
-        check_number("mask_fraction", self.mask_fraction)
-        if not 0 <= self.mask_fraction <= 1:
-            raise SettingsError(f"`mask_fraction` must lie in [0, 1], got {self.mask_fraction!r}.")
-        self._take("mask_fraction", float(self.mask_fraction))
-        if not isinstance(self.precision, str) or self.precision not in PRECISIONS:
-            raise SettingsError(f"`precision` must be one of {PRECISIONS}, got {self.precision!r}.")
-        self._check_objective()
-        if self.effort not in EFFORTS:
+        super().__post_init__()
+        for name, of_method in _OF_METHOD.items():
+            if getattr(self, name) is not None:
+                self._take(name, of_method.metadata["check"](name, getattr(self, name)))
+        parts = Method() if self.baseline is not None else self._named
+        for name in ("objective", "effort", "precision"):
+            if getattr(self, name) is None:
+                self._take(name, getattr(parts, name))
+        if self.effort is None:
+            self._take("effort", "normal")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.passes == 2 and not (self.baseline is None and self._named.corrected):
             raise SettingsError(
-                f"`effort` must be one of {', '.join(EFFORTS)}; got {self.effort!r}."
-            )
-        if self.finish is not None and self.finish not in FINISHES:
-            raise SettingsError(
-                f"`finish` must be one of {', '.join(FINISHES)}, or None; got {self.finish!r}."
-            )
-        if self.serve_with is not None and self.serve_with not in SERVERS:
-            raise SettingsError(
-                f"`serve_with` must be one of {', '.join(SERVERS)}, or None; got "
-                f"{self.serve_with!r}."
-            )
-        if self.serve_with == "llama.cpp":
-            self._take("round_to", math.lcm(self.round_to, _ROWS_OF_LLAMA_CPP))
-        if self.budget is not None and self.budget not in ALLOCATIONS:
-            raise SettingsError(
-                f"`budget` must be one of {', '.join(ALLOCATIONS)}; got {self.budget!r}."
+                f"passes=2 solves the correction of method='stat' and its variants again; "
+                f"method={self.method!r} has none. Leave passes out."
             )
         if self.baseline is None:
             _ = self.recipe
@@ -134,11 +115,6 @@ class Settings:
                 f"serve_with={self.serve_with!r}. Use method='stat' with its own budget, and leave "
                 "the other two out."
             )
-        if self.passes == 2 and not self._solves_correction:
-            raise SettingsError(
-                f"passes=2 solves the correction of method='stat' and its variants again; "
-                f"method={self.method!r} has none. Leave passes out."
-            )
 
     @property
     def baseline(self) -> Baseline | None:
@@ -146,31 +122,30 @@ class Settings:
         return baseline_named(self.method)
 
     @property
-    def _solves_correction(self) -> bool:
-        return self.baseline is None and self.recipe.corrected
+    def _named(self) -> Method:
+        return method_named(cast("str | Method", self.method))
 
     @property
     def recipe(self) -> Method:
-        """The method's parts, with the budget that is asked for; not of a `baseline`.
+        """The method's parts, with all that is asked for besides; not of a `baseline`.
 
         Raises
         ------
         SettingsError
             If there is no such method, or it cannot be combined with the budget.
         """
-        recipe = method_named(cast("str | Method", self.method))
-        if self.budget is None:
-            return recipe
-        if recipe.heads_only and self.budget != "even":
+        recipe = self._named
+        if self.budget is not None and recipe.heads_only and self.budget != "even":
             raise SettingsError(
                 f"method={self.method!r} prices no sizes, got budget={self.budget!r}. Leave it out."
             )
-        return replace(recipe, allocation=self.budget)
+        asked = {one.name: getattr(self, name) for name, one in _OF_METHOD.items()}
+        return replace(recipe, **{k: value for k, value in asked.items() if value is not None})
 
     @property
     def num_passes(self) -> int:
         """Of the correction, as asked for or as the method says; not of a `baseline`."""
-        return self.passes or self.recipe.passes
+        return self.recipe.passes
 
     @property
     def num_held_out(self) -> int:
@@ -182,19 +157,6 @@ class Settings:
     @property
     def _searches(self) -> bool:
         return self.baseline is None and self.recipe.allocation == "searched"
-
-    def _take(self, name: str, value: Any) -> None:
-        """Set an attribute to what was meant by it."""
-        object.__setattr__(self, name, value)
-
-    def _check_objective(self) -> None:
-        named = isinstance(self.objective, str) and self.objective in OBJECTIVES
-        called = callable(self.objective) and not isinstance(self.objective, str)
-        if not (named or called or self.objective is None):
-            raise SettingsError(
-                f"`objective` must be one of {', '.join(OBJECTIVES)}, or a callable; got "
-                f"{self.objective!r}."
-            )
 
     @property
     def reads_output(self) -> bool:
@@ -233,30 +195,20 @@ class Settings:
         return self.baseline is not None and self.baseline.leaves_heads
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the report."""
-        return {
+        """Plain values, for the report: all but how the run itself goes."""
+        own = {
             "method": self.method if isinstance(self.method, str) else repr(self.method),
-            "num_calibration_samples": self.num_calibration_samples,
-            "max_seq_length": self.max_seq_length,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "mask_fraction": self.mask_fraction,
             "device": None if self.device is None else str(self.device),
-            "ignore": self.ignored,
-            "round_to": self.round_to,
-            "uniform": self.uniform,
-            "remove_blocks": self.remove_blocks,
-            "head_dims": self.head_dims,
-            "effort": self.effort,
-            "budget": self.budget,
-            "passes": self.passes,
-            "precision": self.precision,
-            "finish": self.finish,
-            "serve_with": self.serve_with,
-            "objective": self.objective
-            if isinstance(self.objective, str)
-            else getattr(self.objective, "__qualname__", None),
         }
+        found = {"method": None, **super().to_dict(), **own}
+        return {name: value for name, value in found.items() if name not in _UNRECORDED}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The settings that `to_dict` came from, or a report's; see `recorded_arguments`."""
+        arguments = recorded_arguments(values)
+        arguments.pop("target", None)
+        return cls(**arguments)
 
 
 def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind]:
@@ -295,3 +247,82 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
     if "all" in named:
         return ["heads"] if settings.leaves_heads else []
     return [kind for kind in KINDS if kind not in named]
+
+
+def settings_of(
+    function: Callable[..., Any], given: Mapping[str, Any], *, effort: Effort = "normal"
+) -> Settings:
+    """Settings from the keyword arguments of a public function.
+
+    Parameters
+    ----------
+    function : callable
+        Which was called, for the error's sake.
+    given : mapping
+        As `Arguments`. What is given by itself goes before what `calibration`, `constraints` and
+        `method` say.
+    effort : {"fast", "normal", "thorough"}
+        Where nobody says.
+
+    Raises
+    ------
+    TypeError
+        If an argument is unknown; names the nearest.
+    SettingsError
+    """
+    known = [*inspect.signature(function).parameters, *Arguments.__annotations__]
+    for name in given.keys() - Arguments.__annotations__.keys():
+        raise TypeError(
+            f"{function.__name__}() got an unexpected keyword argument {name!r}."
+            f"{nearest(name, known)}"
+        )
+    values: dict[str, Any] = {}
+    for name, kind in (("calibration", Calibration), ("constraints", Constraints)):
+        group = given.get(name)
+        if not (group is None or isinstance(group, kind)):
+            raise SettingsError(
+                f"`{name}` must be a stat_prune.{kind.__name__}(...), got {group!r}."
+            )
+        values |= {} if group is None else {f.name: getattr(group, f.name) for f in fields(group)}
+    values |= {name: value for name, value in given.items() if name not in _GROUPS}
+    method = values.get("method")
+    if not (isinstance(method, Method) and method.effort):
+        values = {"effort": effort} | values
+    return Settings(**values)
+
+
+def recorded_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `stat_prune.prune` from ``report.settings``, or a part of it.
+
+    The device of a report is where the run was, and not asked for again.
+
+    Raises
+    ------
+    SettingsError
+        If there is an unknown name, or a method or target that has no plain form.
+    """
+    known = [one.name for one in fields(Settings) if one.name not in _UNRECORDED]
+    check_known("There is no setting", values, [*known, "target", *_OF_THE_RUN])
+    left = {*_OF_THE_RUN, "device"} if _OF_THE_RUN & values.keys() else _OF_THE_RUN
+    found = {name: value for name, value in values.items() if name not in left}
+    method = found.get("method")
+    if isinstance(method, str) and method.startswith(f"{Method.__name__}("):
+        found["method"] = _called(method, {Method.__name__: Method})
+    if "target" in found:
+        found["target"] = _called(found["target"], {one.__name__: one for one in TARGETS})
+    return found
+
+
+def _called(text: Any, kinds: Mapping[str, Callable[..., Any]]) -> Any:
+    """The object that a representation such as ``MACs(fraction=0.6)`` is of."""
+    try:
+        call: Any = ast.parse(text, mode="eval").body
+        kind = kinds[call.func.id]
+        positional = [ast.literal_eval(one) for one in call.args]
+        named = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+    except (SyntaxError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise SettingsError(
+            f"{str(text)[:200]!r} is none of {', '.join(kinds)} with plain values. What has a "
+            "function of Python in it has to be passed in Python."
+        ) from error
+    return kind(*positional, **named)

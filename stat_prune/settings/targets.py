@@ -279,6 +279,10 @@ class Tolerance(Target):
     """
 
 
+#: All kinds; `Speedup` is a `Latency`.
+TARGETS: tuple[type[Target], ...] = (MACs, Parameters, Bytes, Latency, Tolerance)
+
+
 def checked_target(target: Any) -> Target:
     """The target itself.
 

@@ -1,13 +1,13 @@
-"""How to train masks and weights: one object, with a JSON round trip."""
+"""How to train masks and weights, in one object."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from stat_prune.errors import SettingsError
 from stat_prune.settings.arguments import check_number, flag, integer
+from stat_prune.settings.fields import Config
 
 Mode = Literal["full", "fast", "masks"]
 #: What the columns of the consumers that stay become; see `VIBConfig.folding`.
@@ -15,7 +15,7 @@ Folding = Literal["means", "corrected-means", "corrected"]
 
 
 @dataclass(frozen=True)
-class VIBConfig:
+class VIBConfig(Config):
     """Hyperparameters of `vib_finetune`.
 
     Attributes
@@ -164,31 +164,6 @@ class VIBConfig:
             return 2**62
         seen = max(step for step in steps if step is not None) * self.batch_size
         return max(seen, self.correction_samples)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values."""
-        return asdict(self)
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str) -> VIBConfig:
-        """The config that `to_json` came from.
-
-        Raises
-        ------
-        SettingsError
-            If a field is unknown, or has a value that it cannot have.
-        """
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise SettingsError(f"A VIBConfig is an object in JSON, got {text[:80]!r}.")
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise SettingsError(f"VIBConfig has no field {', '.join(sorted(unknown))}.")
-        return cls(**values)
 
 
 def _pairs(name: str, value: Any) -> tuple[tuple[int, int], ...]:

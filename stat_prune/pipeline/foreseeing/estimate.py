@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from rich.table import Table
@@ -35,7 +35,8 @@ from stat_prune.pipeline.foreseeing.streaming_requirements import obstacle, supp
 from stat_prune.reporting.report import Size
 from stat_prune.settings.arguments import check_path, integer
 from stat_prune.settings.methods import Method
-from stat_prune.settings.settings import Settings, kinds_left_alone
+from stat_prune.settings.options import Arguments
+from stat_prune.settings.settings import Settings, kinds_left_alone, settings_of
 from stat_prune.settings.targets import Target, Tolerance, checked_target
 
 
@@ -118,7 +119,7 @@ def estimate(
     *,
     target: Target,
     seq_length: int = 512,
-    **settings: Any,
+    **settings: Unpack[Arguments],
 ) -> Estimate:
     """Foresee memory, disk and time of pruning a model, without its weights.
 
@@ -147,7 +148,7 @@ def estimate(
     StatPruneError
         As for `stat_prune.prune_checkpoint`, but for models that can only be pruned in memory.
     """
-    chosen = Settings(**settings)
+    chosen = settings_of(estimate, settings)
     # Layer by layer starts are compared, whatever the effort in memory.
     recipe = supported_method(replace(chosen, effort="fast"), checked_target(target))
     seq_length = integer("seq_length", seq_length)

@@ -8,7 +8,7 @@ import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import huggingface_hub
 import torch
@@ -54,7 +54,8 @@ from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import Reported, read_account
 from stat_prune.reporting.what_was_done import what_was_done
 from stat_prune.settings.arguments import check_path, flag
-from stat_prune.settings.settings import Settings
+from stat_prune.settings.options import Arguments
+from stat_prune.settings.settings import settings_of
 from stat_prune.settings.targets import Target, checked_target
 from stat_prune.surgery.config_checks import warn_if_not_plain
 
@@ -92,7 +93,7 @@ def prune_checkpoint(
     resume: bool = False,
     work_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    **settings: Any,
+    **settings: Unpack[Arguments],
 ) -> PrunedCheckpoint:
     """Prune a checkpoint layer by layer: one layer's weights are in memory at a time.
 
@@ -144,7 +145,7 @@ def prune_checkpoint(
     StatPruneError
         As for `stat_prune.prune`.
     """
-    chosen_settings = Settings(**{"effort": "fast", **settings})
+    chosen_settings = settings_of(prune_checkpoint, settings, effort="fast")
     recipe = supported_method(chosen_settings, checked_target(target))
     check_path("model", model)
     check_path("output_dir", output_dir)
