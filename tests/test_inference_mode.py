@@ -1,6 +1,8 @@
-"""Pruned inside `torch.inference_mode()`, a model can be trained all the same."""
+"""What the caller has set does not reach a run: inference mode, autocast, a default device."""
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 import stat_prune
-from stat_prune.machine.ordinary_tensors import outside_inference_mode
+from stat_prune.machine.ordinary_tensors import outside_modes_of_caller
 
 ROWS = [{"input_ids": torch.randint(4, 40, (12,))} for _ in range(40)]
 
@@ -57,11 +59,36 @@ def test_tied_weights_that_were_made_in_inference_mode_stay_tied():
         assert one.get_output_embeddings().weight is one.get_input_embeddings().weight
 
 
-def test_the_result_is_that_of_a_run_outside():
-    outside = stat_prune.prune(tiny_llama(), ROWS, target=stat_prune.MACs(0.6), progress=False)
-    with torch.inference_mode():
-        inside = stat_prune.prune(tiny_llama(), ROWS, target=stat_prune.MACs(0.6), progress=False)
+MODES = {
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_result_is_that_of_a_run_outside(mode):
+    model = tiny_llama()
+    outside = stat_prune.prune(model, ROWS, target=stat_prune.MACs(0.6), progress=False)
+    with MODES[mode]():
+        inside = stat_prune.prune(model, ROWS, target=stat_prune.MACs(0.6), progress=False)
     ours, wanted = inside.model.state_dict(), outside.model.state_dict()
+    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_layer_at_a_time_the_result_is_that_of_a_run_outside(mode, tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "dense")
+    for name, entered in (("outside", nullcontext), ("inside", MODES[mode])):
+        with entered():
+            stat_prune.prune_checkpoint(
+                tmp_path / "dense",
+                ROWS,
+                target=stat_prune.MACs(0.6),
+                output_dir=tmp_path / name,
+                progress=False,
+            )
+    ours, wanted = (stat_prune.load(tmp_path / name).state_dict() for name in ("inside", "outside"))
     assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
 
 
@@ -80,5 +107,5 @@ def test_layer_at_a_time_works_in_inference_mode(tmp_path):
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_gradients_that_the_caller_forbids_stay_forbidden(allowed):
-    with torch.set_grad_enabled(allowed), outside_inference_mode():
+    with torch.set_grad_enabled(allowed), outside_modes_of_caller():
         assert torch.is_grad_enabled() == allowed

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from tiny_models import tiny_bert
+from torch.nn.utils.prune import random_unstructured
 from transformers import BertForMaskedLM
 
 import stat_prune
@@ -58,4 +59,22 @@ def test_sparse_weights_are_refused_with_the_way_to_make_them_dense():
     layer = model.encoder.layer[0].output.dense
     layer.weight = torch.nn.Parameter(layer.weight.detach().to_sparse())
     with pytest.raises(ModelError, match=r"layer.0.output.dense.weight .* sparse.*to_dense"):
+        stat_prune.prune(model, [[1, 2]], target=stat_prune.MACs(0.6), progress=False)
+
+
+COMPUTED = {
+    "spectral norm": torch.nn.utils.spectral_norm,
+    "weight norm": torch.nn.utils.parametrizations.weight_norm,
+    "mask": lambda layer: random_unstructured(layer, "weight", 0.5),
+    "quantized": lambda layer: None,
+}
+
+
+@pytest.mark.parametrize("how", COMPUTED)
+def test_weights_that_are_computed_from_others_are_refused_and_the_way_to_plain_ones_is_said(how):
+    model = tiny_bert()
+    COMPUTED[how](model.encoder.layer[0].intermediate.dense)
+    if how == "quantized":
+        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    with pytest.raises(ModelError, match=r"no weight of its own.*full-precision model"):
         stat_prune.prune(model, [[1, 2]], target=stat_prune.MACs(0.6), progress=False)

@@ -18,10 +18,11 @@ from tiny_models import SIZES, tiny_bert, tiny_llama
 from torch import nn
 
 import stat_prune
+import stat_prune.exporting
 from stat_prune import MACs, cli
 from stat_prune.checkpoints.checkpoint import check_output_directory, save_checkpoint
 from stat_prune.checkpoints.replacing import MANIFEST_FILE, check_apart
-from stat_prune.errors import SaveError
+from stat_prune.errors import SaveError, SettingsError
 from stat_prune.reporting.result import PruningResult
 
 ROWS = [{"input_ids": torch.randint(4, 40, (12,))} for _ in range(40)]
@@ -362,3 +363,30 @@ def test_a_bind_mount_of_the_input_is_the_input(dense, tmp_path):
             prune(stat_prune.load(dense), output_dir=mount, overwrite=True)
     finally:
         subprocess.run(["umount", mount], check=True)
+
+
+def test_no_folder_is_called_by_the_sign_of_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tiny_bert()
+    result = prune(model, effort="fast")
+    writes: list[Callable[[], Any]] = [
+        lambda: result.save("~/out"),
+        lambda: result.export("~/out", to="onnx"),
+        lambda: prune(model, output_dir="~/out"),
+        lambda: prune(model, work_dir="~work/out"),
+    ]
+    for write in writes:
+        with pytest.raises(SettingsError, match="expanduser"):
+            write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_replaces_neither_its_model_nor_another_kind_of_file(saved, tmp_path):
+    model, before = stat_prune.load(saved), contents(saved)
+    for place in (saved, saved.parent):
+        with pytest.raises(SaveError, match="model that is to be exported"):
+            stat_prune.exporting.export(model, place, "onnx", overwrite=True)
+    decoder = tiny_llama()
+    with pytest.raises(SaveError, match="no GGUF file"):
+        stat_prune.exporting.export(decoder, saved / "model.safetensors", "gguf", overwrite=True)
+    assert contents(saved) == before

@@ -31,6 +31,7 @@ from stat_prune.model import modeling_stat_prune
 from stat_prune.model.dispatched import is_dispatched, stored_tensors
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.model.whole_encoders import encoder_kind
+from stat_prune.settings.arguments import check_path
 
 
 def as_pruned_class(model: PreTrainedModel) -> PreTrainedModel:
@@ -110,7 +111,10 @@ def check_output_directory(directory: str | os.PathLike[str], overwrite: bool = 
     SaveError
         If it exists and `overwrite` is False; if it exists and holds anything but a saved model;
         if no folder of that name can be made.
+    SettingsError
+        If it is no path, or begins with ``~``.
     """
+    check_path("directory", directory)
     try:
         target = Path(os.path.realpath(directory))
         if target.is_dir():

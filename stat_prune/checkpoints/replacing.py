@@ -108,7 +108,11 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def check_apart(directory: str | os.PathLike[str], source: str | os.PathLike[str] | None) -> None:
+def check_apart(
+    directory: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None,
+    doing: str = "pruned",
+) -> None:
     """Refuse an output folder where saving would take something from the input's.
 
     Parameters
@@ -117,6 +121,8 @@ def check_apart(directory: str | os.PathLike[str], source: str | os.PathLike[str
         Where the result is to go.
     source : path or None
         Where the model came from; a name that is no folder has nothing to lose.
+    doing : str
+        What is to be done with it, for the error.
 
     Raises
     ------
@@ -125,17 +131,18 @@ def check_apart(directory: str | os.PathLike[str], source: str | os.PathLike[str
     """
     if not source or not os.path.isdir(source):
         return
+    of = f"the model that is to be {doing}"
     output, origin = Path(os.path.realpath(directory)), Path(os.path.realpath(source))
     if _is_one(output, origin):
-        relation = "is the folder of the model that is to be pruned"
+        relation = f"is the folder of {of}"
     elif any(_is_one(output, parent) for parent in origin.parents):
-        relation = f"holds the model that is to be pruned, {str(source)!r}"
+        relation = f"holds {of}, {str(source)!r}"
     elif not output.exists():
         return
     elif any(_is_one(origin, parent) for parent in output.parents):
-        relation = f"is in the folder of the model that is to be pruned, {str(source)!r}"
+        relation = f"is in the folder of {of}, {str(source)!r}"
     elif (linked := _linked(output, origin)) is not None:
-        relation = f"holds {linked}, which is linked with the model that is to be pruned"
+        relation = f"holds {linked}, which is linked with {of}"
     else:
         return
     raise SaveError(

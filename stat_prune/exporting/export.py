@@ -15,10 +15,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stat_prune.checkpoints.beside import source_of
 from stat_prune.checkpoints.checkpoint import check_output_directory
-from stat_prune.checkpoints.replacing import write_manifest
+from stat_prune.checkpoints.replacing import check_apart, write_manifest
 from stat_prune.errors import SaveError, SettingsError, StatPruneError, UnsupportedArchitectureError
 from stat_prune.machine.atomic import replace_directory
+from stat_prune.settings.arguments import check_path
 
 #: What a model can be written as, and the module and function that write it.
 FORMATS = {
@@ -29,6 +31,9 @@ FORMATS = {
     "transformers": ("plain", "write_plain"),
 }
 _FILES = ("gguf",)
+
+#: A GGUF file begins with it: no other file is replaced.
+_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def export(
     UnsupportedArchitectureError
         If the program cannot hold the model; the message says what to prune instead.
     SaveError
-        If something is at `path` and `overwrite` is False, or writing fails.
+        If something is at `path` and `overwrite` is False, or it is not what was written there
+        before; if the model came from there; or writing fails.
     """
     if to not in FORMATS:
         raise SettingsError(f"to={to!r} is none of {', '.join(FORMATS)}.")
@@ -106,7 +112,10 @@ def export(
             f"The token embeddings of this model are two factors, which to={to!r} has no form for. "
             "Prune it without a fraction of embeddings, or export it to onnx or openvino."
         )
+    check_path("path", path)
     place = Path(path)
+    if to not in _FILES:
+        check_apart(place, source_of(model), "exported")
     with (_replace_file if to in _FILES else _replace_folder)(place, overwrite) as new:
         notes = write(model, tokenizer, new, **options)
     return Exported(place, tuple(notes))
@@ -128,8 +137,12 @@ def _replace_folder(path: Path, overwrite: bool) -> Iterator[Path]:
 def _replace_file(path: Path, overwrite: bool) -> Iterator[Path]:
     if path.is_dir():
         raise SaveError(f"{str(path)!r} is a folder. Name a file, such as model.gguf.")
-    if path.exists() and not overwrite:
-        raise SaveError(f"{str(path)!r} exists; pass overwrite=True to replace it.")
+    if path.exists():
+        if not overwrite:
+            raise SaveError(f"{str(path)!r} exists; pass overwrite=True to replace it.")
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) not in (_MAGIC, b""):
+                raise SaveError(f"{str(path)!r} is no GGUF file. Choose another name.")
     new = path.with_name(f"{path.name}.saving-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

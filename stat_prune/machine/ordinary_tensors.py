@@ -1,9 +1,9 @@
-"""Tensors made under `torch.inference_mode` can never be trained: a run makes none."""
+"""A run computes as if its caller had set nothing: tensors can be trained, products are exact."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +11,31 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def outside_inference_mode() -> Iterator[None]:
-    """Compute outside of the caller's `torch.inference_mode`."""
-    # Leaving it allows gradients, which the caller may have forbidden by torch.no_grad.
+def outside_modes_of_caller() -> Iterator[None]:
+    """Compute outside of the caller's `torch.inference_mode`, autocast and default device.
+
+    Tensors made in the first can never be trained; autocast would round the statistics to 8 bits;
+    and what is made without the name of a device is meant to be on the CPU.
+    """
+    # Leaving inference mode allows gradients, which the caller may have forbidden by no_grad.
     gradients = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.set_grad_enabled(gradients))
+        for kind in _autocast_devices():
+            modes.enter_context(torch.autocast(kind, enabled=False))
+        # A default device costs a Python call for each function of torch.
+        if torch.get_default_device().type != "cpu":
+            modes.enter_context(torch.device("cpu"))
         yield
+
+
+def _autocast_devices() -> list[str]:
+    """Kinds of devices that the caller casts on."""
+    kinds = {"cpu"}
+    if torch.accelerator.is_available():
+        kinds.add(str(torch.accelerator.current_accelerator()))
+    return sorted(kind for kind in kinds if torch.is_autocast_enabled(kind))
 
 
 def make_ordinary(model: nn.Module) -> None:

@@ -68,6 +68,13 @@ def check_model(
             f"{type(model).__name__} is quantized. Prune the full-precision model and quantize "
             "the result."
         )
+    if computed := _computed_weights(model):
+        raise ModelError(
+            f"{computed[0]} of {type(model).__name__} has no weight of its own ({len(computed)} "
+            "such layers): it is quantized, or computes its weight from other tensors. Make it "
+            "plain (torch.nn.utils.prune.remove, remove_spectral_norm, remove_parametrizations), "
+            "or prune the full-precision model and quantize the result."
+        )
     if is_dispatched(model):
         if not dispatched:
             raise ModelError(
@@ -189,6 +196,17 @@ def _is_finite(weight: Tensor) -> bool:
     """Whether a sum is, which no entry survives that is not: no memory, at the speed of reading."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return bool(torch.isfinite(weight.sum(dtype=dtype)))
+
+
+def _computed_weights(model: PreTrainedModel) -> list[str]:
+    """Layers whose weight is neither parameter nor buffer: one cut from them would not be cut."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if getattr(module, "weight", None) is not None
+        and "weight" not in module._parameters
+        and "weight" not in module._buffers
+    ]
 
 
 def _has_adapters(model: PreTrainedModel) -> bool:

@@ -24,7 +24,7 @@ from stat_prune.inferring import describe
 from stat_prune.linalg import LowRank
 from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.distributed import check_same, rank, together
-from stat_prune.machine.ordinary_tensors import outside_inference_mode
+from stat_prune.machine.ordinary_tensors import outside_modes_of_caller
 from stat_prune.machine.progress import progress_bar
 from stat_prune.measuring.objectives import OF_BASE_MODEL, objective_named
 from stat_prune.measuring.token_counts import token_counts
@@ -183,7 +183,7 @@ def starting(
     check_model(model, settings.device, dispatched=dispatched)
     itself = settings.inplace or is_dispatched(model)
     with (
-        outside_inference_mode(),
+        outside_modes_of_caller(),
         model_of_run(model, itself=itself) as own,
         opened(own, dataset, tokenizer, settings, targets) as run,
     ):

@@ -147,3 +147,9 @@ def check_path(name: str, value: Any) -> None:
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
         raise SettingsError(f"`{name}` must be a path, got {value!r}.")
+    if text.split(os.sep)[0].startswith("~"):
+        # Made by mistake, a folder called "~" is removed by mistake: with the home folder.
+        raise SettingsError(
+            f"`{name}` is {text!r}, and only shells put the home folder in the place of '~'. Pass "
+            f"os.path.expanduser({text!r})."
+        )

@@ -32,6 +32,7 @@ from stat_prune.checkpoints.replacing import (
     run_of,
 )
 from stat_prune.errors import LoadError, SaveError
+from stat_prune.machine.ordinary_tensors import outside_modes_of_caller
 from stat_prune.machine.process_memory import returning_large_blocks, taken_memory
 from stat_prune.pipeline.accounting import measure, report_of
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
@@ -81,6 +82,7 @@ class PrunedCheckpoint(Reported):
     plan: dict[str, list[int]]
 
 
+@outside_modes_of_caller()
 @returning_large_blocks()  # from before the empty model, whose weights are made and dropped
 def prune_checkpoint(
     model: str | os.PathLike[str],
