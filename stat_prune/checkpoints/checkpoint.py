@@ -119,7 +119,9 @@ def check_output_directory(directory: str | os.PathLike[str], overwrite: bool = 
         target = Path(os.path.realpath(directory))
         if target.is_dir():
             if not overwrite:
-                raise SaveError(f"{str(directory)!r} exists; pass overwrite=True (--overwrite) to replace it.")
+                raise SaveError(
+                    f"{str(directory)!r} exists; pass overwrite=True (--overwrite) to replace it."
+                )
             check_replaceable(target)
         elif target.exists():
             raise SaveError(f"{str(directory)!r} is a file. Choose another directory.")

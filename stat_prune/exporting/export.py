@@ -139,7 +139,9 @@ def _replace_file(path: Path, overwrite: bool) -> Iterator[Path]:
         raise SaveError(f"{str(path)!r} is a folder. Name a file, such as model.gguf.")
     if path.exists():
         if not overwrite:
-            raise SaveError(f"{str(path)!r} exists; pass overwrite=True (--overwrite) to replace it.")
+            raise SaveError(
+                f"{str(path)!r} exists; pass overwrite=True (--overwrite) to replace it."
+            )
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) not in (_MAGIC, b""):
                 raise SaveError(f"{str(path)!r} is no GGUF file. Choose another name.")
