@@ -25,7 +25,7 @@ from stat_prune.choosing.budget.costs import full_cost
 from stat_prune.errors import SaveError, TargetError, UnsupportedArchitectureError
 from stat_prune.families import architecture_of, find_blocks
 from stat_prune.families.decoders.llama import LLAMA
-from stat_prune.pipeline.accounting import account, measure
+from stat_prune.pipeline.accounting import measure, report_of
 from stat_prune.pipeline.budgeting.budgets import resolve
 from stat_prune.pipeline.reached import check_fraction
 from stat_prune.pipeline.run import starting
@@ -102,7 +102,7 @@ def slicegpt(
             counted = "block_macs" if isinstance(target, MACs) else "block_parameters"
             reached = getattr(after, counted) / getattr(before, counted)
             check_fraction(target, sizes.fraction, reached, [sizes.step(dimension)])
-            report = account(run, budget, [], before, after)
+            report = report_of(run, budget, [], before, after)
             report = replace(report, settings={**report.settings, "method": "slicegpt"})
             results.append(SlicedResult(sliced, report, {}, tokenizer))
     return results

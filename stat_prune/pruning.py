@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,22 +13,19 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.checkpoints.pretrained import given_tokenizer
-from stat_prune.choosing.budget.costs import Budget
-from stat_prune.errors import CalibrationWarning, SettingsError, TargetError
+from stat_prune.errors import SettingsError, TargetError
 from stat_prune.finishing import Finishing, with_finish
 from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 from stat_prune.model.whole_encoders import encoder_kind, transformer_of
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
-from stat_prune.pipeline.budgeting.searching import BudgetSearch
-from stat_prune.pipeline.budgeting.sharing import best_share
-from stat_prune.pipeline.inside_heads.narrowing_heads import check_narrowing, with_head_dims
-from stat_prune.pipeline.method_requirements import check_no_experts
-from stat_prune.pipeline.probes import check_objective, sensitivities
-from stat_prune.pipeline.resuming import FinishedWork
-from stat_prune.pipeline.run import Run, starting
+from stat_prune.pipeline.inside_heads.narrowing_heads import check_narrowing
+from stat_prune.pipeline.loaded_model import LoadedModel
+from stat_prune.pipeline.method_requirements import check_method
+from stat_prune.pipeline.resuming import FinishedWork, digest_of
+from stat_prune.pipeline.run import starting
 from stat_prune.pipeline.saving import Output
-from stat_prune.pipeline.second_pass import HELD_OUT, can_move
-from stat_prune.pipeline.stages import Decided, choose_sizes, collect, cut, decompose, plan
+from stat_prune.pipeline.stages import results_of
+from stat_prune.pipeline.workspace import fingerprint_of
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.methods import Baseline, Finish, Method
@@ -219,16 +215,19 @@ def _pruned(
         for budget in budgets:
             check_budget(run, budget)
         finishing = Finishing.of(run, dataset)
-        if settings.baseline is not None:
-            results = _planned(run, settings.baseline, budgets, work_dir, finishing)
-            if output is not None:
-                output.save(*results)
-            return results
-        _check_method(run)
-        with FinishedWork(run, work_dir) as work:
+        check_method(run, kept=work_dir is not None)
+        fingerprint = None if work_dir is None else fingerprint_of(run, digest_of(run.model))
+        with FinishedWork(run, work_dir, fingerprint) as work:
             done = work.result(output, targets)
-            results = [done] if done is not None else _measured(run, budgets, work, finishing)
-            if done is None and output is not None:
+            if done is not None:
+                work.delete()
+                return [done]
+            found = results_of(LoadedModel(run, work), budgets, work)
+            results = [
+                one if finishing is None else _finished(finishing, target, one, work)
+                for one, target in zip(found, targets, strict=True)
+            ]
+            if output is not None:
                 output.save(*results)
             work.delete()
         return results
@@ -253,91 +252,12 @@ def _pruned_inside(
     return [one.inside(whole) for one in results]
 
 
-def _planned(
-    run: Run,
-    baseline: Baseline,
-    budgets: Sequence[Budget],
-    work_dir: str | os.PathLike[str] | None,
-    finishing: Finishing | None,
-) -> list[PruningResult]:
-    """By a method that makes its plan in a way of its own."""
-    check_no_experts(run, baseline.name)
-    if work_dir is not None:
-        raise SettingsError(
-            f"method={baseline.name!r} cannot be taken up again; leave out work_dir."
-        )
-    planner = baseline.planner
-    return [_finished(finishing, one.target, cut(run, one, planner(run, one))) for one in budgets]
-
-
 def _finished(
-    finishing: Finishing | None,
-    target: Target,
-    result: PruningResult,
-    work: FinishedWork | None = None,
+    finishing: Finishing, target: Target, result: PruningResult, work: FinishedWork
 ) -> PruningResult:
-    """A result, fitted to the dense model's outputs where that was asked for."""
-    if finishing is None:
-        return result
-    fit = partial(finishing.fit, result.model)
-    return with_finish(result, *(fit() if work is None else work.fit(target, fit)), finishing.run)
-
-
-def _check_method(run: Run) -> None:
-    """Refuse what the model leaves a method nothing to do for."""
-    if run.settings.objective is not None:
-        check_objective(run)
-    if run.settings.passes == 2 and not any(map(can_move, run.blocks)):
-        raise SettingsError(
-            "passes=2 has nothing to solve again: the residual stream of "
-            f"{type(run.model).__name__} gets no consumer's output as it is. Use passes=1."
-        )
-    if run.settings.num_passes == 2 and run.calibration.num_samples < HELD_OUT:
-        warnings.warn(
-            f"A second pass holds out one calibration sequence in {HELD_OUT}, and there are "
-            f"{run.calibration.num_samples}: there is none. Use more examples.",
-            CalibrationWarning,
-            stacklevel=4,
-        )
-
-
-def _measured(
-    run: Run, budgets: Sequence[Budget], work: FinishedWork, finishing: Finishing | None
-) -> list[PruningResult]:
-    """By statistics of the activations."""
-    recipe = run.settings.recipe
-    if not run.blocks:
-        return [
-            replace(
-                _finished(finishing, one.target, cut(run, one, []), work),
-                run=work.fingerprint(one.target),
-            )
-            for one in budgets
-        ]
-    statistics = work.statistics(lambda: collect(run, recipe))
-    candidates = decompose(run, recipe, statistics)
-    weights = work.sensitivities(lambda: sensitivities(run, recipe, statistics, candidates))
-    search = None
-    if recipe.allocation == "searched" and weights is not None:
-        search = BudgetSearch(run, recipe, statistics, candidates, weights)
-
-    def decided(target: Target, aim: Budget) -> Decided:
-        choice, found = work.choice(
-            target, partial(choose_sizes, run, recipe, candidates, weights, aim, search)
-        )
-        return Decided(*plan(run, recipe, statistics, candidates, weights, choice), found)
-
-    results = []
-    for budget in budgets:
-        aim, target = budget, budget.target
-        if target.is_joint and search is not None:
-            aim = best_share(run, budget, search)
-        best = decided(target, aim)
-        if run.settings.head_dims:
-            best = with_head_dims(run, budget, best, lambda wide: decided(wide.target, wide))
-        result = _finished(finishing, target, cut(run, aim, *best), work)
-        results.append(replace(result, run=work.fingerprint(target)))
-    return results
+    """A result, fitted to the dense model's outputs."""
+    fitted = work.fit(target, partial(finishing.fit, result.model))
+    return with_finish(result, *fitted, finishing.run)
 
 
 def _checked_targets(targets: Any) -> list[Target]:

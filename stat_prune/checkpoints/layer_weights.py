@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,15 @@ class Checkpoint:
         paths = {module: path for path, module in self.model.named_modules()}
         self._layers = [f"{paths[layer]}." for layer in transformer_layers(self.model)]
         self.num_layers = len(self._layers)
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of the config and of all files of weights."""
+        config = (self.folder / "config.json").read_bytes()
+        weights = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                weights.update(hashlib.file_digest(file, "sha256").digest())
+        return {"config.json": hashlib.sha256(config).hexdigest(), "weights": weights.hexdigest()}
 
     def layer_names(self, layer: int) -> list[str]:
         """Parameters and saved buffers of a layer."""

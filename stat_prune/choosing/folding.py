@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from stat_prune.choosing.correction import fold
 from stat_prune.choosing.criteria import Candidates
+from stat_prune.choosing.measured import Measured
 from stat_prune.machine.distributed import is_mine, merged, together
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.statistics import BlockStatistics
@@ -15,23 +16,14 @@ from stat_prune.settings.methods import Method
 
 
 def fold_all(
-    recipe: Method,
-    statistics: Sequence[BlockStatistics],
-    candidates: Sequence[Candidates],
-    choice: Sequence[int],
-    what: str,
+    recipe: Method, measured: Sequence[Measured], choice: Sequence[int], what: str
 ) -> list[FoldedConsumer]:
-    """Fold one candidate of each block."""
+    """Fold one candidate of each block, whose statistics are in memory."""
     mine = [number for number in range(len(choice)) if is_mine(number)]
 
     def fold_mine() -> dict[int, FoldedConsumer]:
         with gathered_numerical_warnings(f"folding {what}"):
-            return {
-                number: fold_candidate(
-                    recipe, statistics[number], candidates[number], choice[number]
-                )
-                for number in mine
-            }
+            return {number: fold_one(recipe, measured[number], choice[number]) for number in mine}
 
     return merged(together(fold_mine))
 
@@ -44,9 +36,12 @@ def fold_candidate(
     return fold(statistics, candidates.units(index), corrected=recipe.corrected, output_error=known)
 
 
-def fold_in_float32(
-    recipe: Method, statistics: BlockStatistics, candidates: Candidates, index: int
-) -> FoldedConsumer:
+def fold_one(recipe: Method, measured: Measured, index: int) -> FoldedConsumer:
+    """Fold one candidate of a block whose statistics are in memory."""
+    assert measured.statistics is not None
+    return fold_candidate(recipe, measured.statistics, measured.candidates, index)
+
+
+def in_float32(folded: FoldedConsumer) -> FoldedConsumer:
     """The same with half the memory, for one candidate after another to be measured."""
-    folded = fold_candidate(recipe, statistics, candidates, index)
     return dataclasses.replace(folded, weight=folded.weight.float())

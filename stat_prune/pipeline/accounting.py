@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,12 +19,9 @@ from stat_prune.machine.process_memory import peak_memory
 from stat_prune.measuring.timing import device_name
 from stat_prune.model.blocks import Block, SeqLength
 from stat_prune.model.dispatched import own_parameters
-from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.second_pass import SecondPass
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport, Size, Speed
-from stat_prune.reporting.search_report import Search
 
 #: Relative distance of the measured speed-up from the one asked for that is worth a warning.
 TOLERANCE = 0.05
@@ -70,35 +67,26 @@ def measure_speed(run: Run, budget: Budget, pruned: PreTrainedModel) -> Speed | 
     )
 
 
-def account(
-    run: Run,
-    budget: Budget,
-    plans: Sequence[BlockPlan],
-    before: Size,
-    after: Size,
-    speed: Speed | None = None,
-    second_pass: SecondPass | None = None,
-    search: Search | None = None,
-    embeddings: FactoredTable | None = None,
-) -> PruningReport:
-    """The report of one pruned model."""
-    rows = [row_of(plan) for plan in plans]
-    report = report_of(run, budget, rows, before, after, speed, second_pass, search)
-    return replace(report, embeddings=embeddings)
-
-
 def report_of(
     run: Run,
     budget: Budget,
     pruned: Sequence[BlockRow],
     before: Size,
     after: Size,
-    speed: Speed | None = None,
-    second_pass: SecondPass | None = None,
-    search: Search | None = None,
-    predicted_peak_memory: int | None = None,
+    **known: Any,
 ) -> PruningReport:
-    """The report of one pruned model, from the rows of the blocks that were pruned."""
+    """The report of one pruned model.
+
+    Parameters
+    ----------
+    run : Run
+    budget : Budget
+    pruned : sequence of BlockRow
+        Of the blocks that could be pruned.
+    before, after : Size
+    **known
+        Other fields of the report.
+    """
     rows = [*pruned, *(_whole_row(block) for block in run.untouched)]
     order = {block.name: place for place, block in enumerate(find_blocks(run.model))}
     predicted = [
@@ -114,10 +102,7 @@ def report_of(
         seconds=dict(run.stopwatch.seconds),
         peak_memory=peak_memory(run.device),
         settings=_settings(run, budget),
-        second_pass=None if second_pass is None else asdict(second_pass),
-        speed=speed,
-        search=search,
-        predicted_peak_memory=predicted_peak_memory,
+        **known,
     )
 
 

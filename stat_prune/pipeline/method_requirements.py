@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
-from stat_prune.errors import ModelError, TargetError
+import warnings
+
+from stat_prune.errors import CalibrationWarning, ModelError, SettingsError, TargetError
 from stat_prune.families import architecture_of
 from stat_prune.model.dispatched import is_dispatched
+from stat_prune.pipeline.probes import check_objective
 from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.second_pass import HELD_OUT, can_move
 from stat_prune.settings.targets import Target, Tolerance
+
+
+def check_method(run: Run, *, kept: bool) -> None:
+    """Refuse what a method is not defined for, or what the model leaves it nothing to do for.
+
+    `kept` says whether its work is to be kept.
+
+    Raises
+    ------
+    ModelError, SettingsError
+    """
+    baseline = run.settings.baseline
+    if baseline is not None:
+        check_no_experts(run, baseline.name)
+        if kept:
+            raise SettingsError(
+                f"method={baseline.name!r} cannot be taken up again; leave out work_dir."
+            )
+        return
+    if run.settings.objective is not None:
+        check_objective(run)
+    if run.settings.passes == 2 and not any(map(can_move, run.blocks)):
+        raise SettingsError(
+            "passes=2 has nothing to solve again: the residual stream of "
+            f"{type(run.model).__name__} gets no consumer's output as it is. Use passes=1."
+        )
+    if run.settings.num_passes == 2 and run.calibration.num_samples < HELD_OUT:
+        warnings.warn(
+            f"A second pass holds out one calibration sequence in {HELD_OUT}, and there are "
+            f"{run.calibration.num_samples}: there is none. Use more examples.",
+            CalibrationWarning,
+            stacklevel=4,
+        )
 
 
 def single_fraction(target: Target, method: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +20,6 @@ from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.workspace import (
     Workspace,
-    fingerprint_of,
     read,
     read_statistics,
     write,
@@ -45,23 +44,40 @@ class FinishedWork:
     ----------
     run : Run
     folder : path or None
+    fingerprint : mapping of str to str
+        All that the work depends on, by what it is (`workspace.fingerprint_of`).
+    resume : bool
+        Take up what is there.
 
     Raises
     ------
     SettingsError
-        If the folder is of a run with other settings, data or weights, or that still goes on.
+        If the folder is of a run with other settings, data or weights, or that still goes on; or
+        of any and `resume` is false.
     SaveError
         If the folder cannot be made.
     """
 
-    def __init__(self, run: Run, folder: str | os.PathLike[str] | None) -> None:
-        self._run, self._workspace = run, None
+    def __init__(
+        self,
+        run: Run,
+        folder: str | os.PathLike[str] | None = None,
+        fingerprint: Mapping[str, str] | None = None,
+        *,
+        resume: bool = True,
+    ) -> None:
+        self._run, self._fingerprint, self._resume = run, dict(fingerprint or {}), resume
+        self._workspace: Workspace | None = None
         self._locked: Workspace | None = None
-        self._fingerprint: dict[str, str] | None = None
         if folder is not None:
-            self._fingerprint = fingerprint(run)
             self._folder = Path(os.path.realpath(folder))
             self._workspace = agreed(self._open)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The folder, of a run that keeps its work in one."""
+        assert self._workspace is not None
+        return self._workspace
 
     def __enter__(self) -> FinishedWork:
         return self
@@ -72,7 +88,7 @@ class FinishedWork:
 
     def fingerprint(self, target: Target) -> dict[str, str] | None:
         """All that the result for a target depends on; None where nothing is kept."""
-        if self._fingerprint is None:
+        if self._workspace is None:
             return None
         return self._fingerprint | {"target": repr(target)}
 
@@ -146,7 +162,7 @@ class FinishedWork:
             agreed(workspace.delete)
 
     def _open(self) -> Workspace:
-        self._locked = Workspace(self._folder, self._fingerprint or {}, resume=True)
+        self._locked = Workspace(self._folder, self._fingerprint, resume=self._resume)
         return self._locked
 
     def _kept(
@@ -176,16 +192,10 @@ def _key(target: Target) -> str:
     return hashlib.sha256(repr(target).encode()).hexdigest()[:16]
 
 
-def fingerprint(run: Run) -> dict[str, str]:
-    """All that statistics and probes depend on, by what it is."""
-    blocks = " ".join(block.name for block in run.blocks)
-    return fingerprint_of(run, blocks=blocks, weights=_digest(run.model))
-
-
-def _digest(model: PreTrainedModel) -> str:
+def digest_of(model: PreTrainedModel) -> dict[str, str]:
     """sha256 of names, shapes and values of all weights."""
     digest = hashlib.sha256()
     for name, tensor in stored_tensors(model):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return {"weights": digest.hexdigest()}

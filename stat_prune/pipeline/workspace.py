@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from stat_prune.checkpoints.replacing import differences
+from stat_prune.choosing.criteria import Candidates
+from stat_prune.choosing.measured import Measured
 from stat_prune.errors import LoadError, SaveError, SettingsError, StatPruneError
 from stat_prune.machine.atomic import remove_directory, replace_directory
 from stat_prune.machine.lock import Lock
@@ -160,13 +162,22 @@ def _saving(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def fingerprint_of(run: Run, **own: str) -> dict[str, str]:
-    """All that a result depends on, by what it is; `own` says which model, and what of it."""
+def fingerprint_of(run: Run, weights: Mapping[str, str]) -> dict[str, str]:
+    """All that statistics and probes depend on, by what it is.
+
+    Parameters
+    ----------
+    run : Run
+    weights : mapping of str to str
+        Digests of the model's weights, and of what they are read with.
+    """
     return {
         **{name: str(value) for name, value in run.settings.to_dict().items()},
         "calibration set": run.calibration.fingerprint,
         "held out": held_out.fingerprint if (held_out := run.calibration.held_out) else "",
-        **own,
+        "model": type(run.model).__name__,
+        "blocks": " ".join(block.name for block in run.blocks),
+        **weights,
         **{name: version for name, version in versions().items() if name in _DECISIVE},
     }
 
@@ -196,6 +207,25 @@ def read_statistics(
         weight = weight if dtype is None else weight.to(dtype)
     values = read(folder / f"statistics-{number}.pt", weight.device)
     return BlockStatistics(block=block, weight=weight, **values, expendable=expendable)
+
+
+def write_measured(measured: Measured, folder: Path, number: int) -> None:
+    """What a walk over the layers knows of a block, but for its statistics."""
+    candidates = measured.candidates
+    fields = {f.name: getattr(candidates, f.name) for f in dataclasses.fields(candidates)}
+    del fields["block"]
+    values = {
+        "candidates": fields,
+        "output_energy": measured.output_energy,
+        "probe_error": measured.probe_error,
+    }
+    write(values, folder / f"measured-{number}.pt")
+
+
+def read_measured(block: Block, folder: Path, number: int) -> Measured:
+    """What `write_measured` has left."""
+    values = read(folder / f"measured-{number}.pt")
+    return Measured(**{**values, "candidates": Candidates(block, **values["candidates"])})
 
 
 def write(value: Any, path: Path) -> None:

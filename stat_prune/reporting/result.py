@@ -164,6 +164,42 @@ class PruningResult(Reported):
         return export(model, path, to, tokenizer=self.tokenizer, overwrite=overwrite, **options)
 
 
+@dataclass(frozen=True, repr=False)
+class PrunedCheckpoint(Reported):
+    """A pruned model on disk and the account of it.
+
+    Attributes
+    ----------
+    directory : Path
+        For `stat_prune.load`, or ``from_pretrained``.
+    report : PruningReport
+    plan : dict of str to list of int
+        As in `PruningResult`.
+    """
+
+    directory: Path
+    report: PruningReport
+    plan: dict[str, list[int]]
+
+    def load(
+        self, tokenizer: Any = None, device: torch.device | str | None = None
+    ) -> PruningResult:
+        """The model in memory, as `stat_prune.prune` returns one.
+
+        Parameters
+        ----------
+        tokenizer : PreTrainedTokenizerBase, optional
+            Of the result.
+        device : str or torch.device, optional
+
+        Raises
+        ------
+        LoadError
+            If the folder is damaged.
+        """
+        return saved_result(self.directory, tokenizer, device)
+
+
 def saved_result(
     folder: Path, tokenizer: Any = None, device: torch.device | str | None = None
 ) -> PruningResult:

@@ -23,7 +23,7 @@ from stat_prune.families import find_blocks
 from stat_prune.measuring.distillation import layer_map_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.ignoring import without_ignored
-from stat_prune.pipeline.accounting import account, measure
+from stat_prune.pipeline.accounting import measure, report_of, row_of
 from stat_prune.pipeline.budgeting.budgets import resolve
 from stat_prune.pipeline.method_requirements import check_no_experts
 from stat_prune.pipeline.reached import check_fraction
@@ -179,7 +179,7 @@ class Finetuning:
         counted = self._counted
         reached = getattr(cut, counted) / getattr(dense, counted)
         check_fraction(target, fraction, reached, steps)
-        report = account(run, self.budget, plans, dense, cut)
+        report = report_of(run, self.budget, list(map(row_of, plans)), dense, cut)
         leave_source(student)
         settings = report.settings | {
             "method": "vib",

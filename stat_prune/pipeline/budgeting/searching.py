@@ -13,13 +13,12 @@ from stat_prune.choosing.budget.choice import share_of
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.exploring import Point, explore
 from stat_prune.choosing.budget.whole_model import WholeModel
-from stat_prune.choosing.criteria import Candidates
-from stat_prune.choosing.folding import fold_in_float32
+from stat_prune.choosing.folding import fold_one, in_float32
+from stat_prune.choosing.measured import Measured, weights_of
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import distance, positions_per_sequence
-from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.budgeting.starts import (
@@ -47,24 +46,15 @@ class BudgetSearch:
     Parameters
     ----------
     run : Run
-    recipe : Method
-    statistics : sequence of BlockStatistics
-    candidates : sequence of Candidates
-    weights : sequence of Tensor of shape (c,), float64
-        From the probes.
+    measured : sequence of Measured
+        With statistics and weights.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        recipe: Method,
-        statistics: Sequence[BlockStatistics],
-        candidates: Sequence[Candidates],
-        weights: Sequence[Tensor],
-    ) -> None:
-        self._run, self._candidates, self._weights = run, candidates, weights
+    def __init__(self, run: Run, measured: Sequence[Measured]) -> None:
+        self._run, self._measured = run, measured
+        self._weights = weights_of(measured)
         self._objective = objective_named(run.settings.objective)
-        self._folded = _Folded(recipe, statistics, candidates)
+        self._folded = _Folded(run.settings.recipe, measured)
         self._wholes: dict[str, WholeModel] = {}
 
     def choose(self, budget: Budget) -> tuple[list[int], Search]:
@@ -90,7 +80,7 @@ class BudgetSearch:
             held_out: dict[str, float] = {}
             if len(contenders) > 1:
                 best, held_out = self._nearest(self._on_held_out(), contenders, budget, share)
-            choice = spread(run, self._candidates, best.weights, budget, even=best.even)
+            choice = spread(run, self._measured, best.weights, budget, even=best.even)
         return choice, Search(
             effort=run.settings.effort,
             sequences=whole.num_sequences,
@@ -107,7 +97,7 @@ class BudgetSearch:
     def foreseen(self, budget: Budget) -> float:
         """Distance of the first start for a budget, on those sequences that all are compared on."""
         start = starts_of(self._weights, self._run.settings)[0]
-        choice = spread(self._run, self._candidates, start.weights, budget, levels=LEVELS)
+        choice = spread(self._run, self._measured, start.weights, budget, levels=LEVELS)
         with gathered_numerical_warnings("folding candidates in the search"):
             return self._on_calibration(1).measure(choice).distance
 
@@ -127,7 +117,7 @@ class BudgetSearch:
         *,
         errors: float = 0.0,
     ) -> tuple[Start, dict[str, float]]:
-        spreads = spread_starts(self._run, self._candidates, starts, budget, share)
+        spreads = spread_starts(self._run, self._measured, starts, budget, share)
         best, _, distances = nearest(self._run.tracked(spreads), whole, errors=errors)
         return best, distances
 
@@ -139,7 +129,7 @@ class BudgetSearch:
         whole = self._on_calibration(times)
 
         def near(weights: Sequence[Tensor]) -> list[int]:
-            return spread(run, self._candidates, weights, budget, share=share, levels=LEVELS)
+            return spread(run, self._measured, weights, budget, share=share, levels=LEVELS)
 
         def advance() -> None:
             run.expect(1)
@@ -174,8 +164,10 @@ class BudgetSearch:
         """Of a time, what all choices are to take by the tables: as much as one that is timed."""
         if budget.timed is None:
             return None
-        choice = spread(self._run, self._candidates, self._weights, budget)
-        return share_of(self._candidates, choice, self._run.untouched, budget.timed)
+        choice = spread(self._run, self._measured, self._weights, budget)
+        return share_of(
+            [one.candidates for one in self._measured], choice, self._run.untouched, budget.timed
+        )
 
     def _on_calibration(self, times: int) -> WholeModel:
         """So many times the calibration sequences that starts are compared on."""
@@ -220,23 +212,16 @@ class BudgetSearch:
 class _Folded:
     """Folded candidates, those of the last few choices remembered."""
 
-    def __init__(
-        self,
-        recipe: Method,
-        statistics: Sequence[BlockStatistics],
-        candidates: Sequence[Candidates],
-    ) -> None:
-        self._recipe, self._statistics, self._candidates = recipe, statistics, candidates
+    def __init__(self, recipe: Method, measured: Sequence[Measured]) -> None:
+        self._recipe, self._measured = recipe, measured
         # As much as the dense consumers twice: what is needed now, and before.
-        self._free = 2 * sum(one.weight.numel() for one in statistics)
+        self._free = 2 * sum(b.output_size * b.num_channels for b in (m.block for m in measured))
         self._known: OrderedDict[tuple[int, int], FoldedConsumer] = OrderedDict()
 
     def __call__(self, number: int, index: int) -> FoldedConsumer:
         key = number, index
         if key not in self._known:
-            self._known[key] = fold_in_float32(
-                self._recipe, self._statistics[number], self._candidates[number], index
-            )
+            self._known[key] = in_float32(fold_one(self._recipe, self._measured[number], index))
             self._free -= self._known[key].weight.numel()
         self._known.move_to_end(key)
         while self._free < 0 and len(self._known) > 1:

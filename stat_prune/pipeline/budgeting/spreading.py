@@ -8,15 +8,15 @@ from torch import Tensor
 
 from stat_prune.choosing.budget.choice import choose
 from stat_prune.choosing.budget.costs import Budget
-from stat_prune.choosing.criteria import Candidates
+from stat_prune.choosing.measured import Measured
 from stat_prune.machine.distributed import agreed
 from stat_prune.pipeline.run import Run
 
 
 def spread(
     run: Run,
-    candidates: Sequence[Candidates],
-    weights: Sequence[float] | Sequence[Tensor],
+    measured: Sequence[Measured],
+    weights: Sequence[float | Tensor],
     budget: Budget,
     *,
     even: bool = False,
@@ -27,7 +27,7 @@ def spread(
     # Rounding may differ between processors; the choice may not.
     return agreed(
         lambda: choose(
-            candidates,
+            [one.candidates for one in measured],
             weights,
             budget,
             untouched=run.untouched,

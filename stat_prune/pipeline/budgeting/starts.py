@@ -11,7 +11,7 @@ from torch import Tensor
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.exploring import in_vain, is_better
 from stat_prune.choosing.budget.whole_model import Measurement, Measures, size_of_part
-from stat_prune.choosing.criteria import Candidates
+from stat_prune.choosing.measured import Measured
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.errors import TargetError
 from stat_prune.pipeline.budgeting.spreading import spread
@@ -130,7 +130,7 @@ def starts_of(weights: Sequence[Tensor], settings: Settings) -> list[Start]:
 
 def spread_starts(
     run: Run,
-    candidates: Sequence[Candidates],
+    measured: Sequence[Measured],
     starts: Sequence[Start],
     budget: Budget,
     share: float | None = None,
@@ -139,7 +139,7 @@ def spread_starts(
     spreads = []
     for one in starts:
         try:
-            choice = spread(run, candidates, one.weights, budget, even=one.even, share=share)
+            choice = spread(run, measured, one.weights, budget, even=one.even, share=share)
         except TargetError:
             if not one.even:
                 raise

@@ -17,7 +17,7 @@ from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.stages import Decided
+from stat_prune.pipeline.sources import Decided
 from stat_prune.reporting.search_report import DimensionsOfHeads
 from stat_prune.settings.targets import MACs, Parameters, Target
 from stat_prune.surgery.cut import pruned_copy
@@ -99,7 +99,7 @@ def with_head_dims(
                 narrowed = DimsSearch(run, pruned, budget).search()
             except TargetError:
                 continue  # heads and neurons have to bear more
-        found[f"{fraction:.3g}"] = wide._replace(narrowed=narrowed)
+        found[f"{fraction:.3g}"] = replace(wide, narrowed=narrowed)
     with run.stage("compare dimensions of heads"):
         for name, one in found.items():
             cut = narrowed_copy(_cut(run, one), one.narrowed)
@@ -108,7 +108,7 @@ def with_head_dims(
     best = found[taken]
     sizes = {one.block.name: [one.query_key, one.value] for one in best.narrowed if one.layers}
     report = DimensionsOfHeads(distances, judges.num_samples, taken, sizes)
-    return best._replace(head_dims=report)
+    return replace(best, head_dims=report)
 
 
 def _cut(run: Run, decided: Decided) -> PreTrainedModel:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,27 +10,19 @@ import huggingface_hub
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from stat_prune.checkpoints.beside import note_source
-from stat_prune.checkpoints.checkpoint import (
-    as_pruned_class,
-    check_output_directory,
-    save_checkpoint,
-)
+from stat_prune.checkpoints.checkpoint import check_output_directory
 from stat_prune.checkpoints.layer_weights import Checkpoint
 from stat_prune.checkpoints.pretrained import given_tokenizer, load_tokenizer
 from stat_prune.checkpoints.rehearsal import check_can_be_saved
 from stat_prune.checkpoints.replacing import (
-    PLAN_FILE,
-    REPORT_FILE,
     check_apart,
     check_working_folder,
     differences,
     run_of,
 )
-from stat_prune.errors import LoadError, SaveError
+from stat_prune.errors import LoadError
 from stat_prune.machine.ordinary_tensors import outside_modes_of_caller
 from stat_prune.machine.process_memory import returning_large_blocks, taken_memory
-from stat_prune.pipeline.accounting import measure, report_of
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
 from stat_prune.pipeline.foreseeing.peak_memory import Reading, needs_of
 from stat_prune.pipeline.foreseeing.streaming_requirements import (
@@ -42,44 +30,20 @@ from stat_prune.pipeline.foreseeing.streaming_requirements import (
     check_space,
     supported_method,
 )
-from stat_prune.pipeline.on_disk.comparing import Comparison
-from stat_prune.pipeline.on_disk.cutting import Cut
-from stat_prune.pipeline.on_disk.measured import Measured
-from stat_prune.pipeline.on_disk.walk import Walk, layer_name
-from stat_prune.pipeline.probes import weights_by_block
-from stat_prune.pipeline.reached import check_reached
+from stat_prune.pipeline.on_disk.stored_model import StoredModel
+from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run, opened
-from stat_prune.pipeline.stages import choose_sizes
-from stat_prune.pipeline.workspace import Workspace, fingerprint_of, read, write
-from stat_prune.reporting.report import PruningReport
-from stat_prune.reporting.result import Reported, read_account
-from stat_prune.reporting.what_was_done import what_was_done
+from stat_prune.pipeline.saving import Output
+from stat_prune.pipeline.stages import results_of
+from stat_prune.pipeline.workspace import fingerprint_of
+from stat_prune.reporting.result import PrunedCheckpoint, read_account
 from stat_prune.settings.arguments import check_path, flag
 from stat_prune.settings.options import Arguments
 from stat_prune.settings.settings import settings_of
 from stat_prune.settings.targets import Target, checked_target
-from stat_prune.surgery.config_checks import warn_if_not_plain
 
 #: Files of a checkpoint that are fetched from the Hub.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
-
-
-@dataclass(frozen=True, repr=False)
-class PrunedCheckpoint(Reported):
-    """A pruned model on disk and the account of it.
-
-    Attributes
-    ----------
-    directory : Path
-        For `stat_prune.load`, or ``from_pretrained``.
-    report : PruningReport
-    plan : dict of str to list of int
-        As in `PruningResult`.
-    """
-
-    directory: Path
-    report: PruningReport
-    plan: dict[str, list[int]]
 
 
 @outside_modes_of_caller()
@@ -172,59 +136,23 @@ def prune_checkpoint(
         check_budget(run, budget)
         needs = needs_of(run.model, run.blocks, _reading(run), recipe, target)
         predicted = taken_memory(run.device) + needs.memory
-        fingerprint = _fingerprint(run, checkpoint, target)
+        with run.stage("read weights"):
+            digests = checkpoint.digests()
+        fingerprint = fingerprint_of(run, digests) | {"target": repr(target)}
         if written and (done := _finished(output, fingerprint, overwrite)) is not None:
             if working.is_dir():  # it was killed when all was done but tidying up
-                with closing(Workspace(working, fingerprint, resume=True)) as workspace:
-                    workspace.delete()
+                with FinishedWork(run, working, fingerprint) as work:
+                    work.delete()
             return done
         if not working.exists():
             check_space(working, needs)
             checkpoint.check_finite()
-        with closing(Workspace(working, fingerprint, resume=resume)) as workspace:
-            run.stopwatch.seconds |= workspace.seconds()
-            before = measure(run.model, budget.lengths)
-            walk = Walk(run, recipe, checkpoint, workspace)
-            measured = walk.measure()
-            weights = _sensitivities(walk, measured)
-            candidates = [one.candidates for one in measured]
-            comparison = None
-            if recipe.allocation == "searched" and weights is not None:
-                comparison = Comparison(walk, candidates, weights)
-            choice, search = choose_sizes(run, recipe, candidates, weights, budget, comparison)
-            sizes = [one.size(i) for one, i in zip(candidates, choice, strict=True)]
-            check_reached(run, budget, sizes, uniform=chosen_settings.uniform)
-            cut = Cut(run, recipe, checkpoint, workspace, measured, choice, weights)
-            rows = cut.write_layers()
-            as_pruned_class(run.model)
-            if chosen_settings.uniform:
-                warn_if_not_plain(run.model)
-            after = measure(run.model, budget.lengths)
-            outer = checkpoint.outer_names(base=True, head=True)
-            checkpoint.load(outer)
-            report = report_of(
-                run, budget, rows, before, after, search=search, predicted_peak_memory=predicted
-            )
-            note_source(run.model, folder)
-            try:
-                save_checkpoint(
-                    output,
-                    model=run.model,
-                    tokenizer=tokenizer,
-                    files={REPORT_FILE: report.to_json(), PLAN_FILE: json.dumps(cut.units)},
-                    overwrite=overwrite,
-                    state_dict=checkpoint.state_dict(outer),
-                    shards=cut.shards(),
-                    run=fingerprint,
-                    account=what_was_done(report),
-                )
-            except SaveError as error:
-                raise SaveError(
-                    f"{error} What was finished is kept in {str(working)!r}: go on with "
-                    "resume=True (--resume)."
-                ) from error
-            workspace.delete()
-    return PrunedCheckpoint(output, report, cut.units)
+        with FinishedWork(run, working, fingerprint, resume=resume) as work:
+            run.stopwatch.seconds |= work.workspace.seconds()
+            source = StoredModel(run, work, checkpoint, Output(output, overwrite), predicted)
+            (result,) = results_of(source, [budget], work)
+            work.delete()
+    return result
 
 
 def _finished(
@@ -268,38 +196,4 @@ def _reading(run: Run) -> Reading:
         num_tokens=calibration.num_tokens,
         length=length,
         batch_tokens=max(sequences * tokens for sequences, tokens in sizes),
-    )
-
-
-def _fingerprint(run: Run, checkpoint: Checkpoint, target: Target) -> dict[str, str]:
-    """All that a result depends on, by what it is."""
-    config = (checkpoint.folder / "config.json").read_bytes()
-    weights = hashlib.sha256()
-    with run.stage("read weights"):
-        for path in checkpoint.files:
-            with path.open("rb") as file:
-                weights.update(hashlib.file_digest(file, "sha256").digest())
-    return fingerprint_of(
-        run,
-        target=repr(target),
-        model=type(run.model).__name__,
-        **{"config.json": hashlib.sha256(config).hexdigest(), "weights": weights.hexdigest()},
-    )
-
-
-def _sensitivities(walk: Walk, measured: list[Measured]) -> list[float] | None:
-    """As `stat_prune.pipeline.probes.sensitivities`, of the probes that a walk has made."""
-    if not walk.recipe.probes:
-        return None
-    workspace, name = walk.workspace, "distances"
-    if not workspace.done(name):
-        with workspace.piece(name, walk.run.stopwatch.seconds) as folder:
-            write(walk.distances(), folder / "distances.pt")
-    workspace.forget(f"{layer_name(walk.checkpoint.num_layers - 1)}/states")
-    blocks = [one.candidates.block for one in measured]
-    return weights_by_block(
-        read(workspace.folder / name / "distances.pt"),
-        [one.probe_error or 0.0 for one in measured],
-        [one.output_energy for one in measured],
-        [block.set_name for block in blocks],
     )

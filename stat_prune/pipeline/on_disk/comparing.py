@@ -20,8 +20,8 @@ from stat_prune.choosing.budget.whole_model import (
     size_of_part,
     sums_by_sequence,
 )
-from stat_prune.choosing.criteria import Candidates
-from stat_prune.choosing.folding import fold_in_float32
+from stat_prune.choosing.folding import fold_candidate, in_float32
+from stat_prune.choosing.measured import Measured, weights_of
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import distances
 from stat_prune.model.folded_consumer import FoldedConsumer
@@ -36,7 +36,6 @@ from stat_prune.pipeline.budgeting.starts import (
 )
 from stat_prune.pipeline.on_disk.embedding import embedded_before, write_embedded
 from stat_prune.pipeline.on_disk.walk import DENSE, Walk, layer_name, state_file
-from stat_prune.pipeline.probes import of_all_candidates
 from stat_prune.pipeline.workspace import read, read_statistics, write
 from stat_prune.reporting.search_report import Search
 from stat_prune.surgery.cut import pruned_copy
@@ -58,18 +57,14 @@ class Comparison:
     ----------
     walk : Walk
         That has measured every block.
-    candidates : sequence of Candidates
-    weights : sequence of float
-        From the probes, by block.
+    measured : sequence of Measured
+        With weights.
     """
 
-    def __init__(
-        self, walk: Walk, candidates: Sequence[Candidates], weights: Sequence[float]
-    ) -> None:
-        self.walk, self.run, self.candidates = walk, walk.run, candidates
+    def __init__(self, walk: Walk, measured: Sequence[Measured]) -> None:
+        self.walk, self.run, self.measured = walk, walk.run, measured
         self.checkpoint, self.workspace = walk.checkpoint, walk.workspace
         settings, calibration = self.run.settings, self.run.calibration
-        self._weights = of_all_candidates(candidates, weights)
         self._effort = effort_of(settings.effort, walk.positions_per_sequence())
         count = self._effort.num_compared(calibration.num_samples)
         self._sequences = to_measure_on(calibration, count, settings.seed)
@@ -78,8 +73,8 @@ class Comparison:
     def choose(self, budget: Budget) -> tuple[list[int], Search]:
         """The candidate of each block for a budget, and how it was found."""
         run = self.run
-        starts = starts_of(self._weights, run.settings)
-        spreads = spread_starts(run, self.candidates, starts, budget)
+        starts = starts_of(weights_of(self.measured), run.settings)
+        spreads = spread_starts(run, self.measured, starts, budget)
         choices = list(dict.fromkeys(tuple(choice) for _, choice in spreads))
         count = self._sequences.num_samples
         compared = Compared(self._measured(choices), NUM_PARTS)
@@ -158,7 +153,9 @@ class Comparison:
             for index in dict.fromkeys(choice[n] for choice in choices):
                 # A Gram matrix gives its memory to what is solved.
                 statistics = read_statistics(run, block, known, n, expendable=True, dtype=None)
-                folded = fold_in_float32(self.walk.recipe, statistics, self.candidates[n], index)
+                folded = in_float32(
+                    fold_candidate(self.walk.recipe, statistics, self.measured[n].candidates, index)
+                )
                 values = {f.name: getattr(folded, f.name) for f in dataclasses.fields(folded)}
                 del values["block"], statistics
                 write(values, _folded_file(folder, n, index))

@@ -13,6 +13,7 @@ import torch
 
 from stat_prune.checkpoints.layer_weights import Checkpoint
 from stat_prune.choosing.folding import fold_candidate
+from stat_prune.choosing.measured import Measured
 from stat_prune.linalg import Moments
 from stat_prune.measuring.collectors import MomentsCollector
 from stat_prune.measuring.objectives import distances, judged, objective_named
@@ -23,11 +24,17 @@ from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
 from stat_prune.model.running import Batch, evaluating
 from stat_prune.pipeline.on_disk.embedding import embedded_before, write_embedded
-from stat_prune.pipeline.on_disk.measured import Measured, read_measured, write_measured
+from stat_prune.pipeline.one_block import candidates_of
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.stages import candidates_of
-from stat_prune.pipeline.workspace import Workspace, read, read_statistics, write, write_statistics
-from stat_prune.settings.methods import Method
+from stat_prune.pipeline.workspace import (
+    Workspace,
+    read,
+    read_measured,
+    read_statistics,
+    write,
+    write_measured,
+    write_statistics,
+)
 from stat_prune.surgery.layerwise import States, run_layer, run_rest
 
 #: What flows through the layers beside a variant for every block: the calibration set, which is
@@ -45,16 +52,13 @@ class Walk:
     Parameters
     ----------
     run : Run
-    recipe : Method
     checkpoint : Checkpoint
         Of the run's model.
     workspace : Workspace
     """
 
-    def __init__(
-        self, run: Run, recipe: Method, checkpoint: Checkpoint, workspace: Workspace
-    ) -> None:
-        self.run, self.recipe = run, recipe
+    def __init__(self, run: Run, checkpoint: Checkpoint, workspace: Workspace) -> None:
+        self.run, self.recipe = run, run.settings.recipe
         self.checkpoint, self.workspace = checkpoint, workspace
         self.objective = objective_named(run.settings.objective)
         self._last = max(block.layer for block in run.blocks)
@@ -248,7 +252,7 @@ class Walk:
             copy_of = partial(read_statistics, self.run, block, folder, n, expendable=True)
             statistics = copy_of()
             energy = statistics.output_energy
-            candidates = candidates_of(self.run, self.recipe, statistics, n)
+            candidates = candidates_of(self.run, statistics, n)
             del statistics
             error = None
             if self._probes:
@@ -256,7 +260,7 @@ class Walk:
                 folded = fold_candidate(self.recipe, copy_of(dtype=None), candidates, probed)
                 probes.append(folded)
                 error = folded.output_error
-            write_measured(Measured(candidates, energy, error), folder, n)
+            write_measured(Measured(candidates, energy, probe_error=error), folder, n)
         return probes
 
     def entering(

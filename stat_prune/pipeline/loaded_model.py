@@ -1,0 +1,199 @@
+"""A model in memory, as a source of the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from stat_prune.attention import TokenClasses
+from stat_prune.attention.heads import stream_statistics
+from stat_prune.checkpoints.beside import leave_source
+from stat_prune.checkpoints.checkpoint import as_pruned_class
+from stat_prune.checkpoints.outer_models import follow
+from stat_prune.choosing.budget.costs import Budget
+from stat_prune.choosing.folding import fold_all
+from stat_prune.choosing.measured import Measured
+from stat_prune.families import find_blocks
+from stat_prune.machine.distributed import agreed, is_mine, merged, summed, together
+from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
+from stat_prune.measuring.collectors import collect_moments
+from stat_prune.measuring.objectives import objective_named
+from stat_prune.measuring.sensitivity import positions_per_sequence
+from stat_prune.measuring.statistics import BlockStatistics, statistics_of
+from stat_prune.model.blocks import Block
+from stat_prune.model.dispatched import to_cut
+from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.processors import text_tokenizer
+from stat_prune.model.running import Batch
+from stat_prune.pipeline.accounting import row_of
+from stat_prune.pipeline.budgeting.searching import BudgetSearch
+from stat_prune.pipeline.budgeting.sharing import factor_embeddings
+from stat_prune.pipeline.one_block import candidates_of, planned
+from stat_prune.pipeline.probes import distances
+from stat_prune.pipeline.resuming import FinishedWork
+from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.second_pass import HELD_OUT, SecondPass, best_pass, can_move
+from stat_prune.pipeline.sources import Cut, Decided, Probed
+from stat_prune.reporting.report import PruningReport
+from stat_prune.reporting.result import PruningResult
+from stat_prune.surgery.alignment import renumber_alignment_heads
+from stat_prune.surgery.cut import apply
+from stat_prune.surgery.narrowing import narrow
+
+
+class LoadedModel:
+    """A model in memory: statistics stay there, and what is cut is a copy.
+
+    Parameters
+    ----------
+    run : Run
+    work : FinishedWork
+        With statistics that need not be collected again.
+    """
+
+    predicted_peak_memory = None
+
+    def __init__(self, run: Run, work: FinishedWork) -> None:
+        self.run, self._work = run, work
+        self._origin = run.model.name_or_path or None
+
+    def measure(self) -> list[Measured]:
+        """Statistics and sizes of each block."""
+        statistics = self._work.statistics(lambda: collect(self.run))
+        return decompose(self.run, statistics)
+
+    def probe(self, measured: Sequence[Measured], choice: Sequence[int]) -> list[Probed]:
+        """What each of some blocks does, pruned alone to a candidate."""
+        with self.run.stage("probe"):
+            batches = self._probe_batches
+            folded = fold_all(self.run.settings.recipe, measured, choice, "the probes")
+            pairs = zip(distances(self.run, folded, batches), folded, strict=True)
+            return [Probed(distance, one.output_error) for distance, one in pairs]
+
+    @cached_property
+    def _probe_batches(self) -> list[Batch]:
+        run = self.run
+        typical = run.calibration.batches[len(run.calibration.batches) // 2]
+        objective = objective_named(run.settings.objective)
+        return run.probe_batches(positions_per_sequence(run.model, typical, objective))
+
+    def search(self, measured: Sequence[Measured]) -> BudgetSearch:
+        """What compares whole pruned models."""
+        return BudgetSearch(self.run, measured)
+
+    def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
+        """The correction of each block's candidate, solved once or twice."""
+        run, second = self.run, None
+        recipe, passes = run.settings.recipe, run.settings.num_passes
+        with run.stage("fold"):
+            folded = fold_all(recipe, measured, choice, "the correction")
+        if passes > 1 and recipe.corrected and run.calibration.num_samples >= HELD_OUT:
+            folded, second = _second_pass(run, folded)
+        pairs = zip(folded, measured, choice, strict=True)
+        return Decided.of([planned(*one) for one in pairs], second)
+
+    def cut(self, budget: Budget, decided: Decided) -> Cut:
+        """Smaller layers in place of the dense ones, in a copy that shares the others."""
+        run, plans = self.run, decided.plans
+        with run.stage("cut"):
+            with to_cut(run.model, inplace=run.settings.inplace) as pruned:
+                dense = find_blocks(pruned)
+                apply(pruned, [plan.folded for plan in plans])
+                narrow(pruned, decided.narrowed)
+                embeddings = factor_embeddings(run, budget.target, pruned)
+                as_pruned_class(pruned)
+        kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
+        renumber_alignment_heads(pruned, dense, kept)
+        return Cut(pruned, [row_of(plan) for plan in plans], kept, embeddings)
+
+    def result(self, budget: Budget, cut: Cut, report: PruningReport) -> PruningResult:
+        """The model and the account of it."""
+        leave_source(cut.model)
+        if self.run.settings.inplace:
+            follow(cut.model)
+        return PruningResult(
+            model=cut.model,
+            report=report,
+            plan=cut.units,
+            tokenizer=self.run.tokenizer,
+            source=self._origin,
+            run=self._work.fingerprint(budget.target),
+        )
+
+
+def collect(run: Run) -> list[BlockStatistics]:
+    """Second moments of every consumer's input, in one pass over the calibration set.
+
+    Products in float32 do where every channel says something of its own; blocks where one does not
+    are measured in another pass.
+    """
+    recipe = run.settings.recipe
+    attention = _attention_of_heads(run) if recipe.heads_only else {}
+    statistics = _statistics(run, run.blocks, run.settings.first_precision)
+    if run.settings.precision == "auto":
+        again = agreed(lambda: [one.block for one in statistics.values() if one.has_dependence()])
+        for block in again:
+            del statistics[block.name]  # the memory is needed
+        statistics |= _statistics(run, again, "float64")
+    return [
+        replace(statistics[block.name], attention=attention.get(block.name)) for block in run.blocks
+    ]
+
+
+def _statistics(run: Run, blocks: Sequence[Block], precision: str) -> dict[str, BlockStatistics]:
+    """Of some blocks, by name; no pass for none."""
+    if not blocks:
+        return {}
+    mine = [batch for number, batch in enumerate(run.calibration.batches) if is_mine(number)]
+    with run.stage("collect"):
+        moments = together(
+            lambda: collect_moments(run.model, blocks, run.tracked(mine), precision=precision)
+        )
+        moments = summed(moments)
+    base, centred = run.model.base_model, run.settings.recipe.absorb_mean
+    found = statistics_of(base, blocks, moments, absorb_mean=centred)
+    return {one.block.name: one for one in found}
+
+
+def _attention_of_heads(run: Run) -> Mapping[str, Mapping[str, torch.Tensor]]:
+    """One more pass, for criteria that look at the attention of every head; by block."""
+    with run.stage("collect attention"):
+        tokenizer = text_tokenizer(run.tokenizer)
+        classes = TokenClasses(tokenizer) if tokenizer is not None else None
+        # Every process reads all of it, and finds the same.
+        return stream_statistics(run.model, run.tracked(run.calibration.batches), classes).values
+
+
+def decompose(run: Run, statistics: Sequence[BlockStatistics]) -> list[Measured]:
+    """Rank each block's units; one decomposition prices every size."""
+    mine = [number for number in range(len(statistics)) if is_mine(number)]
+    with run.stage("decompose"):
+        candidates = merged(
+            together(lambda: {n: candidates_of(run, statistics[n], n) for n in run.tracked(mine)})
+        )
+    pairs = zip(candidates, statistics, strict=True)
+    return [Measured(sizes, one.output_energy, one) for sizes, one in pairs]
+
+
+def _second_pass(
+    run: Run, folded: list[FoldedConsumer]
+) -> tuple[list[FoldedConsumer], SecondPass | None]:
+    """Solve the correction again on the pruned network, where that can change anything."""
+    if all(len(one.units) == one.block.num_units or not can_move(one.block) for one in folded):
+        return folded, None
+    with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
+        run.expect(len(folded))
+        best, second = agreed(
+            lambda: best_pass(
+                run.model,
+                folded,
+                run.calibration,
+                objective_named(run.settings.objective),
+                seed=run.settings.seed,
+                advance=run.advance,
+            )
+        )
+    return best, second
