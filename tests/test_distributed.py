@@ -106,11 +106,11 @@ if mine and sys.argv[2] in ("nan", "1e38"):
 if mine and sys.argv[2] == "other data":
     rows = rows[1:]
 if mine and sys.argv[2] == "death":
-    import stat_prune.pipeline.stages
-    stat_prune.pipeline.stages.collect_moments = lambda *_a, **_k: os._exit(3)
+    import stat_prune.pipeline.loaded_model
+    stat_prune.pipeline.loaded_model.collect_moments = lambda *_a, **_k: os._exit(3)
 if mine and sys.argv[2] == "late death":
-    import stat_prune.pruning
-    stat_prune.pruning.sensitivities = lambda *_a, **_k: os._exit(3)
+    import stat_prune.pipeline.stages
+    stat_prune.pipeline.stages.sensitivities = lambda *_a, **_k: os._exit(3)
 options = {"work_dir": sys.argv[3]} if len(sys.argv) > 3 else {}
 with distributed.launched():
     result = stat_prune.prune(
@@ -157,7 +157,7 @@ def test_what_was_finished_when_a_process_died_is_not_done_again(tmp_path):
     tests = str(ROOT / "tests")
     died = launch(2, str(script), tests, "late death", folders[0])
     assert "exitcode  : 3" in died.stderr
-    no_more = "import stat_prune.pipeline.stages; stat_prune.pipeline.stages.collect_moments = None"
+    no_more = "import stat_prune.pipeline.loaded_model as one; one.collect_moments = None"
     script.write_text(f"{no_more}\n{SCRIPT}")
     assert launch(2, str(script), tests, "nothing", folders[0]).returncode == 0
     script.write_text(SCRIPT)

@@ -32,7 +32,7 @@ def interrupted(command: list[str], monkeypatch, capsys) -> str:
     def stop(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stat_prune.pruning.sensitivities", stop)
+    monkeypatch.setattr("stat_prune.pipeline.stages.sensitivities", stop)
     monkeypatch.setattr("stat_prune.pipeline.on_disk.walk.Walk.distances", stop)
     monkeypatch.setattr(sys, "argv", ["stat-prune", *command])
     with pytest.raises(SystemExit) as stopped:

@@ -9,7 +9,7 @@ from tiny_models import tiny_bert
 import stat_prune
 from stat_prune.errors import SettingsError
 from stat_prune.measuring.collectors import collect_moments
-from stat_prune.pipeline import stages
+from stat_prune.pipeline import loaded_model
 
 IDS = torch.arange(3, 12)[None]
 
@@ -55,7 +55,7 @@ def test_a_block_that_float32_cannot_judge_is_measured_again_in_float64():
 
     model = with_duplicates()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "collect_moments", spied)
+        patch.setattr(loaded_model, "collect_moments", spied)
         result = pruned("auto", model=model)
     every = [row.name for row in result.report.blocks]
     assert counted == [("float32", every), ("float64", every[-1:])]

@@ -15,8 +15,8 @@ import torch
 from tiny_models import tiny_bert
 
 import stat_prune
-from stat_prune import pruning
 from stat_prune.errors import SettingsError
+from stat_prune.pipeline import loaded_model, stages
 
 
 def rows():
@@ -34,17 +34,26 @@ def same_bits(first, second):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+#: Stages, and the modules that call them.
+WHERE = {
+    "collect": loaded_model,
+    "decompose": loaded_model,
+    "sensitivities": stages,
+    "_finished": stages,
+}
+
+
 class Stop(Exception):
     """Instead of a power cut."""
 
 
-@pytest.mark.parametrize("stage", ["collect", "decompose", "sensitivities", "plan"])
+@pytest.mark.parametrize("stage", list(WHERE))
 def test_a_run_goes_on_from_what_it_had_measured(stage, tmp_path, monkeypatch):
     expected = pruned()
     calls: list[str] = []
 
     def breaking(name):
-        real = getattr(pruning, name)
+        real = getattr(WHERE[name], name)
 
         def call(*args, **kwargs):
             calls.append(name)
@@ -54,8 +63,8 @@ def test_a_run_goes_on_from_what_it_had_measured(stage, tmp_path, monkeypatch):
 
         return call
 
-    for name in ("collect", "decompose", "sensitivities", "plan"):
-        monkeypatch.setattr(pruning, name, breaking(name))
+    for name, where in WHERE.items():
+        monkeypatch.setattr(where, name, breaking(name))
     with pytest.raises(Stop):
         pruned(work_dir=tmp_path / "work")
     calls_before = len(calls)
@@ -63,7 +72,7 @@ def test_a_run_goes_on_from_what_it_had_measured(stage, tmp_path, monkeypatch):
     assert same_bits(result, expected)
     again = calls[calls_before:]
     assert ("collect" in again) == (stage == "collect")
-    assert ("sensitivities" in again) == (stage != "plan")
+    assert ("sensitivities" in again) == (stage != "_finished")
     assert not (tmp_path / "work").exists()
 
 
@@ -72,7 +81,7 @@ def test_a_run_begun_with_other_settings_is_refused(tmp_path, monkeypatch):
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(pruning, "sensitivities", stop)
+        patch.setattr(stages, "sensitivities", stop)
         pruned(work_dir=tmp_path / "work")
     with pytest.raises(SettingsError, match="begun differently: seed was 0 and is 1"):
         pruned(work_dir=tmp_path / "work", seed=1)

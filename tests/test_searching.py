@@ -20,12 +20,12 @@ from transformers import (
 )
 
 import stat_prune
-from stat_prune import MACs, Parameters, Speedup, Tolerance, pruning
+from stat_prune import MACs, Parameters, Speedup, Tolerance
 from stat_prune.errors import SettingsError
 from stat_prune.families import find_blocks
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
-from stat_prune.pipeline import stages
+from stat_prune.pipeline import loaded_model, stages
 from stat_prune.pipeline.budgeting.starts import EXPONENTS
 from stat_prune.reporting.report import PruningReport
 from stat_prune.settings.settings import MIN_HELD_OUT
@@ -87,17 +87,17 @@ def deep() -> torch.nn.Module:
 
 def mislead(monkeypatch) -> None:
     """Probes that give the first half of the layers away, as those of deep models do."""
-    real = pruning.sensitivities
+    real = stages.sensitivities
 
-    def misled(run, recipe, statistics, candidates):
-        weights = real(run, recipe, statistics, candidates)
-        half = max(block.layer for block in run.blocks) / 2
+    def misled(source, measured):
+        weights = real(source, measured)
+        half = max(one.block.layer for one in measured) / 2
         return weights and [
-            one * (1e-6 if block.layer < half else 1.0)
-            for one, block in zip(weights, run.blocks, strict=True)
+            weight * (1e-6 if one.block.layer < half else 1.0)
+            for weight, one in zip(weights, measured, strict=True)
         ]
 
-    monkeypatch.setattr(pruning, "sensitivities", misled)
+    monkeypatch.setattr(stages, "sensitivities", misled)
 
 
 @pytest.mark.parametrize("effort", ["fast", "normal", "thorough"])
@@ -257,9 +257,9 @@ def test_a_choice_that_was_made_is_not_searched_for_again(tmp_path, monkeypatch)
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(pruning, "plan", stop)
+        patch.setattr(stages, "_finished", stop)
         pruned(work_dir=tmp_path / "work")
-    monkeypatch.setattr(pruning, "choose_sizes", stop)
+    monkeypatch.setattr(stages, "choose_sizes", stop)
     result = pruned(work_dir=tmp_path / "work")
     assert result.report.search == expected.report.search
     assert result.plan == expected.plan
@@ -311,6 +311,6 @@ def test_other_methods_may_be_searched_for_and_other_budgets_are_not():
     ids=str,
 )
 def test_what_cannot_be_searched_is_refused_before_any_work(options, message, monkeypatch):
-    monkeypatch.setattr(stages, "collect_moments", None)
+    monkeypatch.setattr(loaded_model, "collect_moments", None)
     with pytest.raises(SettingsError, match=message):
         pruned(**options)

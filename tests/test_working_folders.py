@@ -18,8 +18,9 @@ from hand_pruned import assert_same_model
 from tiny_models import tiny_bert, tiny_llama
 
 import stat_prune
-from stat_prune import MACs, pruning
+from stat_prune import MACs
 from stat_prune.errors import SaveError, SettingsError
+from stat_prune.pipeline import loaded_model, stages
 from stat_prune.pipeline.on_disk import walk
 from stat_prune.pipeline.workspace import Workspace
 
@@ -139,7 +140,7 @@ def test_a_run_that_failed_gives_its_folder_back(run, tmp_path, monkeypatch):
         raise RuntimeError("midway")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="midway") as caught:
-        patch.setattr(pruning, "sensitivities", fail)
+        patch.setattr(stages, "sensitivities", fail)
         patch.setattr(walk.Walk, "distances", fail)
         run(tmp_path)
     assert caught.traceback  # which still refers to the run
@@ -158,7 +159,7 @@ def test_resuming_a_run_that_has_ended_gives_its_result(run, tmp_path, monkeypat
     def never(*_args: Any, **_kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(pruning, "collect", never)
+    monkeypatch.setattr(loaded_model, "collect", never)
     monkeypatch.setattr(walk.Walk, "measure", never)
     again = run(tmp_path)
     assert again.plan == first.plan
@@ -191,7 +192,7 @@ def broken_off(run, tmp_path, monkeypatch) -> Path:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pruning, "sensitivities", stop)
+        patch.setattr(stages, "sensitivities", stop)
         patch.setattr(walk.Walk, "distances", stop)
         run(tmp_path)
     return tmp_path

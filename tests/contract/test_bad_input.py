@@ -92,11 +92,13 @@ def test_the_least_that_the_error_states_can_be_reached(family: Family, prune):
 def collected(monkeypatch) -> list[str]:
     """What was collected: empty where an error came before the work."""
     calls: list[str] = []
-    from stat_prune.pipeline import stages
+    from stat_prune.pipeline import loaded_model
 
-    collect = stages.collect_moments
+    collect = loaded_model.collect_moments
     monkeypatch.setattr(
-        stages, "collect_moments", lambda *a, **k: (calls.append("moments"), collect(*a, **k))[1]
+        loaded_model,
+        "collect_moments",
+        lambda *a, **k: (calls.append("moments"), collect(*a, **k))[1],
     )
     return calls
 

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 
 import stat_prune
 from slicegpt import slicegpt
-from stat_prune import Latency, MACs, pruning
+from stat_prune import Latency, MACs
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.evaluation import perplexity
 from stat_prune.families import stacks_of
 from stat_prune.model.dispatched import in_memory, is_offloaded, stored_tensors
+from stat_prune.pipeline import loaded_model, stages
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -256,11 +257,11 @@ def test_a_run_that_was_broken_off_goes_on_with_a_dispatched_model(
     plain = build("Llama")
     expected = prune(plain, MACs(0.5))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pruning, "sensitivities", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(stages, "sensitivities", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         prune(plain, MACs(0.5), work_dir=tmp_path / "work")
     model = placement(plain, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(pruning, "collect", None)  # it has been done
+        patch.setattr(loaded_model, "collect", None)  # it has been done
         found = prune(model, MACs(0.5), work_dir=tmp_path / "work")
     assert_equal(dict(stored_tensors(found.model)), expected.model.state_dict())
 

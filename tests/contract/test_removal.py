@@ -22,11 +22,11 @@ from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.measuring.statistics import statistics_of
 from stat_prune.model.projections import projection
+from stat_prune.pipeline.loaded_model import LoadedModel
 from stat_prune.pipeline.probes import sensitivities
+from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import starting
 from stat_prune.pipeline.second_pass import can_move, pruned_copy, restream
-from stat_prune.pipeline.stages import collect, decompose
-from stat_prune.settings.methods import method_named
 from stat_prune.settings.settings import Settings
 
 BY_LABEL = {family.label: family for family in FAMILIES}
@@ -104,14 +104,15 @@ def test_with_removal_the_least_is_one_unit_of_one_block(family: Family, prune):
 @pytest.mark.parametrize("label", ["Bert", "Llama"])
 def test_a_removed_block_has_the_price_that_its_removal_shows(label, texts, word_tokenizer):
     model = BY_LABEL[label].build("ForSequenceClassification")
-    recipe, settings = method_named("stat"), Settings(remove_blocks=True, progress=False)
+    settings = Settings(remove_blocks=True, progress=False)
     with starting(model, texts, word_tokenizer, settings) as run:
-        statistics = collect(run, recipe)
-        candidates = decompose(run, recipe, statistics)
-        weights = sensitivities(run, recipe, statistics, candidates)
+        source = LoadedModel(run, FinishedWork(run))
+        blocks = source.measure()
+        weights = sensitivities(source, blocks)
         batches = run.probe_batches(1.0)
-    for one, sizes, weight in zip(statistics, candidates, weights, strict=True):
-        removed = pruned_copy(model, [fold(one, sizes.units(0))])
+    for one, weight in zip(blocks, weights, strict=True):
+        sizes = one.candidates
+        removed = pruned_copy(model, [fold(one.statistics, sizes.units(0))])
         measured = distance(model, removed, batches, output_distance)
         foretold = float(weight[-1] * sizes.output_errors[0])
         price = float(weight[0] * sizes.output_errors[0])
