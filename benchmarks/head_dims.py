@@ -21,7 +21,7 @@ from stat_prune.measuring.sensitivity import distance
 from tasks import TASKS
 
 #: Examples that the distance is measured on, and by what they are drawn.
-NUM_UNSEEN, UNSEEN_SEED = 500, 99
+NUM_UNSEEN, UNSEEN_SEED = 1500, 99
 
 
 def rows_of(name: str, budgets: list[float], seed: int, samples: int) -> list[str]:

@@ -6,6 +6,7 @@ projection reads: both products can be of lower rank than the head has dimension
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 
@@ -70,12 +71,11 @@ class HeadDims:
         ((path, _),) = block.attributes.items()
         self._scaling = float(base_model.get_submodule(path).scaling)  # type: ignore[arg-type]
         self._statistics = BlockStatistics.of(block, channels, self._output)
-        self.query_key = cache(self._narrow_scores)
-        self.value = cache(self._narrow_values)
+        self._score_maps = cache(self._maps_of_scores)
 
     @cached_property
     def query_key_errors(self) -> Tensor:
-        """Mean squared error of the scores for 0, 1, ... dimensions, summed over the heads.
+        """Of each head, mean squared error of the scores for 0, 1, ... dimensions.
 
         Of what softmax reads: an error that all keys share is none. Token pairs are taken as
         independent, as in "A3: an Analytical Low-Rank Approximation Framework for Attention"
@@ -83,32 +83,36 @@ class HeadDims:
 
         Returns
         -------
-        Tensor of shape (query_key_size + 1,), float64
+        Tensor of shape (num_units, query_key_size + 1), float64
         """
+        size = self.block.query_key_size
         if self._keeps_scores:
-            return self._statistics.gram.new_zeros(self.block.query_key_size + 1)
+            return self._statistics.gram.new_zeros(self.block.num_units, size + 1)
         if self._rotary is not None:
-            pairs = torch.stack([one.errors for one in self._rotary_pairs]).sum(0)
+            pairs = torch.cat([one.errors for one in self._rotary_pairs])
             # A dimension without the other of its pair is none.
-            errors = pairs.repeat_interleave(2)[: self.block.query_key_size + 1]
+            errors = pairs.repeat_interleave(2, dim=1)[:, : size + 1]
             return (self._scaling * self._rotary.scaling**2) ** 2 * errors
-        products = self._score_products
-        moments = zip(*self._query_and_key_moments(), strict=True)
-        energies = [float((queries * keys).sum()) for queries, keys in moments]
-        return self._scaling**2 * _summed(products, energies)
+        queries, keys = self._query_and_key_moments()
+        energies = [float((q * k).sum()) for q, k in zip(queries, keys, strict=True)]
+        curves = [
+            one.error_curve.square() * energy
+            for one, energy in zip(self._score_products, energies, strict=True)
+        ]
+        return self._scaling**2 * torch.stack(curves)
 
     @cached_property
     def value_errors(self) -> Tensor:
-        """Squared error of the block's output for 0, 1, ... dimensions, relative to its energy.
+        """Of each head, squared error of the output for 0, 1, ... dimensions, by the block's.
 
-        Summed over the heads that share no values, before what others make up for.
+        Before what heads make up for that read other values.
 
         Returns
         -------
-        Tensor of shape (unit_size + 1,), float64
+        Tensor of shape (num_units, unit_size + 1), float64
         """
-        errors = self._statistics.gram.new_zeros(self.block.unit_size + 1)
         size, sharing = self.block.unit_size, self.block.units_per_group
+        errors = self._statistics.gram.new_zeros(self.block.num_units, size + 1)
         for start in range(0, self.block.num_units, sharing):
             members = self._value_factors[start : start + sharing]
             ((_, right), *_) = members
@@ -116,70 +120,93 @@ class HeadDims:
             channels = slice(start * size, (start + sharing) * size)
             gram = self._statistics.gram[channels, channels].unflatten(0, (sharing, size))
             gram = gram.unflatten(2, (sharing, size)).transpose(1, 2)
-            shares = (right @ gram @ right.T) * (left.mT[:, None] @ left)
+            shares = ((right @ gram @ right.T) * (left.mT[:, None] @ left)).sum(1)
             # Of the directions from each number on, the products of all with all.
-            products = shares.sum((0, 1)).flip(0, 1).cumsum(0).cumsum(1)
-            errors[:-1] += products.diagonal().flip(0)
-        return errors.clamp_min(0) / max(self._statistics.output_energy, 1e-300)
+            products = shares.flip(1, 2).cumsum(1).cumsum(2).diagonal(dim1=1, dim2=2)
+            errors[start : start + sharing, :-1] = products.flip(1)
+        return errors / max(self._statistics.output_energy, 1e-300)
 
-    def narrowed(self, query_key: int, value: int) -> NarrowedHeads:
-        """The linear layers for so many dimensions; all of a kind leaves its layers as they are."""
-        layers: dict[str, tuple[Tensor, Tensor | None]] = {}
-        pairs = None if self._rotary is None else self._rotary.pairs
-        if query_key < self.block.query_key_size:
-            layers |= self.query_key(query_key)
+    def narrowed(self, query_key: int, value: int, units: Tensor | None = None) -> NarrowedHeads:
+        """The linear layers for so many dimensions; all of a kind leaves its layers as they are.
+
+        Parameters
+        ----------
+        query_key, value : int
+        units : Tensor of shape (k,), int64, optional
+            Heads that stay, ascending; default: all.
+        """
+        block, layers = self.block, dict[str, tuple[Tensor, Tensor | None]]()
+        units = torch.arange(block.num_units) if units is None else units.cpu()
+        groups = block.groups(units)
+        pairs = None
+        if self._rotary is not None and self._rotary.pairs is not None:
+            pairs = self._rotary.pairs[groups]
+        if query_key < block.query_key_size:
+            of_queries, of_keys = self._score_maps(query_key)
+            queries, keys, _ = block.producers
+            layers[queries.path] = _mapped(self._query, of_queries, units)
+            layers[keys.path] = _mapped(self._key, of_keys, groups)
             if self._rotary is not None:
-                kept = torch.stack([one.kept(query_key // 2).cpu() for one in self._rotary_pairs])
-                pairs = kept if pairs is None else pairs.gather(1, kept)
-        if value < self.block.unit_size:
-            layers |= self.value(value)
+                kept = torch.stack([self._rotary_pairs[g].kept(query_key // 2) for g in groups])
+                pairs = kept.cpu() if pairs is None else pairs.gather(1, kept.cpu())
+        if value < block.unit_size:
+            layers |= self._narrow_values(value, units, groups)
+        stays = replace(block, num_units=len(units), num_groups=len(groups))
         return NarrowedHeads(
-            self.block, query_key, value, layers, None if pairs is None else pairs.tolist()
+            stays, query_key, value, layers, None if pairs is None else pairs.tolist()
         )
 
-    def _narrow_scores(self, size: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def _maps_of_scores(self, size: int) -> tuple[list[Tensor], list[Tensor]]:
         """Queries F^T q and keys T k, where F T is nearest to the identity between them.
 
         Of those that are turned, some pairs, and the queries' turned and scaled.
         """
         if self._rotary is not None:
-            return self._narrow_turned(size // 2)
+            return self._maps_of_pairs(size // 2)
         identity = torch.eye(self.block.query_key_size).to(self._statistics.gram)
         pairs = [one.factors(identity, size) for one in self._score_products]
-        queries, keys, _ = self.block.producers
+        return [left.T for left, _, _ in pairs], [right for _, right, _ in pairs]
+
+    def _maps_of_pairs(self, count: int) -> tuple[list[Tensor], list[Tensor]]:
+        half = self.block.query_key_size // 2
+        of_queries, of_keys = [], []
+        for pairs in self._rotary_pairs:
+            kept = pairs.kept(count)
+            chosen = torch.eye(2 * half).to(self._statistics.gram)[torch.cat([kept, kept + half])]
+            of_keys.append(chosen)
+            for factors in pairs.turns(count):
+                a, b = (one.diag() for one in factors.T)
+                of_queries.append(torch.cat([torch.cat([a, -b], 1), torch.cat([b, a], 1)]) @ chosen)
+        return of_queries, of_keys
+
+    def _narrow_values(
+        self, size: int, units: Tensor, groups: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """The best directions of each head's values, and all that can be said of the others."""
+        channels = torch.arange(self.block.num_channels).reshape(-1, self.block.unit_size)
+        folded = fold(self._turned, channels[units, :size].reshape(-1))
+        bias = None if self._output.bias is None else self._output.bias.detach().double()
+        if folded.bias is not None:
+            bias = folded.bias if bias is None else bias + folded.bias
+        shared = self._value_factors[:: self.block.units_per_group]
+        values = self.block.producers[-1]
         return {
-            queries.path: _mapped(self._query, [left.T for left, _, _ in pairs]),
-            keys.path: _mapped(self._key, [right for _, right, _ in pairs]),
+            values.path: _mapped(self._value, [right[:size] for _, right in shared], groups),
+            self.block.consumer: (folded.weight, bias),
         }
 
-    def _narrow_values(self, size: int) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """The best directions of each head's values, and all that can be said of the others."""
-        width = self.block.unit_size
+    @cached_property
+    def _turned(self) -> BlockStatistics:
+        """Of the heads' directions, each a unit of its own, in place of their channels."""
         turn = torch.block_diag(*(right for _, right in self._value_factors))
-        known, mean = self._statistics, self._statistics.mean
-        channels = self.block.num_channels
-        turned = replace(
+        known, mean, count = self._statistics, self._statistics.mean, self.block.num_channels
+        return replace(
             known,
-            block=replace(
-                self.block, num_units=channels, num_groups=channels, unit_size=1, producers=()
-            ),
+            block=replace(self.block, num_units=count, num_groups=count, unit_size=1, producers=()),
             gram=turn @ known.gram @ turn.T,
             mean=None if mean is None else turn @ mean,
             weight=torch.cat([left for left, _ in self._value_factors], dim=1),
         )
-        units = torch.arange(channels).reshape(-1, width)[:, :size].reshape(-1)
-        folded = fold(turned, units)
-        bias = None if self._output.bias is None else self._output.bias.detach().double()
-        if folded.bias is not None:
-            bias = folded.bias if bias is None else bias + folded.bias
-        values = self.block.producers[-1]
-        return {
-            values.path: _mapped(
-                self._value,
-                [right[:size] for _, right in self._value_factors[:: self.block.units_per_group]],
-            ),
-            self.block.consumer: (folded.weight, bias),
-        }
 
     @cached_property
     def _score_products(self) -> list[LowRank]:
@@ -229,23 +256,6 @@ class HeadDims:
             )
         ]
 
-    def _narrow_turned(self, count: int) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """So many pairs of queries and keys."""
-        half = self.block.query_key_size // 2
-        of_queries, of_keys = [], []
-        for pairs in self._rotary_pairs:
-            kept = pairs.kept(count)
-            chosen = torch.eye(2 * half).to(self._statistics.gram)[torch.cat([kept, kept + half])]
-            of_keys.append(chosen)
-            for factors in pairs.turns(count):
-                a, b = (one.diag() for one in factors.T)
-                of_queries.append(torch.cat([torch.cat([a, -b], 1), torch.cat([b, a], 1)]) @ chosen)
-        queries, keys, _ = self.block.producers
-        return {
-            queries.path: _mapped(self._query, of_queries),
-            keys.path: _mapped(self._key, of_keys),
-        }
-
     def _query_and_key_moments(self) -> tuple[list[Tensor], list[Tensor]]:
         """Second moments of each head's queries, and of its keys about their mean.
 
@@ -281,19 +291,18 @@ def _positive(moments: Tensor) -> Tensor:
     return moments + max(floor, 1e-30) * torch.eye(len(moments)).to(moments)
 
 
-def _summed(products: list[LowRank], energies: list[float]) -> Tensor:
-    """Squared errors of all heads by rank."""
-    curves = [one.error_curve.square() * e for one, e in zip(products, energies, strict=True)]
-    return torch.stack(curves).sum(0)
-
-
 def _by_head(tensor: Tensor, num_heads: int) -> Tensor:
     """Rows of a weight or a bias in float64, by head."""
     return tensor.detach().double().reshape(num_heads, -1, *tensor.shape[1:])
 
 
-def _mapped(layer: Projection, maps: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias with a linear map behind each head's part of a layer."""
-    joint = torch.block_diag(*maps)
-    bias = None if layer.bias is None else joint @ layer.bias.detach().double()
-    return joint @ layer.weight.detach().double(), bias
+def _mapped(
+    layer: Projection, maps: Sequence[Tensor], heads: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of some heads' parts of a layer, with a linear map behind each."""
+    parts = _by_head(layer.weight, len(maps))
+    weight = torch.cat([maps[head] @ parts[head] for head in heads.tolist()])
+    if layer.bias is None:
+        return weight, None
+    biases = _by_head(layer.bias, len(maps))
+    return weight, torch.cat([maps[head] @ biases[head] for head in heads.tolist()])

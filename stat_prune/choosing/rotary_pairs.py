@@ -83,8 +83,8 @@ class RotaryPairs:
 
     Attributes
     ----------
-    errors : Tensor of shape (f + 1,), float64
-        Mean squared error of the scores for 0, 1, ... pairs, summed over the heads.
+    errors : Tensor of shape (heads, f + 1), float64
+        Of each head, mean squared error of the scores for 0, 1, ... pairs.
     """
 
     def __init__(
@@ -130,19 +130,19 @@ class RotaryPairs:
     def _eliminate(self) -> tuple[Tensor, Tensor]:
         """Backwards, each time the pair without which the error grows least."""
         left = torch.arange(self._num_pairs, device=self._gram.device)
-        errors, leaving = [self._gram.new_zeros(())], []
+        errors, leaving = [self._gram.new_zeros(len(self._gram))], []
         while len(left):
             inverse, solution = self._solve(left)
             count = len(left)
             own = inverse.unflatten(1, (2, count)).unflatten(3, (2, count))
             own = own.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
             factors = solution.unflatten(1, (2, count)).mT[..., None]
-            costs = (factors.mT @ torch.linalg.solve(own, factors)).sum(0).reshape(-1)
-            gone = int(costs.argmin())
-            errors.append(errors[-1] + costs[gone].clamp_min(0))
+            costs = (factors.mT @ torch.linalg.solve(own, factors)).flatten(1)
+            gone = int(costs.sum(0).argmin())
+            errors.append(errors[-1] + costs[:, gone].clamp_min(0))
             leaving.append(left[gone])
             left = torch.cat([left[:gone], left[gone + 1 :]])
-        return torch.stack(leaving).flip(0), torch.stack(errors).flip(0)
+        return torch.stack(leaving).flip(0), torch.stack(errors, 1).flip(1)
 
 
 def _trigonometric_moments(frequencies: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,12 @@ def check_llama_like(model: PreTrainedModel, program: str) -> None:
             f"layer are read there of {', '.join(LLAMA_LIKE)}. Prune it with uniform=True, and "
             f"give the folder that is saved to {program}'s own converter."
         )
+    if "head_dims" in (getattr(model.config, "stat_prune", None) or {}):
+        raise UnsupportedArchitectureError(
+            f"Heads of this {type(model).__name__} have lost dimensions, and {program} has no "
+            "place for queries and keys of another size than values. Prune without head_dims=True, "
+            "or serve it with transformers."
+        )
     if not hasattr(model, "lm_head"):
         raise UnsupportedArchitectureError(
             f"{type(model).__name__} has no language model head, which {program} needs. Load it as "

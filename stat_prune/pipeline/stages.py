@@ -12,6 +12,7 @@ from stat_prune.pipeline.accounting import measure, measure_speed, report_of
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.budgeting.sharing import best_share
 from stat_prune.pipeline.budgeting.spreading import spread
+from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
 from stat_prune.pipeline.inside_heads.narrowing_heads import with_head_dims
 from stat_prune.pipeline.probes import sensitivities
 from stat_prune.pipeline.reached import check_reached
@@ -61,12 +62,15 @@ def results_of(
         )
         return replace(source.fold(measured, choice), search=found)
 
+    inside = None
+    if run.settings.head_dims and isinstance(search, BudgetSearch):
+        inside = DimsSearch(run, measured, search)
     for budget in budgets:
         if budget.target.is_joint and isinstance(search, BudgetSearch):
             budget = best_share(run, budget, search)
         best = decided(budget)
-        if run.settings.head_dims:
-            best = with_head_dims(run, budget, best, decided)
+        if inside is not None:
+            best = with_head_dims(run, budget, best, inside, partial(source.fold, measured))
         yield _finished(source, budget, best)
 
 

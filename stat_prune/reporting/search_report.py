@@ -103,8 +103,8 @@ class DimensionsOfHeads:
     Attributes
     ----------
     distances : dict of str to float
-        Distance of the output from the dense model's by the fraction of the model that was kept
-        when heads and neurons had left; the first is the target, and no dimension had to leave.
+        Distance of the output from the dense model's by the fraction of the model that heads and
+        neurons leave; the first is the target, and no dimension has to leave.
     sequences : int
         That this was measured on: those held out, where there are any.
     taken : str

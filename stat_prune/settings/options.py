@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from stat_prune.settings.arguments import LARGEST_SEED, flag, integer
-from stat_prune.settings.fields import Config, Integer, Number, OneOf, checked
+from stat_prune.settings.fields import Config, Fraction, Integer, OneOf, checked
 from stat_prune.settings.methods import (
     Allocation,
     Baseline,
@@ -69,7 +69,7 @@ class Calibration(Config):
     max_seq_length: int | None = checked(None, Integer(optional=True))
     batch_size: int = checked(32, Integer())
     seed: int = checked(0, Integer(0, LARGEST_SEED))
-    mask_fraction: float = checked(MASK_FRACTION, Number(most=1))
+    mask_fraction: float = checked(MASK_FRACTION, Fraction())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class Constraints(Config):
         They do where the budget is then better spent on examples held out: of each layer one number
         for queries and keys, one for values, in multiples of `round_to`. For encoders with BERT's
         attention and decoders with Llama's, one fraction of MACs or parameters, and the default
-        budget; it takes about four times as long.
+        budget; it takes about half as long again.
     serve_with : {"llama.cpp", "mlx", "vllm", "onnx", "openvino"}, optional
         Choose only what this program holds: llama.cpp, mlx, vllm, onnx, openvino.
 

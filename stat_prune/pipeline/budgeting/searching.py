@@ -54,8 +54,9 @@ class BudgetSearch:
         self._run, self._measured = run, measured
         self._weights = weights_of(measured)
         self._objective = objective_named(run.settings.objective)
-        self._folded = _Folded(run.settings.recipe, measured)
+        self.folded = _Folded(run.settings.recipe, measured)
         self._wholes: dict[str, WholeModel] = {}
+        self._taken: dict[str, Start] = {}
 
     def choose(self, budget: Budget) -> tuple[list[int], Search]:
         """The candidate of each block for a budget, and how it was found."""
@@ -81,6 +82,7 @@ class BudgetSearch:
             if len(contenders) > 1:
                 best, held_out = self._nearest(self._on_held_out(), contenders, budget, share)
             choice = spread(run, self._measured, best.weights, budget, even=best.even)
+            self._taken[repr(budget.target)] = best
         return choice, Search(
             effort=run.settings.effort,
             sequences=whole.num_sequences,
@@ -93,6 +95,13 @@ class BudgetSearch:
             start=start,
             given_up=[one.name for one in starts if one.name not in distances],
         )
+
+    def taken(self, budget: Budget) -> Start:
+        """The weights that a budget is spread by; searched for where they are not known yet."""
+        name = repr(budget.target)
+        if name not in self._taken:
+            self.choose(budget)
+        return self._taken[name]
 
     def foreseen(self, budget: Budget) -> float:
         """Distance of the first start for a budget, on those sequences that all are compared on."""
@@ -193,7 +202,7 @@ class BudgetSearch:
         return self._wholes[name]
 
     def _cut(self, choice: Sequence[int]) -> PreTrainedModel:
-        return pruned_copy(self._run.model, [self._folded(*one) for one in enumerate(choice)])
+        return pruned_copy(self._run.model, [self.folded(*one) for one in enumerate(choice)])
 
     @cached_property
     def _effort(self) -> Effort:

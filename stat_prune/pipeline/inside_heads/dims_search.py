@@ -1,176 +1,299 @@
-"""A search for the dimensions of each layer's heads, by what whole narrowed models do."""
+"""One search over heads, neurons and dimensions inside heads, by what whole models do."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.choosing.budget.allocation import Menu, allocate, allocate_evenly
-from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
-from stat_prune.choosing.budget.exploring import Point, explore
-from stat_prune.choosing.budget.whole_model import WholeModel
+from stat_prune.choosing.budget.allocation import Menu, allocate
+from stat_prune.choosing.budget.costs import Budget, full_cost
+from stat_prune.choosing.budget.exploring import in_vain
+from stat_prune.choosing.budget.whole_model import Measurement, WholeModel
 from stat_prune.choosing.head_dims import HeadDims
+from stat_prune.choosing.measured import Measured
 from stat_prune.choosing.rotary_pairs import rotary_of
 from stat_prune.errors import TargetError
-from stat_prune.families import find_blocks, stacks_of
+from stat_prune.families import stacks_of
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.model.running import Batch
+from stat_prune.pipeline.budgeting.searching import BudgetSearch
+from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.budgeting.starts import (
     NUM_PARTS,
+    Effort,
     effort_of,
-    every_start,
-    nearest,
     to_measure_on,
 )
 from stat_prune.pipeline.run import Run
+from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.narrowing import NarrowedHeads, narrowed_copy
 
-PARTS = ("query-key", "value")
+
+class Point(NamedTuple):
+    """What decides how a budget is spread, beside the weights of heads and neurons.
+
+    Attributes
+    ----------
+    share : float
+        Of what heads and neurons leave of a model, what dimensions do.
+    query_key : float
+        What the weights of query/key dimensions are multiplied with. Probes leave half of the
+        dimensions of one layer; what an error of the scores does is bounded by softmax.
+    power : float
+        Of the probes' weights.
+    """
+
+    share: float
+    query_key: float
+    power: float
+
+
+#: Where the search begins, and what it tries, one coordinate after another.
+FIRST = Point(0.85, 0.25, 0.5)
+COORDINATES: dict[str, tuple[float, ...]] = {
+    "share": (0.95, 0.9, 0.8, 0.7, 0.6),
+    "query_key": (1.0, 0.06, 0.015),
+    "power": (1.0, 0.75, 0.25, 0.0),
+}
+
+#: Coordinates in the order in which they are moved, by effort.
+MOVES = {
+    "fast": ("share", "query_key"),
+    "normal": ("share", "query_key", "power", "share"),
+    "thorough": ("share", "query_key", "power", "share", "query_key", "power"),
+}
+
+
+class Spread(NamedTuple):
+    """A budget spread over heads, neurons and dimensions inside heads.
+
+    Attributes
+    ----------
+    fraction : float
+        What heads and neurons leave, before dimensions do.
+    choice : list of int
+        The candidate of each block.
+    narrowed : list of NarrowedHeads
+        The layers whose heads are narrower.
+    """
+
+    fraction: float
+    choice: list[int]
+    narrowed: list[NarrowedHeads]
 
 
 class DimsSearch:
-    """Spends what a model is too large by on dimensions inside its heads.
+    """Spends budgets on dimensions inside heads beside heads and neurons.
+
+    What targets have in common is computed once.
 
     Parameters
     ----------
     run : Run
-    pruned : PreTrainedModel
-        Too large for `budget`: heads and neurons have left.
-    budget : Budget
-        Of MACs or parameters of the dense model.
+    measured : sequence of Measured
+    blocks : BudgetSearch
+        Over heads and neurons alone.
     """
 
-    def __init__(self, run: Run, pruned: PreTrainedModel, budget: Budget) -> None:
-        self._run, self._pruned = run, pruned
-        names = {block.name for block in run.blocks}
-        blocks = [
-            block
-            for block in find_blocks(pruned)
-            if block.kind == "heads" and block.name in names and block.num_units
-        ]
-        self._dims = head_dims_of(
-            pruned,
-            blocks,
+    def __init__(self, run: Run, measured: Sequence[Measured], blocks: BudgetSearch) -> None:
+        self._run, self._measured, self._blocks = run, measured, blocks
+        self._candidates = [one.candidates for one in measured]
+        self._objective = objective_named(run.settings.objective)
+        self._heads = [n for n, block in enumerate(run.blocks) if block.kind == "heads"]
+
+    def search(self, budget: Budget) -> Spread | None:
+        """The nearest spread to the dense model's output.
+
+        Heads and neurons are spread by the weights that were found for them alone; few numbers
+        decide the rest, as what many do to a few sequences says little of others.
+
+        Returns
+        -------
+        Spread or None
+            None where no start leaves heads as much as one dimension in each costs.
+        """
+        run, effort = self._run, self._effort
+        count = effort.num_compared(run.calibration.num_samples)
+        if run.settings.effort != "fast":
+            count = min(2 * count, run.calibration.num_samples)
+        whole = self._measuring(count)
+        best, known = FIRST, dict[tuple[int, ...], Measurement]()
+        for name in MOVES[run.settings.effort]:
+            points = [best, *(best._replace(**{name: value}) for value in COORDINATES[name])]
+            found: Measurement | None = None
+            for point in run.tracked(points):
+                try:
+                    choice = tuple(self._choice(point, budget))
+                except TargetError:
+                    continue  # too little is left for heads
+                if choice not in known:
+                    measured = (
+                        whole.measure(choice)
+                        if found is None
+                        else whole.measure_beside(choice, found, in_vain)
+                    )
+                    if measured is None:
+                        continue
+                    known[choice] = measured
+                if found is None or known[choice].distance < found.distance:
+                    best, found = point, known[choice]
+            if found is None:
+                return None
+        blocks, dims, fraction = self._shared(best, budget)
+        return Spread(fraction, blocks, self._narrowed(blocks, dims))
+
+    @cached_property
+    def _dims(self) -> list[HeadDims]:
+        run = self._run
+        return head_dims_of(
+            run.model,
+            [run.blocks[number] for number in self._heads],
             run.tracked(run.calibration.batches),
             run.calibration.num_samples,
             run.settings.first_precision,
         )
-        self._menus = list(self._priced(budget.cost))
-        if not self._menus:
-            raise TargetError(f"{budget.target!r} leaves no heads that dimensions could leave.")
-        self._fraction = self._left_for_heads(budget) / sum(one.full_cost for one in self._menus)
-        self._objective = objective_named(run.settings.objective)
-        self._whole_choice = [len(one.indices) - 1 for one in self._menus]
 
-    def search(self) -> list[NarrowedHeads]:
-        """The dimensions with which the output is nearest to the dense model's.
+    @cached_property
+    def _effort(self) -> Effort:
+        return effort_of(self._run.settings.effort, self._positions)
 
-        Raises
-        ------
-        TargetError
-            If one dimension in every head is still too much.
-        """
+    @cached_property
+    def _positions(self) -> float:
         run = self._run
-        batch = run.calibration.batches[0]
-        positions = positions_per_sequence(run.model, batch, self._objective)
-        effort = effort_of(run.settings.effort, positions)
-        starts = every_start(self._probed(positions))
-        spreads = [(one, self._spread(one.weights, even=one.even)) for one in starts]
-        count = effort.num_compared(run.calibration.num_samples)
-        whole = self._measuring(run.model, count)
-        best, found, _ = nearest(run.tracked(spreads), whole, errors=effort.errors_on(count))
-        # In equal shares there are no weights to move.
-        if run.calibration.held_out is not None and effort.rounds and not best.even:
-            _, passes = effort.rounds[0]
-            found = explore(
-                Point(best.weights, found),
-                self._spread,
-                whole,
-                layers=self._layers,
-                parts=PARTS * len(self._dims),
-                passes=passes * run.calibration.num_samples / whole.num_sequences,
-                seed=run.settings.seed,
-            ).point.measured
-        return self._narrowed(found.choice)
+        return positions_per_sequence(run.model, run.calibration.batches[0], self._objective)
 
     @property
     def _layers(self) -> list[int]:
-        return [one.block.layer for one in self._dims for _ in PARTS]
+        """Of all blocks, and of the two kinds of dimensions of each block of heads."""
+        blocks = self._run.blocks
+        dims = [blocks[number].layer for number in self._heads for _ in range(2)]
+        return [*(block.layer for block in blocks), *dims]
 
-    def _priced(self, cost: CostFunction) -> Iterator[Menu]:
-        """For each layer, sizes of queries and keys, then of values."""
-        for one in self._dims:
-            block, multiple = one.block, self._run.settings.round_to
-            for errors, kinds in ((one.query_key_errors, (1, 0)), (one.value_errors, (0, 1))):
-                full, step = len(errors) - 1, multiple
-                if kinds == (1, 0):
-                    step = math.lcm(multiple, one.query_key_multiple)
-                ranks = torch.tensor([n for n in range(1, full) if n % step == 0] + [full])
-                costs = [
-                    full_cost(block.with_dims(*(rank * kind for kind in kinds)), cost)
-                    for rank in (0, *ranks.tolist())
-                ]
-                prices = torch.tensor(costs[1:], dtype=torch.float64) - costs[0]
-                yield Menu(ranks, prices, errors[ranks], float(prices[-1]))
+    def _choice(self, point: Point, budget: Budget) -> list[int]:
+        """The candidate of each block, and the sizes of each block of heads."""
+        choice, dims, _ = self._shared(point, budget)
+        return [*choice, *dims]
 
-    def _left_for_heads(self, budget: Budget) -> float:
-        """What the budget has left for the dimensions of all heads."""
+    def _shared(self, point: Point, budget: Budget) -> tuple[list[int], list[int], float]:
+        """Both apart, and what heads and neurons leave before dimensions do."""
+        target, start = budget.target, self._blocks.taken(budget)
+        kept = target.fractions()["all"]
+        fraction = min(kept / point.share, 1.0)
+        wide = replace(budget, target=replace(target, fraction=fraction))
+        choice = spread(self._run, self._measured, start.weights, wide, even=start.even)
+        dims = [one**point.power for one in self._probed]
+        dims[::2] = [one * point.query_key for one in dims[::2]]
         cost = budget.cost
-        dense = [*self._run.blocks, *self._run.untouched]
-        whole = budget.target.fractions()["all"] * sum(full_cost(one, cost) for one in dense)
-        spent = sum(full_cost(one, cost) for one in find_blocks(self._pruned))
-        return whole - spent + sum(one.full_cost for one in self._menus)
-
-    def _spread(self, weights: Sequence[Tensor], *, even: bool = False) -> list[int]:
+        stays = []
+        for candidates, index in zip(self._candidates, choice, strict=True):
+            block, num_units, num_groups = candidates.size(index)
+            stays.append(replace(block, num_units=num_units, num_groups=num_groups))
+        every = [*self._run.blocks, *self._run.untouched]
+        left = kept * sum(full_cost(one, cost) for one in every)
+        left -= sum(full_cost(one, cost) for one in (*stays, *self._run.untouched))
         menus = [
-            replace(menu, indices=torch.arange(len(menu.indices)), errors=weight * menu.errors)
-            for menu, weight in zip(self._menus, weights, strict=True)
+            replace(menu, errors=weight * menu.errors)
+            for menu, weight in zip(self._menus(stays, choice, budget), dims, strict=True)
         ]
-        return (allocate_evenly if even else allocate)(menus, self._fraction)
+        total = sum(one.full_cost for one in menus)
+        if not total:
+            raise TargetError(f"{target!r} leaves no heads that dimensions could leave.")
+        sizes = allocate(menus, (left + total) / total)
+        return choice, sizes, fraction
 
-    def _probed(self, positions: float) -> list[Tensor]:
+    def _menus(
+        self, stays: Sequence[Block], choice: Sequence[int], budget: Budget
+    ) -> Iterator[Menu]:
+        """For each block of heads, sizes of queries and keys, then of values."""
+        multiple, cost = self._run.settings.round_to, budget.cost
+        for number, one in zip(self._heads, self._dims, strict=True):
+            block = stays[number]
+            units = self._candidates[number].units(choice[number])
+            for kinds in ((1, 0), (0, 1)):
+                by_head, step = one.value_errors, multiple
+                if kinds == (1, 0):
+                    by_head, step = one.query_key_errors, math.lcm(multiple, one.query_key_multiple)
+                full = by_head.shape[1] - 1
+                sizes = torch.tensor([n for n in range(1, full) if n % step == 0] + [full])
+                # As many for each dimension.
+                none, all_ = (
+                    full_cost(block.with_dims(*(size * kind for kind in kinds)), cost)
+                    for size in (0, full)
+                )
+                prices = (all_ - none) / full * sizes.double()
+                errors = by_head[units].sum(0)[sizes].clamp_min(0)
+                yield Menu(sizes, prices, errors, float(prices[-1]))
+
+    @cached_property
+    def _probed(self) -> list[Tensor]:
         """What half of the dimensions of one kind in one layer do, for each unit of their error."""
         run = self._run
         whole = WholeModel(
-            self._pruned,
+            run.model,
             self._layers,
             self._cut,
-            run.probe_batches(positions),
+            run.probe_batches(self._positions),
             self._objective,
             parts=1,
         )
-        everything = whole.measure(self._whole_choice)
+        dense = [
+            *(int(one.num_units.argmax()) for one in self._candidates),
+            *(n for one in self._dims for n in (one.block.query_key_size, one.block.unit_size)),
+        ]
+        everything = whole.measure(dense)
         weights = []
-        for number, menu in enumerate(self._menus):
-            choice = list(self._whole_choice)
-            choice[number] //= 2
+        for number in range(2 * len(self._dims)):
+            one = self._dims[number // 2]
+            curve = (one.value_errors if number % 2 else one.query_key_errors).sum(0)
+            step = 1 if number % 2 else one.query_key_multiple
+            place, size = len(self._candidates) + number, (len(curve) - 1) // 2 // step * step
+            if size == 0:
+                weights.append(curve.new_ones(()))
+                continue
+            choice = [*dense[:place], size, *dense[place + 1 :]]
             found = whole.measure_beside(choice, everything, lambda *_: False)
             assert found is not None
-            error = float(menu.errors[choice[number]])
-            weights.append(torch.tensor(found.distance / max(error, 1e-300), dtype=torch.float64))
+            error = max(float(curve[size]), 1e-300)
+            weights.append(torch.tensor(found.distance / error, dtype=torch.float64))
         return weights
 
-    def _measuring(self, dense: PreTrainedModel, count: int) -> WholeModel:
+    def _measuring(self, count: int) -> WholeModel:
         sequences = to_measure_on(self._run.calibration, count, self._run.settings.seed)
         return WholeModel(
-            dense, self._layers, self._cut, sequences.batches, self._objective, parts=NUM_PARTS
+            self._run.model,
+            self._layers,
+            self._cut,
+            sequences.batches,
+            self._objective,
+            parts=NUM_PARTS,
         )
 
     def _cut(self, choice: Sequence[int]) -> PreTrainedModel:
-        return narrowed_copy(self._pruned, self._narrowed(choice))
+        count = len(self._candidates)
+        pruned = pruned_copy(
+            self._run.model, [self._blocks.folded(*one) for one in enumerate(choice[:count])]
+        )
+        return narrowed_copy(pruned, self._narrowed(choice[:count], choice[count:]))
 
-    def _narrowed(self, choice: Sequence[int]) -> list[NarrowedHeads]:
-        sizes = [int(menu.indices[i]) for menu, i in zip(self._menus, choice, strict=True)]
-        pairs = zip(sizes[::2], sizes[1::2], strict=True)
-        return [one.narrowed(*pair) for one, pair in zip(self._dims, pairs, strict=True)]
+    def _narrowed(self, choice: Sequence[int], dims: Sequence[int]) -> list[NarrowedHeads]:
+        found = []
+        for number, one, query_key, value in zip(
+            self._heads, self._dims, dims[::2], dims[1::2], strict=True
+        ):
+            units = self._candidates[number].units(choice[number])
+            if len(units):
+                found.append(one.narrowed(query_key, value, units))
+        return found
 
 
 def head_dims_of(

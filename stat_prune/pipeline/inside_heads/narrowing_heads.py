@@ -23,10 +23,6 @@ from stat_prune.settings.targets import MACs, Parameters, Target
 from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.narrowing import narrowed_copy
 
-#: What dimensions are to leave of a model whose heads and neurons were pruned to more than the
-#: target: which is best differs between models and budgets, and is measured.
-SHARES = (0.9, 0.8)
-
 
 def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
     """Refuse what heads cannot be narrowed for.
@@ -67,7 +63,11 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
 
 
 def with_head_dims(
-    run: Run, budget: Budget, whole: Decided, decide: Callable[[Budget], Decided]
+    run: Run,
+    budget: Budget,
+    whole: Decided,
+    search: DimsSearch,
+    fold: Callable[[Sequence[int]], Decided],
 ) -> Decided:
     """The best way to share a budget with dimensions inside heads, or `whole` heads.
 
@@ -78,32 +78,28 @@ def with_head_dims(
         Of MACs or parameters.
     whole : Decided
         For the budget, heads and neurons alone.
-    decide : callable
-        Has the same for other budgets.
+    search : DimsSearch
+    fold : callable
+        From the candidate of each block to their plans.
     """
-    target, objective = budget.target, objective_named(run.settings.objective)
+    objective = objective_named(run.settings.objective)
     judges = run.calibration.held_out or run.calibration
-    found = {f"{target.fractions()['all']:.3g}": whole}
-    distances: dict[str, float] = {}
-    for share in SHARES:
-        fraction = target.fractions()["all"] / share
-        if fraction > 1:
-            continue
-        wide = decide(replace(budget, target=replace(target, fraction=fraction)))
-        pruned = _cut(run, wide)
-        with (
-            run.stage("search dimensions of heads"),
-            gathered_numerical_warnings("folding dimensions of heads"),
-        ):
-            try:
-                narrowed = DimsSearch(run, pruned, budget).search()
-            except TargetError:
-                continue  # heads and neurons have to bear more
-        found[f"{fraction:.3g}"] = replace(wide, narrowed=narrowed)
+    found = {f"{budget.target.fractions()['all']:.3g}": whole}
+    with (
+        run.stage("search dimensions of heads"),
+        gathered_numerical_warnings("folding dimensions of heads"),
+    ):
+        spread = search.search(budget)
+    if spread is not None:
+        name = f"{spread.fraction:.3g}"
+        found[name] = replace(fold(spread.choice), narrowed=spread.narrowed)
     with run.stage("compare dimensions of heads"):
-        for name, one in found.items():
-            cut = narrowed_copy(_cut(run, one), one.narrowed)
-            distances[name] = distance(run.model, cut, judges.batches, objective)
+        distances = {
+            name: distance(
+                run.model, narrowed_copy(_cut(run, one), one.narrowed), judges.batches, objective
+            )
+            for name, one in found.items()
+        }
     taken = min(distances, key=lambda name: distances[name])
     best = found[taken]
     sizes = {one.block.name: [one.query_key, one.value] for one in best.narrowed if one.layers}

@@ -1,0 +1,122 @@
+"""Models whose heads have lost dimensions run wherever pruned models do, or are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hand_pruned import build, output
+from inputs import random_batch
+
+import stat_prune
+from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
+from stat_prune.errors import UnsupportedArchitectureError
+from stat_prune.exporting import export
+from stat_prune.families import find_blocks
+from stat_prune.pipeline.inside_heads.dims_search import head_dims_of
+from stat_prune.surgery.narrowing import narrow
+
+MODELS = ("BertForSequenceClassification", "LlamaForCausalLM", "Qwen3ForCausalLM")
+SIZES = {"Bert": ((5, 3), (8, 6)), "Llama": ((4, 3), (6, 8)), "Qwen3": ((8, 3), (8, 6))}
+
+
+def narrowed(name):
+    """In its first layer queries and keys, or values, and in its second."""
+    model = build(name)
+    blocks = [block for block in find_blocks(model) if block.kind == "heads"]
+    dims = head_dims_of(model, blocks, [random_batch(16, 20)], 16)
+    sizes = SIZES[name.partition("For")[0]]
+    narrow(model, [one.narrowed(*size) for one, size in zip(dims, sizes, strict=True)])
+    return as_pruned_class(model)
+
+
+def fixed(name):
+    return {"use_cache": False} if "Causal" in name else {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_compiled_model_gives_the_same_outputs(name):
+    model = narrowed(name)
+    compiled = torch.compile(model)
+    batch = random_batch(3, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            compiled(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_exported_model_gives_the_same_outputs_for_other_shapes(name):
+    model = narrowed(name)
+    batch = random_batch(2, 12)
+    dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=40)}
+    program = torch.export.export(
+        model,
+        (),
+        kwargs=batch | fixed(name),
+        dynamic_shapes={**dict.fromkeys(batch, dimensions), **dict.fromkeys(fixed(name))},
+    )
+    other = random_batch(3, 9, seed=1)
+    with torch.no_grad():
+        found = program.module()(**other, **fixed(name)).logits
+        torch.testing.assert_close(found, model(**other).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning:copyreg")
+@pytest.mark.parametrize("name", MODELS[:2])
+def test_onnxruntime_gives_the_same_outputs(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    pytest.importorskip("onnxscript", reason="needs the extra `export`")
+    model = narrowed(name)
+    batch = random_batch(2, 12)
+    dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=38)}
+    program = torch.onnx.export(
+        model,
+        (),
+        kwargs=batch | fixed(name),
+        dynamo=True,
+        dynamic_shapes={**dict.fromkeys(batch, dimensions), **dict.fromkeys(fixed(name))},
+        verbose=False,
+    )
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    other = random_batch(3, 9, seed=1)
+    names = [one.name for one in session.get_inputs()]
+    (found, *_) = session.run(None, {one: other[one].numpy() for one in names})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(**other)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_lora_trains_reloads_and_merges(name, tmp_path):
+    peft = pytest.importorskip("peft", reason="needs peft (the extra `export`)")
+    model = narrowed(name)
+    before = output(model)
+    save_checkpoint(tmp_path / "model", model=model)
+    targets = ["query", "value"] if "Bert" in name else ["q_proj", "v_proj"]
+    config = peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config)
+    adapted(**random_batch(4, 9)).logits.square().mean().backward()
+    parameters = [one for one in adapted.parameters() if one.requires_grad]
+    assert all(one.grad is not None for one in parameters)
+    torch.optim.SGD(parameters, lr=0.01).step()
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = output(adapted.eval())
+    assert not torch.allclose(expected, before, rtol=1e-2)
+    loaded = stat_prune.load(tmp_path / "model")
+    again = peft.PeftModel.from_pretrained(loaded, tmp_path / "adapter")
+    torch.testing.assert_close(output(again.eval()), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(output(again.merge_and_unload()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["gguf", "mlx"])
+def test_programs_with_one_size_of_heads_are_refused(to, tmp_path):
+    with pytest.raises(UnsupportedArchitectureError, match="lost dimensions"):
+        export(narrowed("LlamaForCausalLM"), tmp_path / "out", to, tokenizer=None)
+
+
+def test_plain_transformers_are_refused(tmp_path):
+    with pytest.raises(UnsupportedArchitectureError, match="trust_remote_code"):
+        export(narrowed("LlamaForCausalLM"), tmp_path / "out", "transformers", tokenizer=None)
