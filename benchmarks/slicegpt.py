@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slicing import segments_of, sliced_copy
-from stat_prune.choosing.budget.costs import cost_function, full_cost
+from stat_prune.choosing.budget.costs import full_cost
 from stat_prune.errors import SaveError, TargetError, UnsupportedArchitectureError
 from stat_prune.families import architecture_of, find_blocks
 from stat_prune.families.decoders.llama import LLAMA
@@ -118,7 +118,7 @@ class _Sizes:
                 "all."
             )
         self.fraction = target.fractions()["all"]
-        self._blocks, self._cost = find_blocks(model), cost_function(target, seq_length)
+        self._blocks, self._cost = find_blocks(model), target.cost(seq_length)
         self._total = sum(full_cost(block, self._cost) for block in self._blocks)
         self._per_weight = seq_length if isinstance(target, MACs) else 1
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stat_prune.cli.settings_options import one_of
-from stat_prune.settings.methods import ALLOCATIONS, BASELINES, EFFORTS, FINISHES, METHODS
+from stat_prune.cli.settings_options import DEVICE, FINISH, option
+from stat_prune.settings.methods import BASELINES, METHODS
 
 METHOD_NAMES = (*METHODS, *BASELINES, "slicegpt")
 DEFAULT_METHODS = ("stat", "id-unweighted", "stat-paper", "magnitude", "random")
@@ -28,32 +28,15 @@ Methods = Annotated[
     ),
 ]
 Budgets = Annotated[list[float] | None, typer.Option("--budget", help="Kept fraction; repeatable.")]
-Effort = Annotated[
-    str | None,
-    typer.Option(callback=one_of(*EFFORTS), help="Of the search for the budget. Default: normal."),
-]
-Allocation = Annotated[
-    str | None,
-    typer.Option(
-        callback=one_of(*ALLOCATIONS),
-        help=f"How every budget is spread: {', '.join(ALLOCATIONS)}. Default: the method's way.",
-    ),
-]
-Finish = Annotated[
-    str | None,
-    typer.Option(
-        callback=one_of(*FINISHES),
-        help=f"Fit every result to the dense model's outputs: {', '.join(FINISHES)}.",
-    ),
-]
-HeadDims = Annotated[
-    bool | None, typer.Option("--head-dims", help="Dimensions inside heads may leave too.")
-]
+Effort = Annotated[str | None, option("effort")]
+Allocation = Annotated[str | None, option("budget")]
+Finish = Annotated[str | None, FINISH]
+HeadDims = Annotated[bool | None, option("head_dims")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Repeatable. Default: 0.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Score only so many examples.")]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration examples.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once, in scoring.")]
-Device = Annotated[str | None, typer.Option(help="For instance cuda. Default: cpu.")]
+Device = Annotated[str | None, DEVICE]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the model.")]
 Output = Annotated[
     Path, typer.Option(help="Folder for records, table and figure; a later run goes on there.")

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from stat_prune.errors import SettingsError
-from stat_prune.settings.fields import Fraction, Integer, OneOf
+from stat_prune.settings.fields import Integer, Number, OneOf
 from stat_prune.settings.methods import BASELINES, FINISHES, METHODS, Method
 from stat_prune.settings.options import Calibration, Constraints
 
@@ -45,8 +45,8 @@ def option(name: str) -> Any:
     about, check = documentation(kind)[one.name], one.metadata["check"]
     if isinstance(check, Integer):
         return typer.Option(min=check.least, max=check.most, help=about)
-    if isinstance(check, Fraction):
-        return typer.Option(min=0, max=1, help=about)
+    if isinstance(check, Number):
+        return typer.Option(min=0, max=check.most, help=about)
     if isinstance(check, OneOf):
         return typer.Option(metavar="NAME", callback=one_of(*check.names), help=about)
     return typer.Option(f"--{name.replace('_', '-')}", help=about)
@@ -58,7 +58,7 @@ def _parameter(name: str) -> inspect.Parameter:
         return _of(name, *_BESIDE[name])
     kind, one = _DOCUMENTED[name]
     default = None if kind is Method else one.default
-    types = {Integer: int, Fraction: float, OneOf: str}
+    types = {Integer: int, Number: float, OneOf: str}
     type_ = types.get(type(one.metadata["check"]), bool)
     return _of(name, type_ if default is not None else type_ | None, default, option(name))
 
@@ -72,6 +72,12 @@ DEVICE = typer.Option(help="For instance cuda. Default: cpu.")
 IGNORE = typer.Option(
     help="Leave alone: a layer number, heads, neurons, or a pattern of block names. May be "
     "repeated."
+)
+FINISH = typer.Option(
+    metavar="NAME",
+    callback=one_of(*FINISHES),
+    help="Fit scales, biases and norms of the result to MODEL's outputs, without labels; "
+    "lora: more numbers, for results that have lost much.",
 )
 
 #: Arguments of `stat_prune.prune` that are no fields: type, default and option.
@@ -87,16 +93,7 @@ _BESIDE: dict[str, tuple[Any, Any, Any]] = {
     ),
     "ignore": (list[str] | None, None, IGNORE),
     "device": (str | None, None, DEVICE),
-    "finish": (
-        str | None,
-        None,
-        typer.Option(
-            metavar="NAME",
-            callback=one_of(*FINISHES),
-            help="Fit scales, biases and norms of the result to MODEL's outputs, without labels; "
-            "lora: more numbers, for results that have lost much.",
-        ),
-    ),
+    "finish": (str | None, None, FINISH),
 }
 
 _CONFIG = typer.Option(

@@ -33,14 +33,25 @@ class Integer:
 
 
 @dataclass(frozen=True)
-class Fraction:
-    """A number from 0 to 1."""
+class Number:
+    """A number, from 0 on where `signed` is false; 0 itself may be left out."""
 
-    def __call__(self, name: str, value: Any) -> float:
+    most: float | None = None
+    zero: bool = True
+    signed: bool = False
+    optional: bool = False
+
+    def __call__(self, name: str, value: Any) -> float | None:
         """What was meant by a value."""
+        if value is None and self.optional:
+            return None
         check_number(name, value)
-        if not 0 <= value <= 1:
-            raise SettingsError(f"`{name}` must lie in [0, 1], got {value!r}.")
+        low = not self.signed and (value < 0 or (value == 0 and not self.zero))
+        if low or (self.most is not None and value > self.most):
+            must = "not be negative" if self.zero else "be positive"
+            if self.most is not None:
+                must = f"lie in {'[' if self.zero else '('}0, {self.most:g}]"
+            raise SettingsError(f"`{name}` must {must}, got {value!r}.")
         return float(value)
 
 

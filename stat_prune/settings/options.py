@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from stat_prune.settings.arguments import LARGEST_SEED, flag, integer
-from stat_prune.settings.fields import Config, Fraction, Integer, OneOf, checked
+from stat_prune.settings.fields import Config, Integer, Number, OneOf, checked
 from stat_prune.settings.methods import (
     Allocation,
     Baseline,
@@ -69,7 +69,7 @@ class Calibration(Config):
     max_seq_length: int | None = checked(None, Integer(optional=True))
     batch_size: int = checked(32, Integer())
     seed: int = checked(0, Integer(0, LARGEST_SEED))
-    mask_fraction: float = checked(MASK_FRACTION, Fraction())
+    mask_fraction: float = checked(MASK_FRACTION, Number(most=1))
 
 
 @dataclass(frozen=True, kw_only=True)

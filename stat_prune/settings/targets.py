@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
 from stat_prune.errors import TargetError
-from stat_prune.model.blocks import KINDS, Block
+from stat_prune.model.blocks import KINDS, Block, SeqLength
+
+#: Cost of a block with so many units and key/value heads.
+CostFunction = Callable[[Block, int, int], float]
 
 #: What a mapping calls the token embeddings, which are no blocks: no token leaves.
 EMBEDDINGS = "embeddings"
@@ -87,6 +90,21 @@ class Target:
         """Whether one budget is of the blocks and of the token embeddings."""
         return False
 
+    def cost(self, seq_length: SeqLength) -> CostFunction:
+        """What is limited, of a block.
+
+        Parameters
+        ----------
+        seq_length : float or mapping of str to float
+            Tokens a sequence, for MACs; by mask where a model reads several.
+
+        Raises
+        ------
+        TypeError
+            If it cannot be counted: of a time, or an error.
+        """
+        raise TypeError(f"{type(self).__name__} does not limit a cost.")
+
     def budgets(self, blocks: list[Block]) -> list[tuple[list[Block], float]]:
         """Which blocks share which fraction; blocks that are in no pair are kept whole."""
         if not isinstance(self.fraction, Mapping):
@@ -126,6 +144,10 @@ class MACs(Target):
         if not _is_number(self.seq_length) or not 0 < self.seq_length < math.inf:
             raise TargetError(f"seq_length is a number of tokens, got {self.seq_length!r}.")
         object.__setattr__(self, "seq_length", _plain(self.seq_length))
+
+    def cost(self, seq_length: SeqLength) -> CostFunction:
+        """Multiply-accumulates."""
+        return lambda block, units, groups: block.macs(units, groups, seq_length)
 
     @property
     def of_embeddings(self) -> float:
@@ -168,6 +190,10 @@ class Parameters(Target):
 
     def _other_kinds(self) -> tuple[str, ...]:
         return (EMBEDDINGS,)
+
+    def cost(self, seq_length: SeqLength) -> CostFunction:
+        """Parameters, at any length."""
+        return lambda block, units, groups: block.parameters(units, groups)
 
     @property
     def of_embeddings(self) -> float:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from stat_prune.errors import SettingsError
-from stat_prune.settings.arguments import check_number, flag, integer
-from stat_prune.settings.fields import Config
+from stat_prune.settings.arguments import flag, integer
+from stat_prune.settings.fields import Config, Integer, Number, OneOf, checked
 
 Mode = Literal["full", "fast", "masks"]
 #: What the columns of the consumers that stay become; see `VIBConfig.folding`.
 Folding = Literal["means", "corrected-means", "corrected"]
+
+_POSITIVE = Number(zero=False)
 
 
 @dataclass(frozen=True)
@@ -71,79 +73,46 @@ class VIBConfig(Config):
         Steps between checkpoints, where there is a folder for them.
     """
 
-    data_fraction: float = 1.0
-    train_weights: bool = True
-    mask_epochs: float = 4.0
-    finetune_epochs: float = 4.0
-    mask_steps: int | None = None
-    finetune_steps: int | None = None
-    least_mask_steps: int = 100
-    batch_size: int = 32
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    dropout: bool = False
-    mask_learning_rate: float = 0.05
-    multiplier_learning_rate: float = 0.1
-    initial_mean: float = 1.0
-    initial_log_variance: float = -9.0
-    initial_spread: float = 0.01
-    sublayers: bool = False
-    kl_weight: float = 0.1
-    cost_slope: float = 1.0
-    target_warmup: float = 0.25
-    task_weight: float = 1.0
-    logit_weight: float | None = None
-    hidden_weight: float = 0.9
-    temperature: float = 2.0
+    data_fraction: float = checked(1.0, Number(most=1, zero=False))
+    train_weights: bool = checked(True, flag)
+    mask_epochs: float = checked(4.0, _POSITIVE)
+    finetune_epochs: float = checked(4.0, _POSITIVE)
+    mask_steps: int | None = checked(None, Integer(optional=True))
+    finetune_steps: int | None = checked(None, Integer(0, optional=True))
+    least_mask_steps: int = checked(100, Integer())
+    batch_size: int = checked(32, Integer())
+    learning_rate: float = checked(5e-5, _POSITIVE)
+    weight_decay: float = checked(0.01, Number(signed=True))
+    dropout: bool = checked(False, flag)
+    mask_learning_rate: float = checked(0.05, _POSITIVE)
+    multiplier_learning_rate: float = checked(0.1, Number(signed=True))
+    initial_mean: float = checked(1.0, Number(signed=True))
+    initial_log_variance: float = checked(-9.0, Number(signed=True))
+    initial_spread: float = checked(0.01, Number(signed=True))
+    sublayers: bool = checked(False, flag)
+    kl_weight: float = checked(0.1, Number())
+    cost_slope: float = checked(1.0, _POSITIVE)
+    target_warmup: float = checked(0.25, Number(most=1, zero=False))
+    task_weight: float = checked(1.0, Number())
+    logit_weight: float | None = checked(None, Number(optional=True))
+    hidden_weight: float = checked(0.9, Number())
+    temperature: float = checked(2.0, _POSITIVE)
     layer_map: tuple[tuple[int, int], ...] | None = None
-    folding: Folding = "corrected-means"
-    correction_samples: int = 512
-    save_steps: int = 100
+    folding: Folding = checked("corrected-means", OneOf(get_args(Folding)))
+    correction_samples: int = checked(512, Integer())
+    save_steps: int = checked(100, Integer())
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.layer_map is not None:  # JSON has lists
-            object.__setattr__(self, "layer_map", _pairs("layer_map", self.layer_map))
-        self._check_kinds()
-        self._check_counts()
-        for name in ("data_fraction", "target_warmup"):
-            if not 0 < getattr(self, name) <= 1:
-                raise SettingsError(f"`{name}` must lie in (0, 1], got {getattr(self, name)!r}.")
-        for name in ("learning_rate", "mask_learning_rate", "temperature", "cost_slope"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
-        for name in ("task_weight", "logit_weight", "hidden_weight", "kl_weight"):
-            weight = getattr(self, name)
-            if weight is not None and not weight >= 0:
-                raise SettingsError(f"`{name}` must not be negative, got {weight!r}.")
+            self._take("layer_map", _pairs("layer_map", self.layer_map))
         if self.task_weight == self.logit_weight == self.hidden_weight == 0:
             raise SettingsError("All weights of the loss are 0. Give the model something to learn.")
-        if not isinstance(self.folding, str) or self.folding not in get_args(Folding):
-            raise SettingsError(
-                f"`folding` must be one of {', '.join(get_args(Folding))}, got {self.folding!r}."
-            )
         if self.folding == "corrected" and self.train_weights:
             raise SettingsError(
                 "folding='corrected' is of a model whose weights were not trained with the masks. "
                 "Pass train_weights=False, or folding='corrected-means'."
             )
-
-    def _check_kinds(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "bool":
-                flag(field.name, value)
-            elif field.type == "float" or (field.type == "float | None" and value is not None):
-                check_number(field.name, value)
-
-    def _check_counts(self) -> None:
-        for name in ("batch_size", "least_mask_steps", "correction_samples", "save_steps"):
-            integer(name, getattr(self, name), 1)
-        for name, least in (("mask_steps", 1), ("finetune_steps", 0)):
-            if getattr(self, name) is not None:
-                integer(name, getattr(self, name), least)
-        for name in ("mask_epochs", "finetune_epochs"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
 
     def resolved(self, *, language_model: bool) -> VIBConfig:
         """With the default of `logit_weight` for the kind of model, where none is given."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.checkpoints.beside import leave_source
 from stat_prune.checkpoints.checkpoint import as_pruned_class
-from stat_prune.choosing.budget.costs import Budget, cost_function
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.data.training_data import TrainingSet, training_set, uses_labels
 from stat_prune.errors import ModelError
 from stat_prune.families import find_blocks
@@ -89,7 +89,7 @@ class Finetuning:
     def prices(self, hidden: int | Tensor | None) -> MaskCosts:
         """What masks pay for between so many hidden dimensions; None for all of them."""
         run, target, sublayers = self.run, self.budget.target, self.config.sublayers
-        cost = cost_function(target, self.budget.seq_length)
+        cost = target.cost(self.budget.seq_length)
         dense = MaskCosts.of(run.blocks, run.untouched, cost, sublayers=sublayers)
         if hidden is None:
             return dense

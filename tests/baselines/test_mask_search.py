@@ -10,7 +10,6 @@ from toys import head_block, neuron_block
 
 from stat_prune.baselines.mask_search import rearrange, search
 from stat_prune.baselines.ranking import Ranking, budget_of
-from stat_prune.choosing.budget.costs import cost_function
 from stat_prune.model.blocks import Block
 from stat_prune.settings.targets import MACs
 
@@ -36,7 +35,7 @@ def importance(seed: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("seed", range(3))
 def test_no_choice_within_the_budget_keeps_more_importance(seed, fraction):
     chosen, scores = blocks(), importance(seed)
-    cost = cost_function(MACs(fraction), 11.0)
+    cost = MACs(fraction).cost(11.0)
     budget = budget_of(chosen, [], fraction, cost)
 
     def spent(kept: dict[str, torch.Tensor]) -> float:
@@ -60,7 +59,7 @@ def test_no_choice_within_the_budget_keeps_more_importance(seed, fraction):
 
 def test_untouched_blocks_are_paid_for_in_full():
     chosen = blocks()
-    cost = cost_function(MACs(0.5), 11.0)
+    cost = MACs(0.5).cost(11.0)
     total = sum(cost(block, block.num_units, block.num_units) for block in chosen)
     whole = cost(chosen[3], 4, 4)
     assert budget_of(chosen[:3], chosen[3:], 0.5, cost) == pytest.approx(0.5 * total - whole)
@@ -68,7 +67,7 @@ def test_untouched_blocks_are_paid_for_in_full():
 
 def test_one_threshold_ranks_the_units_of_all_blocks():
     chosen, scores = blocks(), importance(0)
-    cost = cost_function(MACs(0.5), 11.0)
+    cost = MACs(0.5).cost(11.0)
     ranking = Ranking(chosen, scores, cost)
     assert len(ranking.scores) == 10  # of 14 units, one a block is not for sale
     assert ranking.costs[0] == sum(cost(block, 1, 1) for block in chosen)

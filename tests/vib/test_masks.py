@@ -11,7 +11,7 @@ from tiny_models import tiny_bert, tiny_llama
 from torch.distributions import Normal, kl_divergence
 
 from stat_prune import MACs, Parameters
-from stat_prune.choosing.budget.costs import cost_function, full_cost
+from stat_prune.choosing.budget.costs import full_cost
 from stat_prune.errors import TargetError
 from stat_prune.families import find_blocks
 from stat_prune.vib import VIBConfig
@@ -99,7 +99,7 @@ def test_masks_of_mean_one_without_noise_change_nothing(build, training, inputs)
 @pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
 @pytest.mark.parametrize("target", [MACs(0.5), Parameters(0.5)])
 def test_the_expected_cost_of_certain_masks_is_the_cost_of_the_cut_model(build, target):
-    blocks, cost = find_blocks(build()), cost_function(target, 20)
+    blocks, cost = find_blocks(build()), target.cost(20)
     costs = MaskCosts.of(blocks[1:], blocks[:1], cost)
     masks = make_masks(blocks[1:], VIBConfig(), seed=0)
     kept = []
@@ -114,7 +114,7 @@ def test_the_expected_cost_of_certain_masks_is_the_cost_of_the_cut_model(build, 
 
 @pytest.mark.parametrize("target", [MACs(0.5), Parameters(0.5)])
 def test_a_sublayer_that_is_certain_to_leave_costs_no_more_than_its_bias(target):
-    blocks, cost = find_blocks(tiny_bert()), cost_function(target, 20)
+    blocks, cost = find_blocks(tiny_bert()), target.cost(20)
     costs = MaskCosts.of(blocks, [], cost, sublayers=True)
     masks = make_masks(blocks, VIBConfig(sublayers=True), seed=0)
     masks[1].whole.log_variance.data.fill_(80.0)
@@ -144,7 +144,7 @@ def test_the_target_falls_linearly_and_then_stays():
 @pytest.mark.parametrize("fraction", [0.3, 0.55, 0.9])
 def test_what_is_kept_is_the_best_that_fits(fraction):
     blocks = find_blocks(tiny_bert(intermediate_size=200))
-    cost = cost_function(Parameters(0.5), 20)
+    cost = Parameters(0.5).cost(20)
     costs = MaskCosts.of(blocks, [], cost)
     generator = torch.Generator().manual_seed(3)
     alphas = [torch.randn(block.num_groups, generator=generator) for block in blocks]
@@ -166,7 +166,7 @@ def test_what_is_kept_is_the_best_that_fits(fraction):
 
 def test_units_go_with_their_sublayer_whatever_their_own_masks_say():
     blocks = find_blocks(tiny_bert(intermediate_size=200))
-    cost = cost_function(Parameters(0.5), 20)
+    cost = Parameters(0.5).cost(20)
     costs = MaskCosts.of(blocks, [], cost, sublayers=True)
     generator = torch.Generator().manual_seed(3)
     masks = [
@@ -190,7 +190,7 @@ def test_units_go_with_their_sublayer_whatever_their_own_masks_say():
 
 def test_where_sublayers_may_leave_one_unit_of_any_is_the_least():
     blocks = find_blocks(tiny_bert())
-    costs = MaskCosts.of(blocks, [], cost_function(Parameters(0.5), 20), sublayers=True)
+    costs = MaskCosts.of(blocks, [], Parameters(0.5).cost(20), sublayers=True)
     least = (costs.fixed + min(costs.per_mask)) / costs.total
     costs.check_reachable(least)
     with pytest.raises(TargetError, match="least that can be reached"):
@@ -201,7 +201,7 @@ def test_where_sublayers_may_leave_one_unit_of_any_is_the_least():
 
 def test_a_target_below_one_unit_a_block_is_refused():
     blocks = find_blocks(tiny_bert())
-    costs = MaskCosts.of(blocks, [], cost_function(Parameters(0.5), 20))
+    costs = MaskCosts.of(blocks, [], Parameters(0.5).cost(20))
     least = sum(block.parameters(1, 1) for block in blocks) / costs.total
     costs.check_reachable(least)
     with pytest.raises(TargetError, match=r"least that can be reached"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,27 +10,9 @@ from torch import Tensor
 
 from stat_prune.choosing.criteria import Candidates
 from stat_prune.measuring.timing import TimedModel
-from stat_prune.model.blocks import Block, SeqLength
-from stat_prune.settings.targets import MACs, Parameters, Target
-
-#: Cost of a block with so many units and key/value heads.
-CostFunction = Callable[[Block, int, int], float]
-
-
-def cost_function(target: Target, seq_length: SeqLength) -> CostFunction:
-    """The cost that a target limits.
-
-    Parameters
-    ----------
-    target : MACs or Parameters
-    seq_length : float or mapping of str to float
-        Tokens a sequence, for MACs; by mask where a model reads several.
-    """
-    if isinstance(target, MACs):
-        return lambda block, units, groups: block.macs(units, groups, seq_length)
-    if isinstance(target, Parameters):
-        return lambda block, units, groups: block.parameters(units, groups)
-    raise TypeError(f"{type(target).__name__} does not limit a cost.")
+from stat_prune.model.blocks import Block
+from stat_prune.settings.targets import CostFunction as CostFunction
+from stat_prune.settings.targets import Target
 
 
 def candidate_costs(candidates: Candidates, cost: CostFunction) -> Tensor:
@@ -74,4 +56,4 @@ class Budget:
     @property
     def cost(self) -> CostFunction:
         """What the target limits; by the tables of the timed model for a time."""
-        return self.timed.cost if self.timed else cost_function(self.target, self.lengths)
+        return self.timed.cost if self.timed else self.target.cost(self.lengths)
