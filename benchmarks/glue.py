@@ -22,7 +22,7 @@ from harness.cells import Grid, run
 from harness.sources import find_data, find_model, load
 from harness.task import Task
 from stat_prune import MACs
-from stat_prune.evaluation.glue import GLUE_TASKS, evaluate_glue, glue_examples
+from stat_prune.evaluation.glue import GLUE_TASKS, evaluate_glue, glue_examples, read_glue
 
 
 def glue_task(
@@ -59,6 +59,7 @@ def glue_task(
             "MACs counted at (tokens)": GLUE_TASKS[task].average_length,
             "dtype": dtype,
         },
+        unseen=lambda: read_glue(task, folder).texts,
     )
 
 

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
 import typer
 
 import stat_prune
 from harness import options
-from stat_prune.data.model_calibration import calibration_set_for
+from harness.inputs import drawn
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from tasks import TASKS
 
-#: Examples that the distance is measured on, and by what they are drawn.
-NUM_UNSEEN, UNSEEN_SEED = 1500, 99
+#: Examples that the distance is measured on.
+NUM_UNSEEN = 1500
 
 
 def rows_of(name: str, budgets: list[float], seed: int, samples: int) -> list[str]:
@@ -29,18 +28,7 @@ def rows_of(name: str, budgets: list[float], seed: int, samples: int) -> list[st
     task = TASKS[name]()
     model, tokenizer = task.load()
     texts = task.calibration()
-    drawn = np.random.default_rng(UNSEEN_SEED).permutation(len(texts))[:NUM_UNSEEN]
-    unseen = calibration_set_for(
-        model,
-        [texts[place] for place in drawn],
-        tokenizer,
-        num_samples=NUM_UNSEEN,
-        num_held_out=0,
-        max_seq_length=None,
-        batch_size=32,
-        seed=1,
-        mask_fraction=0.0,
-    )
+    unseen = drawn(model, tokenizer, texts, NUM_UNSEEN)
     rows = []
     for head_dims in (False, True):
         results = stat_prune.prune_family(

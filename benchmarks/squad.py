@@ -22,7 +22,7 @@ from harness.sources import find_data, find_model, load
 from harness.task import Task
 from stat_prune import MACs
 from stat_prune.evaluation.squad import AVERAGE_LENGTH, evaluate_squad
-from stat_prune.evaluation.squad_data import HUB_NAMES, read_squad
+from stat_prune.evaluation.squad_data import HUB_NAMES, Question, read_squad
 from stat_prune.evaluation.squad_windows import MAX_SEQ_LENGTH, STRIDE, windows
 
 # A subset of the train split also serves to calibrate.
@@ -32,26 +32,25 @@ LOCAL_TRAIN = ("squad/train-v{version}.json", "squad/train_subset_44articles.jso
 def squad_task(
     *,
     model: str,
-    version: str,
-    train: Path | None,
-    dev: Path | None,
-    samples: int,
-    limit: int | None,
-    max_seq_length: int,
-    stride: int,
-    batch_size: int,
-    device: str | None,
-    dtype: str,
+    version: str = "1.1",
+    train: Path | None = None,
+    dev: Path | None = None,
+    samples: int = 512,
+    limit: int | None = None,
+    max_seq_length: int = MAX_SEQ_LENGTH,
+    stride: int = STRIDE,
+    batch_size: int = 32,
+    device: str | None = None,
+    dtype: str = "float32",
 ) -> Task:
     """SQuAD for one model."""
     train = find_data(train, *(name.format(version=version) for name in LOCAL_TRAIN))
     dev = find_data(dev, f"squad/dev-v{version}.json")
     window = {"max_seq_length": max_seq_length, "stride": stride}
 
-    def calibration() -> list[dict[str, list[int]]]:
+    def inputs(asked: list[Question]) -> list[dict[str, list[int]]]:
         tokenizer = AutoTokenizer.from_pretrained(find_model(model))
-        questions = read_squad(train, version=version, split="train")
-        return [found.inputs for found in windows(tokenizer, questions, **window)]
+        return [found.inputs for found in windows(tokenizer, asked, **window)]
 
     questions = read_squad(dev, version=version)
     scored = "dev" if limit is None else f"{limit} of dev, evenly spaced"
@@ -63,7 +62,7 @@ def squad_task(
         load=lambda: load(
             find_model(model), AutoModelForQuestionAnswering, device=device, dtype=dtype
         ),
-        calibration=calibration,
+        calibration=lambda: inputs(read_squad(train, version=version, split="train")),
         score=lambda network, tokenizer: evaluate_squad(
             network, tokenizer, questions, limit=limit, batch_size=batch_size, **window
         ),
@@ -76,6 +75,7 @@ def squad_task(
             "MACs counted at (tokens)": AVERAGE_LENGTH,
             "dtype": dtype,
         },
+        unseen=lambda: inputs(questions),
     )
 
 

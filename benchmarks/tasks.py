@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 
 from transformers import (
     AutoModelForCausalLM,
@@ -19,14 +20,17 @@ from transformers import (
 )
 
 from glue import glue_task
-from harness.sources import data_folder, load
+from harness.sources import data_folder, find_data, find_model, load
 from harness.task import Task
+from squad import squad_task
 from stat_prune import MACs, Parameters
 from stat_prune.cli.demo.demo_data import find_sentence_encoder
+from stat_prune.errors import SettingsError
 from stat_prune.evaluation import masked_accuracy
-from stat_prune.evaluation.glue import read_glue
+from stat_prune.evaluation.glue import GLUE_TASKS, read_glue
 from stat_prune.evaluation.perplexity import perplexity
 from stat_prune.evaluation.similarity import sts_spearman
+from wikitext2 import wikitext2_task
 
 
 def fine_tuned(task: str, label_scale: float = 1.0) -> Task:
@@ -40,9 +44,9 @@ def fine_tuned(task: str, label_scale: float = 1.0) -> Task:
     )
 
 
-def sentence_encoder() -> Task:
-    """all-MiniLM-L6-v2 as it is, Spearman correlation of cosines on STS-B dev."""
-    folder = data_folder() / "data" / "glue"
+def sentence_encoder(model: str | None = None) -> Task:
+    """all-MiniLM-L6-v2, or another encoder by the mean of its tokens; Spearman on STS-B dev."""
+    folder = find_data(None, "glue")
 
     def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         dev = read_glue("stsb", folder)
@@ -53,11 +57,13 @@ def sentence_encoder() -> Task:
         num_calibration_samples=1024,
         budgets=(0.8, 0.6, 0.5, 0.4, 0.3),
         target=partial(MACs, seq_length=20),
-        load=lambda: load(find_sentence_encoder()),
+        load=lambda: load(find_sentence_encoder() if model is None else find_model(model)),
         calibration=lambda: [
             text for pair in read_glue("stsb", folder, split="train").texts for text in pair
         ],
         score=score,
+        conditions={} if model is None else {"model": model},
+        unseen=lambda: [text for pair in read_glue("stsb", folder).texts for text in pair],
     )
 
 
@@ -83,6 +89,7 @@ def stories() -> Task:
             "perplexity": perplexity(model, tokenizer, read_stories()[200:400])["perplexity"]
         },
         higher_is_better=False,
+        unseen=lambda: read_stories()[200:400],
     )
 
 
@@ -103,6 +110,7 @@ def reactions(folder: str) -> Task:
         score=lambda model, tokenizer: {
             "accuracy": masked_accuracy(model, tokenizer, texts[NUM_REACTIONS:])
         },
+        unseen=lambda: texts[NUM_REACTIONS:],
     )
 
 
@@ -120,3 +128,38 @@ TASKS: dict[str, Callable[[], Task]] = {
     "mrpc": partial(fine_tuned, "mrpc"),
     "stsb": partial(fine_tuned, "stsb", label_scale=0.2),
 }
+
+#: What any model of its kind can be scored on, beside the tasks of GLUE.
+KINDS: dict[str, Callable[..., Task]] = {
+    "encoder": sentence_encoder,
+    "squad": squad_task,
+    "wikitext2": wikitext2_task,
+}
+
+
+def named(line: str) -> tuple[str, Callable[[], Task]]:
+    """A task, with the name of its records, by one line.
+
+    Parameters
+    ----------
+    line : str
+        A key of `TASKS`; or ``KIND=MODEL``: a task of GLUE or a key of `KINDS`, and a folder, a
+        name below ``models/`` or a name on the Hub.
+
+    Raises
+    ------
+    SettingsError
+        If it is neither.
+    """
+    if line in TASKS:
+        return line, TASKS[line]
+    kind, _, model = line.partition("=")
+    name = f"{kind}={Path(model).name}"
+    if model and kind in KINDS:
+        return name, partial(KINDS[kind], model=model)
+    if model and kind in GLUE_TASKS:
+        return name, partial(glue_task, kind, model=model)
+    raise SettingsError(
+        f"{line!r} is no task. There are {', '.join(TASKS)}; and KIND=MODEL, where KIND is one of "
+        f"{', '.join([*KINDS, *GLUE_TASKS])}."
+    )

@@ -40,15 +40,15 @@ PROTOCOLS = ("blocks", "sliding")
 def wikitext2_task(
     *,
     model: str,
-    calibration: Path | None,
-    test: Path | None,
-    protocols: tuple[str, ...],
-    context_length: int | None,
-    samples: int,
-    limit: int | None,
-    batch_size: int,
-    device: str | None,
-    dtype: str,
+    calibration: Path | None = None,
+    test: Path | None = None,
+    protocols: tuple[str, ...] = PROTOCOLS,
+    context_length: int | None = None,
+    samples: int = 128,
+    limit: int | None = None,
+    batch_size: int = 8,
+    device: str | None = None,
+    dtype: str = "float32",
 ) -> Task:
     """WikiText-2 for one model."""
     corpus = find_data(calibration, *LOCAL_TRAIN)
@@ -90,6 +90,7 @@ def wikitext2_task(
             "dtype": dtype,
         },
         higher_is_better=False,
+        unseen=lambda: blocks(find_model(model), scored, context_length),
     )
 
 

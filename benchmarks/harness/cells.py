@@ -11,9 +11,11 @@ from typing import Any
 
 import stat_prune
 from harness import records
+from harness.measures import Cell, Measuring, measured_apart, of_dense, timed
 from harness.publishing import publishing
 from harness.records import Record
 from harness.task import Loaded, Task
+from harness.ways import method_of
 from slicegpt import slicegpt
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.reporting.result import PruningResult
@@ -47,17 +49,19 @@ def run(
     output: Path,
     *more: Grid,
     settings: Mapping[str, Any] | None = None,
+    measuring: Measuring | None = None,
 ) -> None:
     """Measure what is missing in the folder; write and print the table, and draw the figure.
 
     `more` are other methods, at other seeds; `settings` further arguments of ``prune``, which are
-    conditions of each record.
+    conditions of each record. With `measuring`, every budget of a cell is pruned in a process of
+    its own, and records say what that took, and what the model that is left of it takes.
     """
     grids = (grid, *more)
     count = len(tasks) * sum(len(one.methods) * len(one.seeds) for one in grids)
     with publishing(benchmark, output, count) as add:
         for name, make in tasks.items():
-            subject = Subject(benchmark, name, make(), output, settings)
+            subject = Subject(benchmark, name, make, output, settings, measuring)
             for one in grids:
                 for record in _records(subject, one):
                     add(record)
@@ -70,13 +74,22 @@ class Subject:
         self,
         benchmark: str,
         name: str,
-        task: Task,
+        make: Callable[[], Task],
         folder: Path,
         settings: Mapping[str, Any] | None = None,
+        measuring: Measuring | None = None,
     ) -> None:
-        self.benchmark, self.name, self.task, self.folder = benchmark, name, task, folder
-        self.settings = dict(settings or {})
-        self.conditions = {**task.conditions, **self.settings}
+        self.benchmark, self.name, self.make, self.folder = benchmark, name, make, folder
+        self.settings, self.measuring = dict(settings or {}), measuring
+        self.task = make()
+        self.conditions = {**self.task.conditions, **self.settings}
+        if measuring is not None:
+            self.conditions |= measuring.conditions()
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """What another process makes the same subject of."""
+        return self.benchmark, self.name, self.make, self.folder, self.settings
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -97,6 +110,8 @@ class Subject:
             start = time.perf_counter()
             scores = dict(self.task.score(*self.loaded))
             record = self.record(DENSE, 0, scores) | {"seconds": time.perf_counter() - start}
+            if self.measuring is not None:
+                record["measures"] = {DENSE: of_dense(self)}
             records.write(path, record)
         return record
 
@@ -140,9 +155,24 @@ def _records(subject: Subject, grid: Grid) -> Iterator[Record]:
             done = record["scores"] if record else {}
             missing = [kept for kept in budgets if f"{kept:g}" not in done]
             if record is None or (missing and not record.get("refused")):
-                record = _measured(subject, record, method, missing, seed)
-                records.write(path, record)
-            yield record
+                # In processes of their own budgets share nothing, and one at a time is kept.
+                apart = subject.measuring is not None
+                for part in [[kept] for kept in missing] if apart else [missing]:
+                    record = _measured(subject, record, method, part, seed)
+                    records.write(path, record)
+            yield _timed(subject, record, path)
+
+
+def _timed(subject: Subject, record: Record, path: Path) -> Record:
+    """With the speed-ups that are missing, where they are wanted and can be measured."""
+    measures = record.get("measures", {})
+    if subject.measuring is None or not subject.measuring.speed:
+        return record
+    found = timed(subject, record["method"], record["seed"], measures, subject.measuring)
+    if found != measures:
+        record |= {"measures": found}
+        records.write(path, record)
+    return record
 
 
 def _measured(
@@ -156,13 +186,21 @@ def _measured(
         **(known or {}),
     }
     try:
-        results = pruned(subject, method, budgets, seed)
+        results = _results(subject, method, budgets, seed)
     except REFUSALS as error:
         return record | {"refused": str(error), "seconds": time.perf_counter() - start}
     _, tokenizer = subject.loaded
     scores = [subject.task.score(result.model, tokenizer) for result in results]
     names = [f"{kept:g}" for kept in budgets]
     metric = subject.task.metric
+    measures = {
+        name: result.measures
+        for name, result in zip(names, results, strict=True)
+        if isinstance(result, Cell)
+    }
+    if measures:
+        known_measures = record.get("measures") or dense.get("measures", {})
+        record["measures"] = known_measures | measures
     return record | {
         "scores": record["scores"] | {n: s[metric] for n, s in zip(names, scores, strict=True)},
         "details": record.get("details", {})
@@ -175,11 +213,22 @@ def _measured(
     }
 
 
+def _results(
+    subject: Subject, method: str, budgets: Sequence[float], seed: int
+) -> Sequence[PruningResult | Cell]:
+    if subject.measuring is None:
+        return pruned(subject, method, budgets, seed)
+    if method == "slicegpt":
+        raise SettingsError("its models cannot be saved, from where they would be measured.")
+    return [measured_apart(subject, method, kept, seed, subject.measuring) for kept in budgets]
+
+
 def pruned(
     subject: Subject, method: str, budgets: Iterable[float], seed: int
 ) -> Sequence[PruningResult]:
     """The model at all budgets."""
     model, tokenizer = subject.loaded
+    method, more = method_of(method)
     settings: dict[str, Any] = {
         "tokenizer": tokenizer,
         "targets": [subject.task.target(kept) for kept in budgets],
@@ -187,6 +236,7 @@ def pruned(
         "seed": seed,
         "progress": False,
         **subject.settings,
+        **more,
     }
     if method == "slicegpt":
         return slicegpt(model, subject.calibration, **settings)
@@ -199,7 +249,7 @@ def without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "model": model.name if model.is_dir() else str(model)}
 
 
-def sizes(result: PruningResult) -> dict[str, float]:
+def sizes(result: PruningResult | Cell) -> dict[str, float]:
     """Fractions of the blocks that are left."""
     before, after = result.report.before, result.report.after
     return {

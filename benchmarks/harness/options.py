@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from harness.ways import METHOD_NAMES
 from stat_prune.cli.settings_options import DEVICE, FINISH, option
-from stat_prune.settings.methods import BASELINES, METHODS
 
-METHOD_NAMES = (*METHODS, *BASELINES, "slicegpt")
 DEFAULT_METHODS = ("stat", "id-unweighted", "stat-paper", "magnitude", "random")
 
 
-def _known_methods(values: list[str] | None) -> list[str]:
-    unknown = set(values or ()) - set(METHOD_NAMES)
-    if unknown:
-        raise typer.BadParameter(f"{sorted(unknown)} are none of {', '.join(METHOD_NAMES)}")
-    return list(values or DEFAULT_METHODS)
+def known_methods(default: Sequence[str]) -> Callable[[list[str] | None], list[str]]:
+    """A callback that refuses other names, and has a default."""
+
+    def checked(values: list[str] | None) -> list[str]:
+        unknown = set(values or ()) - set(METHOD_NAMES)
+        if unknown:
+            raise typer.BadParameter(f"{sorted(unknown)} are none of {', '.join(METHOD_NAMES)}")
+        return list(values or default)
+
+    return checked
 
 
 Methods = Annotated[
     list[str] | None,
     typer.Option(
-        "--method", callback=_known_methods, help=f"Repeatable, of {', '.join(METHOD_NAMES)}."
+        "--method",
+        callback=known_methods(DEFAULT_METHODS),
+        help=f"Repeatable, of {', '.join(METHOD_NAMES)}.",
     ),
 ]
 Budgets = Annotated[list[float] | None, typer.Option("--budget", help="Kept fraction; repeatable.")]

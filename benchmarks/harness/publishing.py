@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 from tqdm.auto import tqdm
 
+from harness.cost_tables import cost_tables, spent_figure
 from harness.records import Record
 from harness.tables import markdown
 from stat_prune.errors import StatPruneError
@@ -51,6 +52,10 @@ def publishing(benchmark: str, output: Path, count: int) -> Iterator[Callable[[R
 
 def _publish(benchmark: str, found: Sequence[Record], output: Path) -> None:
     table = markdown(found)
+    if any(record.get("measures") for record in found):
+        table += "\n" + cost_tables(found)
+        if (figure := spent_figure(found)) is not None:
+            figure.savefig(output / f"{benchmark}-spent.png", dpi=150)
     (output / f"{benchmark}.md").write_text(table, encoding="utf-8")
     score_curves(found, xlabel="kept fraction").savefig(output / f"{benchmark}.png", dpi=150)
     typer.echo(table)

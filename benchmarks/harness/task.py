@@ -36,6 +36,9 @@ class Task:
     conditions : mapping
         JSON values: all that a score depends on beside method, budget and seed.
     higher_is_better : bool
+    unseen : callable, optional
+        Unlabelled examples of the kind that is scored, on which outputs are compared with the dense
+        model's. By default the calibration data.
     """
 
     metrics: tuple[str, ...]
@@ -47,6 +50,7 @@ class Task:
     score: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, float]]
     conditions: Mapping[str, Any] = field(default_factory=dict)
     higher_is_better: bool = True
+    unseen: Callable[[], Any] | None = None
 
     @property
     def metric(self) -> str:

@@ -17,7 +17,7 @@ from stalling import task
 
 from harness import records
 from harness.cells import Grid, run
-from harness.options import _known_methods, settings_of
+from harness.options import DEFAULT_METHODS, known_methods, settings_of
 from harness.tables import markdown
 from stat_prune.errors import DataError
 
@@ -232,4 +232,4 @@ def test_a_failed_write_leaves_the_record_that_was_there(tmp_path, monkeypatch):
 
 def test_unknown_methods_are_refused_before_any_work():
     with pytest.raises(typer.BadParameter, match=r"\['stats'\] are none of stat, "):
-        _known_methods(["stat", "stats"])
+        known_methods(DEFAULT_METHODS)(["stat", "stats"])

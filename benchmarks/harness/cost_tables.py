@@ -1,0 +1,168 @@
+"""What pruned models cost and gain, and what was spent on them, as Markdown and as a figure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from harness.records import Record
+from harness.tables import cell, score
+from stat_prune.reporting.plotting.style import Figure, figure, line_styles
+
+MEBIBYTE = 2**20
+
+#: Headings, what they are multiplied with, digits; of `measures` in a record.
+COSTS = {
+    "divergence": ("divergence", 1.0, 4),
+    "parameters": ("parameters, millions", 1e-6, 3),
+    "bytes": ("MiB on disk", 1 / MEBIBYTE, 1),
+    "speed_up": ("speed-up", 1.0, 2),
+    "computing_seconds": ("CPU s of pruning", 1.0, 0),
+    "peak_bytes": ("peak MiB", 1 / MEBIBYTE, 0),
+    "bytes_before": ("before", 1 / MEBIBYTE, 0),
+}
+SPENT = {
+    "forwards": ("forwards", 1.0, 1),
+    "computing_seconds": ("CPU minutes", 1 / 60, 2),
+}
+
+
+def cost_tables(records: Sequence[Record]) -> str:
+    """For each task a row a model, and one of what was spent on it; means over seeds."""
+    records = [record for record in records if record.get("measures")]
+    parts: list[str] = []
+    for task in dict.fromkeys(record["task"] for record in records):
+        rows = [record for record in records if record["task"] == task]
+        parts += [*_costs(task, rows), ""]
+        if spent := _timed(rows):
+            parts += [*_spent(task, spent), ""]
+    return "\n".join(parts)
+
+
+def _costs(task: str, rows: Sequence[Record]) -> list[str]:
+    metric, digits = rows[0]["metric"], _digits(rows)
+    there = dict.fromkeys(name for row in rows for one in row["measures"].values() for name in one)
+    costs = {name: column for name, column in COSTS.items() if name in there}
+    costs |= {name: (name, 1.0, 2) for name in there if name.startswith("seconds of ")}
+    headings = ["kept", "method", metric, "kept MACs", *(name for name, _, _ in costs.values())]
+    dense = rows[0]["measures"].get("dense", {})
+    lines = [
+        ["1", "dense", cell([rows[0]["dense"]], digits), "1", *_values([dense], costs)],
+    ]
+    for kept, method, own in _cells(rows):
+        lines.append(
+            [
+                kept,
+                method,
+                cell([score(row, metric, kept) for row in own], digits),
+                f"{statistics.mean(row['sizes'][kept]['kept_macs'] for row in own):.3f}",
+                *_values([row["measures"][kept] for row in own], costs),
+            ]
+        )
+    return [f"**{task}**, what is left and what it takes", "", *_table(headings, lines)]
+
+
+def _spent(task: str, rows: Sequence[Record]) -> list[str]:
+    """From the least to the most that was spent, at each kept fraction."""
+    metric, digits = rows[0]["metric"], _digits(rows)
+    headings = ["kept", "method", *(name for name, _, _ in SPENT.values()), metric]
+
+    def forwards(found: tuple[str, str, list[Record]]) -> tuple[float, float]:
+        kept, _, own = found
+        return -float(kept), statistics.mean(row["measures"][kept]["forwards"] for row in own)
+
+    lines = [
+        [
+            kept,
+            method,
+            *_values([row["measures"][kept] for row in own], SPENT),
+            cell([score(row, metric, kept) for row in own], digits),
+        ]
+        for kept, method, own in sorted(_cells(rows), key=forwards)
+    ]
+    title = f"**{task}**, by what is spent; forwards over the calibration set"
+    return [title, "", *_table(headings, lines)]
+
+
+def spent_figure(records: Sequence[Record]) -> Figure | None:
+    """Score against what was spent: a panel a task, a marker a kept fraction."""
+    records = _timed(records)
+    if not records:
+        return None
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    fig = figure(5.0 * len(tasks) + 1.0, 4.2)
+    panels = fig.subplots(1, len(tasks), squeeze=False).ravel()
+    for panel, task in zip(panels, tasks, strict=True):
+        rows = [record for record in records if record["task"] == task]
+        by_kept: dict[str, list[tuple[float, float, str]]] = {}
+        for kept, method, own in _cells(rows):
+            values = [row["scores"][kept] for row in own if row["scores"][kept] is not None]
+            spent = statistics.mean(row["measures"][kept]["forwards"] for row in own)
+            if values:
+                by_kept.setdefault(kept, []).append((spent, statistics.mean(values), method))
+        for (kept, points), style in zip(by_kept.items(), line_styles(len(by_kept)), strict=True):
+            points.sort()
+            panel.plot(
+                [spent for spent, _, _ in points],
+                [value for _, value, _ in points],
+                label=f"{kept} kept",
+                **style | {"linestyle": "none"},
+            )
+            for spent, value, method in points:
+                panel.annotate(
+                    method, (spent, value), (4, 3), textcoords="offset points", fontsize=6
+                )
+        if rows[0]["dense"] is not None:
+            panel.axhline(rows[0]["dense"], color="0.5", linewidth=1, label="dense")
+        if not rows[0].get("higher_is_better", True):
+            panel.set_yscale("log")
+        panel.set(
+            xscale="log",
+            xlabel="forwards over the calibration set",
+            ylabel=rows[0]["metric"],
+            title=task,
+        )
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7)
+    return fig
+
+
+def _timed(records: Sequence[Record]) -> list[Record]:
+    """Those that say what was spent."""
+    return [
+        record
+        for record in records
+        if any("forwards" in measures for measures in record.get("measures", {}).values())
+    ]
+
+
+def _cells(rows: Sequence[Record]) -> list[tuple[str, str, list[Record]]]:
+    """Kept fraction, method, and the records of its seeds; the largest models first."""
+    kept = sorted({one for row in rows for one in row["measures"]} - {"dense"}, key=float)
+    found = []
+    for one in reversed(kept):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            own = [r for r in rows if r["method"] == method and one in r["measures"]]
+            if own:
+                found.append((one, method, own))
+    return found
+
+
+def _values(
+    measures: Sequence[dict[str, float]], columns: dict[str, tuple[str, float, int]]
+) -> list[str]:
+    """Means over seeds, in the units of the columns; empty where nothing was measured."""
+    values = []
+    for name, (_, unit, digits) in columns.items():
+        found = [one[name] * unit for one in measures if one.get(name) is not None]
+        values.append(f"{statistics.mean(found):.{digits}f}" if found else "")
+    return values
+
+
+def _digits(rows: Sequence[Record]) -> int:
+    values = [value for row in rows for value in [row["dense"], *row["scores"].values()]]
+    return 4 if all(abs(value) <= 1 for value in values if value is not None) else 2
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *lines)]
