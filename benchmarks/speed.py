@@ -2,10 +2,11 @@
 
     python benchmarks/speed.py --shape 1x128 --shape 32x128 --mode eager --mode compiled
     python benchmarks/speed.py --model google-bert/bert-base-uncased --device cuda --shape 64x128
+    python benchmarks/speed.py --weights llama-7b --device cuda --dtype bfloat16 --no-forwards
 
-Without --model, a BERT of random weights: time depends on shapes only. A shape is sequences x
-tokens, without padding. Also what pruning costs, beside a plain forward over the same data. Figures
-are ratios of medians.
+Without --model, random weights in the shape of BERT-base or another model: time depends on shapes
+only. A shape is sequences x tokens, without padding. Also what pruning costs, beside a plain
+forward over the same data. Figures are ratios of medians.
 """
 
 from __future__ import annotations
@@ -21,22 +22,26 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 import stat_prune
 from harness import options, records
 from harness.cells import sizes
+from harness.inputs import random_tokens
 from harness.publishing import publishing
 from harness.records import Record
 from harness.runners import RUNNERS
+from harness.shapes import SHAPES, random_weights
 from harness.sources import find_model
 from stat_prune.measuring.latency import take_turns
 from stat_prune.measuring.timing import device_name
 from stat_prune.model.running import evaluating
 from stat_prune.reporting.result import PruningResult
 
-CALIBRATION_LENGTH = 64
 PRUNING = "prune beside a forward"
+
+#: Sequences at once, in pruning and in the forward beside it.
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,21 @@ class Setup:
     """All that the times depend on, beside shape and mode."""
 
     model: str | None
-    layers: int
+    weights: str
+    layers: int | None
     device: str
+    dtype: str
     budgets: tuple[float, ...]
     round_to: int
     samples: int
+    length: int
+    repeats: int
     rounds: int
     seed: int
 
     def conditions(self) -> dict[str, Any]:
         """For the record."""
-        named = asdict(self) | {"model": self.model or "BERT, random weights"}
+        named = asdict(self) | {"model": self.model or f"{self.weights}, random weights"}
         return named | {
             "budgets": list(self.budgets),
             "processor": device_name(torch.device(self.device)),
@@ -72,32 +81,46 @@ class Family:
     @cached_property
     def dense(self) -> PreTrainedModel:
         """On its device, in evaluation mode."""
-        torch.manual_seed(self.setup.seed)
-        if self.setup.model is None:
-            model = BertModel(BertConfig(num_hidden_layers=self.setup.layers))
-        else:
-            model = AutoModel.from_pretrained(find_model(self.setup.model), dtype=torch.float32)
-        return model.eval().to(self.setup.device)
+        setup = self.setup
+        if setup.model is None:
+            return random_weights(
+                setup.weights,
+                layers=setup.layers,
+                device=setup.device,
+                dtype=setup.dtype,
+                seed=setup.seed,
+            )
+        dtype = getattr(torch, setup.dtype)
+        model = AutoModel.from_pretrained(find_model(setup.model), dtype=dtype)
+        return model.eval().to(setup.device)
 
     def inputs(self, samples: int, length: int, seed: int) -> dict[str, torch.Tensor]:
-        """Token ids without padding."""
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(self.dense.config.vocab_size, (samples, length), generator=generator)
-        ids = ids.to(self.setup.device)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        """Token ids without padding; images, which have a length of their own."""
+        if self.dense.main_input_name != "pixel_values":
+            return random_tokens(self.dense, samples, length, seed)
+        config = self.dense.config
+        shape = (samples, config.num_channels, config.image_size, config.image_size)
+        pixels = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return {"pixel_values": pixels.to(self.dense.device, self.dense.dtype)}
+
+    def target(self, kept: float) -> stat_prune.MACs:
+        """A share of the MACs, of texts at 128 tokens."""
+        images = self.dense.main_input_name == "pixel_values"
+        return stat_prune.MACs(kept) if images else stat_prune.MACs(kept, seq_length=128)
 
     @cached_property
     def calibration(self) -> dict[str, torch.Tensor]:
         """One batch of tokens to calibrate on."""
-        return self.inputs(self.setup.samples, CALIBRATION_LENGTH, self.setup.seed)
+        return self.inputs(self.setup.samples, self.setup.length, self.setup.seed)
 
     def prune(self, budgets: Sequence[float]) -> list[PruningResult]:
-        """Models of these shares of the MACs, counted at 128 tokens."""
+        """Models of these shares of the MACs."""
         return stat_prune.prune_family(
             self.dense,
             self.calibration,
-            targets=[stat_prune.MACs(kept, seq_length=128) for kept in budgets],
+            targets=[self.target(kept) for kept in budgets],
             num_calibration_samples=self.setup.samples,
+            batch_size=BATCH_SIZE,
             round_to=self.setup.round_to,
             seed=self.setup.seed,
             progress=False,
@@ -136,11 +159,13 @@ def speed_up(family: Family, shape: str, mode: str) -> Record:
 
 
 def pruning_time(family: Family) -> Record:
-    """Time of pruning to the first budget, by that of a plain forward; medians of three."""
+    """Time of pruning to the first budget, by that of a plain forward; medians."""
     kept, ratios = family.setup.budgets[0], []
-    for _ in range(3):
+    first = {name: value[:BATCH_SIZE] for name, value in family.calibration.items()}
+    _forward(family.dense, first)  # which allocates
+    for _ in range(family.setup.repeats):
         start = time.perf_counter()
-        _forward(family.dense, family.calibration, 32)
+        _forward(family.dense, family.calibration)
         between = time.perf_counter()
         (result,) = family.prune([kept])
         ratios.append((time.perf_counter() - between) / (between - start))
@@ -150,25 +175,39 @@ def pruning_time(family: Family) -> Record:
         "metric": "forwards",
         "dense": None,
         "scores": {f"{kept:g}": statistics.median(ratios)},
-        "details": {f"{kept:g}": result.report.seconds},
+        "details": {},
+        "measures": {
+            f"{kept:g}": {
+                "forwards": statistics.median(ratios),
+                "peak_bytes": result.report.peak_memory,
+                **{f"seconds of {stage}": s for stage, s in result.report.seconds.items()},
+            },
+            "dense": {"seconds of a forward": between - start},
+        },
+        "sizes": {f"{kept:g}": sizes(result)},
         "settings": result.report.settings,
         "versions": result.report.versions,
     }
 
 
-def _forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor], batch_size: int) -> None:
+def _forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
     with evaluating(model):
-        for start in range(0, len(inputs["input_ids"]), batch_size):
-            model(**{name: value[start : start + batch_size] for name, value in inputs.items()})
+        for start in range(0, len(inputs[model.main_input_name]), BATCH_SIZE):
+            model(**{name: value[start : start + BATCH_SIZE] for name, value in inputs.items()})
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
 
 
 def main(
     model: Annotated[
-        str | None, typer.Option(help="A folder or Hub name. Default: a BERT of random weights.")
+        str | None, typer.Option(help="A folder or Hub name. Default: random weights.")
     ] = None,
-    layers: Annotated[int, typer.Option(help="Of that BERT; 12 is BERT-base.")] = 12,
+    weights: Annotated[
+        str, typer.Option(help=f"Shape of the random weights, of {', '.join(SHAPES)}.")
+    ] = "bert-base",
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Of the random weights. Default: the model's.")
+    ] = None,
     shape: Annotated[
         list[str] | None, typer.Option(help="Sequences x tokens. Default: 1x128 and 32x128.")
     ] = None,
@@ -176,11 +215,15 @@ def main(
         list[str] | None, typer.Option(help=f"Of {', '.join(RUNNERS)}. Default: eager.")
     ] = None,
     budget: options.Budgets = None,
+    forwards: Annotated[bool, typer.Option(help="Time the models, dense and pruned.")] = True,
     pruning: Annotated[bool, typer.Option(help="Time pruning itself, too.")] = True,
+    repeats: Annotated[int, typer.Option(min=1, help="Of timing pruning.")] = 3,
     samples: options.Samples = 512,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a calibration example.")] = 64,
     round_to: Annotated[int, typer.Option(help="Multiples for numbers of neurons.")] = 1,
     rounds: Annotated[int, typer.Option(help="Counted rounds of turns.")] = 7,
     device: options.Device = None,
+    dtype: options.Dtype = "float32",
     seed: Annotated[int, typer.Option(help="Of weights and tokens.")] = 0,
     output: options.Output = Path("results/speed"),
 ) -> None:
@@ -188,12 +231,27 @@ def main(
     modes = mode or ["eager"]
     if not set(modes) <= set(RUNNERS):
         raise typer.BadParameter(f"modes are {', '.join(RUNNERS)}")
+    if weights not in SHAPES:
+        raise typer.BadParameter(f"{weights!r} is none of {', '.join(SHAPES)}")
     budgets = tuple(budget or (0.75, 0.5, 0.25))
-    setup = Setup(model, layers, device or "cpu", budgets, round_to, samples, rounds, seed)
+    setup = Setup(
+        model=model,
+        weights=weights,
+        layers=layers,
+        device=device or "cpu",
+        dtype=dtype,
+        budgets=budgets,
+        round_to=round_to,
+        samples=samples,
+        length=length,
+        repeats=repeats,
+        rounds=rounds,
+        seed=seed,
+    )
     family, conditions = Family(setup), setup.conditions()
     cells: dict[str, Callable[[], Record]] = {
         f"{one}-{how}": partial(speed_up, family, one, how)
-        for one in shape or ["1x128", "32x128"]
+        for one in (shape or ["1x128", "32x128"] if forwards else [])
         for how in modes
     }
     if pruning:

@@ -23,6 +23,7 @@ import glue
 import retention
 import speed
 import squad
+import table
 import wikitext2
 import zero_shot
 from harness import records
@@ -292,6 +293,8 @@ def test_the_commands_of_the_docs_are_understood():
         "wikitext2": wikitext2.main,
         "zero_shot": zero_shot.main,
         "speed": speed.main,
+        "table": table.main,
+        "retrieval": pytest.importorskip("retrieval").main,
         "finetune": finetune.app,
     }
     found = 0
