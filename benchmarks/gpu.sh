@@ -11,7 +11,7 @@
 # are compared where STAT_PRUNE_DATA names their folder; else a model of random weights is.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-python=python device=cuda tiny= wheels= output=results/gpu
+python=$(command -v python || command -v python3) device=cuda tiny= wheels= output=results/gpu
 while [ $# -gt 0 ]; do
   case $1 in
     --tiny) tiny=yes; shift; continue ;;

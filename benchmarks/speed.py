@@ -35,7 +35,7 @@ from harness.shapes import SHAPES, random_weights
 from harness.sources import find_model
 from stat_prune.measuring.latency import take_turns
 from stat_prune.measuring.timing import device_name
-from stat_prune.model.running import evaluating
+from stat_prune.model.running import evaluating, model_inputs
 from stat_prune.reporting.result import PruningResult
 
 PRUNING = "prune beside a forward"
@@ -110,8 +110,9 @@ class Family:
 
     @cached_property
     def calibration(self) -> dict[str, torch.Tensor]:
-        """One batch of tokens to calibrate on."""
-        return self.inputs(self.setup.samples, self.setup.length, self.setup.seed)
+        """Examples to calibrate on, on the CPU as data is."""
+        found = self.inputs(self.setup.samples, self.setup.length, self.setup.seed)
+        return {name: value.cpu() for name, value in found.items()}
 
     def prune(self, budgets: Sequence[float]) -> list[PruningResult]:
         """Models of these shares of the MACs."""
@@ -193,7 +194,8 @@ def pruning_time(family: Family) -> Record:
 def _forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> None:
     with evaluating(model):
         for start in range(0, len(inputs[model.main_input_name]), BATCH_SIZE):
-            model(**{name: value[start : start + BATCH_SIZE] for name, value in inputs.items()})
+            batch = {name: value[start : start + BATCH_SIZE] for name, value in inputs.items()}
+            model(**model_inputs(model, batch, model.device))
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
 

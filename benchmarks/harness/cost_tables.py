@@ -40,21 +40,25 @@ def cost_tables(records: Sequence[Record]) -> str:
 
 
 def _costs(task: str, rows: Sequence[Record]) -> list[str]:
-    metric, digits = rows[0]["metric"], _digits(rows)
+    metrics, digits = rows[0].get("metrics", [rows[0]["metric"]]), _digits(rows)
     there = dict.fromkeys(name for row in rows for one in row["measures"].values() for name in one)
     costs = {name: column for name, column in COSTS.items() if name in there}
     costs |= {name: (name, 1.0, 2) for name in there if name.startswith("seconds of ")}
-    headings = ["kept", "method", metric, "kept MACs", *(name for name, _, _ in costs.values())]
+    headings = ["kept", "method", *metrics, "kept MACs", *(name for name, _, _ in costs.values())]
     dense = rows[0]["measures"].get("dense", {})
+
+    def scores(own: Sequence[Record], kept: str) -> list[str]:
+        return [cell([score(row, metric, kept) for row in own], digits) for metric in metrics]
+
     lines = [
-        ["1", "dense", cell([rows[0]["dense"]], digits), "1", *_values([dense], costs)],
+        ["1", "dense", *scores(rows[:1], "dense"), "1", *_values([dense], costs)],
     ]
     for kept, method, own in _cells(rows):
         lines.append(
             [
                 kept,
                 method,
-                cell([score(row, metric, kept) for row in own], digits),
+                *scores(own, kept),
                 f"{statistics.mean(row['sizes'][kept]['kept_macs'] for row in own):.3f}",
                 *_values([row["measures"][kept] for row in own], costs),
             ]

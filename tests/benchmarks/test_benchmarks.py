@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import finetune
 import glue
+import into_docs
 import retention
 import speed
 import squad
@@ -294,6 +295,7 @@ def test_the_commands_of_the_docs_are_understood():
         "zero_shot": zero_shot.main,
         "speed": speed.main,
         "table": table.main,
+        "into_docs": into_docs.main,
         "retrieval": pytest.importorskip("retrieval").main,
         "finetune": finetune.app,
     }
