@@ -29,6 +29,7 @@ from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.accounting import row_of
+from stat_prune.pipeline.budgeting.efforts import Trials
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.budgeting.sharing import factor_embeddings
 from stat_prune.pipeline.one_block import candidates_of, planned
@@ -75,14 +76,19 @@ class LoadedModel:
 
     @cached_property
     def _probe_batches(self) -> list[Batch]:
+        return self.run.probe_batches(self._positions)
+
+    @cached_property
+    def _positions(self) -> float:
+        """How many values the objective has for a typical sequence."""
         run = self.run
         typical = run.calibration.batches[len(run.calibration.batches) // 2]
         objective = objective_named(run.settings.objective)
-        return run.probe_batches(positions_per_sequence(run.model, typical, objective))
+        return positions_per_sequence(run.model, typical, objective)
 
     def search(self, measured: Sequence[Measured]) -> BudgetSearch:
         """What compares whole pruned models."""
-        return BudgetSearch(self.run, measured)
+        return BudgetSearch(self.run, measured, Trials.of(self.run, self._positions))
 
     def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
         """The correction of each block's candidate, solved once or twice."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,18 +17,15 @@ from stat_prune.choosing.measured import Measured, weights_of
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
-from stat_prune.measuring.sensitivity import distance, positions_per_sequence
+from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.pipeline.budgeting.efforts import NUM_PARTS, Trials
 from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.budgeting.starts import (
-    NUM_PARTS,
-    Effort,
     Start,
-    effort_of,
     nearest,
     spread_starts,
     starts_of,
-    to_measure_on,
 )
 from stat_prune.pipeline.run import Run
 from stat_prune.reporting.search_report import Search, SearchRound
@@ -48,10 +44,11 @@ class BudgetSearch:
     run : Run
     measured : sequence of Measured
         With statistics and weights.
+    trials : Trials
     """
 
-    def __init__(self, run: Run, measured: Sequence[Measured]) -> None:
-        self._run, self._measured = run, measured
+    def __init__(self, run: Run, measured: Sequence[Measured], trials: Trials) -> None:
+        self._run, self._measured, self._trials = run, measured, trials
         self._weights = weights_of(measured)
         self._objective = objective_named(run.settings.objective)
         self.folded = _Folded(run.settings.recipe, measured)
@@ -69,12 +66,13 @@ class BudgetSearch:
             share = self._share(budget)
             starts = starts_of(self._weights, run.settings)
             whole = self._on_calibration(1)
-            errors = self._effort.errors_on(whole.num_sequences)
-            best, distances = self._nearest(whole, starts, budget, share, errors=errors)
+            best, distances = self._nearest(
+                whole, starts, budget, share, errors=self._trials.errors
+            )
             start, contenders, rounds = best.name, [best], []
             # In equal shares there are no weights to move.
             weighed = starts[0] if best.even else best
-            for number in range(len(self._rounds)):
+            for number in range(len(self._trials.rounds)):
                 weighed, found = self._round(number, weighed, budget, share)
                 rounds.append(found)
                 contenders += [weighed] if found.accepted else []
@@ -112,9 +110,7 @@ class BudgetSearch:
 
     def distance_of(self, model: PreTrainedModel) -> float:
         """Of another model from the dense one, on the same sequences."""
-        calibration = self._run.calibration
-        count = self._effort.num_compared(calibration.num_samples)
-        batches = to_measure_on(calibration, count, self._run.settings.seed).batches
+        batches = self._trials.sequences().batches
         return distance(self._run.model, model, batches, self._objective)
 
     def _nearest(
@@ -134,7 +130,7 @@ class BudgetSearch:
         self, number: int, start: Start, budget: Budget, share: float | None
     ) -> tuple[Start, SearchRound]:
         """Search on from a start, on more sequences than the round before."""
-        run, (times, passes) = self._run, self._rounds[number]
+        run, (times, passes) = self._run, self._trials.rounds[number]
         whole = self._on_calibration(times)
 
         def near(weights: Sequence[Tensor]) -> list[int]:
@@ -164,11 +160,6 @@ class BudgetSearch:
         )
         return Start(report.name, found.point.weights), report
 
-    @property
-    def _rounds(self) -> tuple[tuple[int, float], ...]:
-        """None where there are no sequences to judge them on."""
-        return () if self._run.calibration.held_out is None else self._effort.rounds
-
     def _share(self, budget: Budget) -> float | None:
         """Of a time, what all choices are to take by the tables: as much as one that is timed."""
         if budget.timed is None:
@@ -180,22 +171,18 @@ class BudgetSearch:
 
     def _on_calibration(self, times: int) -> WholeModel:
         """So many times the calibration sequences that starts are compared on."""
-        calibration = self._run.calibration
-        count = self._effort.num_compared(calibration.num_samples)
-        return self._whole(f"calibration x {times}", calibration, times * count)
+        return self._whole(f"calibration x {times}", lambda: self._trials.sequences(times))
 
     def _on_held_out(self) -> WholeModel:
-        held_out = self._run.calibration.held_out
-        assert held_out is not None
-        return self._whole("held out", held_out, held_out.num_samples)
+        return self._whole("held out", self._trials.held_out)
 
-    def _whole(self, name: str, sequences: CalibrationSet, count: int) -> WholeModel:
+    def _whole(self, name: str, sequences: Callable[[], CalibrationSet]) -> WholeModel:
         if name not in self._wholes:
             self._wholes[name] = WholeModel(
                 self._run.model,
                 [block.layer for block in self._run.blocks],
                 self._cut,
-                to_measure_on(sequences, count, self._run.settings.seed).batches,
+                sequences().batches,
                 self._objective,
                 parts=NUM_PARTS,
             )
@@ -203,13 +190,6 @@ class BudgetSearch:
 
     def _cut(self, choice: Sequence[int]) -> PreTrainedModel:
         return pruned_copy(self._run.model, [self.folded(*one) for one in enumerate(choice)])
-
-    @cached_property
-    def _effort(self) -> Effort:
-        batches = self._run.calibration.batches
-        typical = batches[len(batches) // 2]
-        positions = positions_per_sequence(self._run.model, typical, self._objective)
-        return effort_of(self._run.settings.effort, positions)
 
     @property
     def _passes(self) -> float:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.exploring import in_vain, is_better
-from stat_prune.choosing.budget.whole_model import Measurement, Measures, size_of_part
+from stat_prune.choosing.budget.whole_model import Measurement, Measures
 from stat_prune.choosing.measured import Measured
-from stat_prune.data.calibration import CalibrationSet
 from stat_prune.errors import TargetError
 from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.run import Run
@@ -21,56 +19,6 @@ from stat_prune.settings.settings import Settings
 #: Powers of the probes' weights that a budget is spread by: from all that they say to nothing.
 EXPONENTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
-
-class Effort(NamedTuple):
-    """What may be spent on a search.
-
-    Attributes
-    ----------
-    part : int
-        Starts are compared on the calibration set divided by this.
-    rounds : tuple of (int, float)
-        Of the search: times the sequences that starts are compared on, and what may be computed,
-        in forward passes of the dense model over the calibration set.
-    errors : float
-        Standard errors by which a start has to be nearer than those before it.
-    """
-
-    part: int
-    rounds: tuple[tuple[int, float], ...] = ()
-    errors: float = 0.0
-
-    def num_compared(self, num_samples: int) -> int:
-        """Of so many calibration sequences, those that starts are compared on."""
-        return min(max(num_samples // self.part, MIN_MEASURED), num_samples)
-
-    def errors_on(self, num_sequences: int) -> float:
-        """`errors` on so many sequences: few are not trusted."""
-        return 1.0 if num_sequences < MIN_TRUSTED else self.errors
-
-
-#: Where the output has a value a token: few sequences tell much, and more are taken as moves get
-#: smaller.
-BY_TOKEN = {
-    "fast": Effort(16),
-    "normal": Effort(12, ((1, 1.5), (2, 1.5))),
-    "thorough": Effort(8, ((1, 4.0), (2, 4.0), (4, 4.0))),
-}
-
-#: Where it has one a sequence: a search on few would be a search for what suits just these, and
-#: which start is taken as well.
-BY_SEQUENCE = {
-    "fast": Effort(4, errors=1.0),
-    "normal": Effort(2, ((1, 2.5),), errors=1.0),
-    "thorough": Effort(1, ((1, 10.0),), errors=1.0),
-}
-
-#: Fewest sequences that anything is measured on, where there are so many; and how many have to be
-#: for the nearest start to be taken as it is.
-MIN_MEASURED, MIN_TRUSTED = 16, 32
-
-#: Parts of the sequences after which a choice that is worse may be given up.
-NUM_PARTS = 8
 
 #: Most starts that there are: by the weights to each power, and evenly.
 MAX_STARTS = len(EXPONENTS) + 1
@@ -92,18 +40,6 @@ class Start:
     name: str
     weights: Sequence[Tensor]
     even: bool = False
-
-
-def effort_of(name: str, positions_per_sequence: float) -> Effort:
-    """What a search may spend, by how many values the output has for a sequence."""
-    return (BY_TOKEN if positions_per_sequence > 1 else BY_SEQUENCE)[name]
-
-
-def to_measure_on(sequences: CalibrationSet, count: int, seed: int) -> CalibrationSet:
-    """So many sequences; no batch is larger than what may be the last part to be computed."""
-    count = min(count, sequences.num_samples)
-    size = min(size_of_part(count, NUM_PARTS), sequences.batch_size)
-    return sequences.subset(count, seed=seed, batch_size=size)
 
 
 def every_start(weights: Sequence[Tensor]) -> list[Start]:

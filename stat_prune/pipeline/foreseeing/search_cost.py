@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.whole_model import MAX_REMEMBERED, size_of_part
 from stat_prune.families import transformer_layers
-from stat_prune.pipeline.budgeting.starts import BY_SEQUENCE, BY_TOKEN, MAX_STARTS, NUM_PARTS
+from stat_prune.pipeline.budgeting.efforts import BY_SEQUENCE, BY_TOKEN, NUM_PARTS
+from stat_prune.pipeline.budgeting.starts import MAX_STARTS
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import HELD_OUT_PART
 from stat_prune.settings.targets import Target, Tolerance

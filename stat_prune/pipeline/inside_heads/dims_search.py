@@ -26,14 +26,9 @@ from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.model.running import Batch
+from stat_prune.pipeline.budgeting.efforts import NUM_PARTS, Trials
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.budgeting.spreading import spread
-from stat_prune.pipeline.budgeting.starts import (
-    NUM_PARTS,
-    Effort,
-    effort_of,
-    to_measure_on,
-)
 from stat_prune.pipeline.run import Run
 from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.narrowing import NarrowedHeads, narrowed_copy
@@ -122,11 +117,16 @@ class DimsSearch:
         Spread or None
             None where no start leaves heads as much as one dimension in each costs.
         """
-        run, effort = self._run, self._effort
-        count = effort.num_compared(run.calibration.num_samples)
-        if run.settings.effort != "fast":
-            count = min(2 * count, run.calibration.num_samples)
-        whole = self._measuring(count)
+        run = self._run
+        trials = Trials.of(run, self._positions)
+        whole = WholeModel(
+            run.model,
+            self._layers,
+            self._cut,
+            trials.sequences(1 if run.settings.effort == "fast" else 2).batches,
+            self._objective,
+            parts=NUM_PARTS,
+        )
         best, known = FIRST, dict[tuple[int, ...], Measurement]()
         for name in MOVES[run.settings.effort]:
             points = [best, *(best._replace(**{name: value}) for value in COORDINATES[name])]
@@ -162,10 +162,6 @@ class DimsSearch:
             run.calibration.num_samples,
             run.settings.first_precision,
         )
-
-    @cached_property
-    def _effort(self) -> Effort:
-        return effort_of(self._run.settings.effort, self._positions)
 
     @cached_property
     def _positions(self) -> float:
@@ -266,17 +262,6 @@ class DimsSearch:
             error = max(float(curve[size]), 1e-300)
             weights.append(torch.tensor(found.distance / error, dtype=torch.float64))
         return weights
-
-    def _measuring(self, count: int) -> WholeModel:
-        sequences = to_measure_on(self._run.calibration, count, self._run.settings.seed)
-        return WholeModel(
-            self._run.model,
-            self._layers,
-            self._cut,
-            sequences.batches,
-            self._objective,
-            parts=NUM_PARTS,
-        )
 
     def _cut(self, choice: Sequence[int]) -> PreTrainedModel:
         count = len(self._candidates)

@@ -26,13 +26,11 @@ from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import distances
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.running import Batch, evaluating
+from stat_prune.pipeline.budgeting.efforts import NUM_PARTS, Trials
 from stat_prune.pipeline.budgeting.starts import (
-    NUM_PARTS,
-    effort_of,
     nearest,
     spread_starts,
     starts_of,
-    to_measure_on,
 )
 from stat_prune.pipeline.on_disk.embedding import embedded_before, write_embedded
 from stat_prune.pipeline.on_disk.walk import DENSE, Walk, layer_name, state_file
@@ -64,10 +62,8 @@ class Comparison:
     def __init__(self, walk: Walk, measured: Sequence[Measured]) -> None:
         self.walk, self.run, self.measured = walk, walk.run, measured
         self.checkpoint, self.workspace = walk.checkpoint, walk.workspace
-        settings, calibration = self.run.settings, self.run.calibration
-        self._effort = effort_of(settings.effort, walk.positions_per_sequence())
-        count = self._effort.num_compared(calibration.num_samples)
-        self._sequences = to_measure_on(calibration, count, settings.seed)
+        self._trials = Trials.of(walk.run, walk.positions_per_sequence())
+        self._sequences = self._trials.sequences()
         self._batches: Sequence[Batch] = self._sequences.batches
 
     def choose(self, budget: Budget) -> tuple[list[int], Search]:
@@ -78,7 +74,7 @@ class Comparison:
         choices = list(dict.fromkeys(tuple(choice) for _, choice in spreads))
         count = self._sequences.num_samples
         compared = Compared(self._measured(choices), NUM_PARTS)
-        best, _, found = nearest(spreads, compared, errors=self._effort.errors_on(count))
+        best, _, found = nearest(spreads, compared, errors=self._trials.errors)
         return next(choice for one, choice in spreads if one is best), Search(
             effort=run.settings.effort,
             sequences=count,
