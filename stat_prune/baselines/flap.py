@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stat_prune.baselines.ranking import budget_of
+from stat_prune.baselines.ranking import budget_of, cost_of, members_of
 from stat_prune.choosing.budget.costs import Budget, CostFunction
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.errors import TargetError
@@ -66,13 +66,12 @@ class _Fluctuation:
         block = self.block
         if count < block.num_groups:
             block = replace(block, consumer_bias=True)
-        return cost(block, count * block.units_per_group, count)
+        return cost_of(block, count, cost)
 
     def plan(self, groups: Tensor) -> BlockPlan:
         """Keep these key/value heads or neurons, and the mean of the others."""
         block, moments = self.block, self.moments
-        members = torch.arange(block.units_per_group)
-        units = (groups[:, None] * block.units_per_group + members).reshape(-1)
+        units = members_of(block, groups)
         kept = block.channels(units.to(self.weight.device))
         dropped = complement(kept, block.num_channels)
         scatter = moments.scatter[dropped][:, dropped]

@@ -14,8 +14,9 @@ from stat_prune.model.blocks import Block
 class Ranking:
     """The best unit of every block, which always stays, and all others, best first.
 
-    The papers let a block lose all of its units; here one stays, because a layer without heads or
-    neurons is no longer a model that transformers can run.
+    A unit is a neuron, or a key/value head with all query heads that read it. The papers let a
+    block lose all of its units; here one stays, because a layer without heads or neurons is no
+    longer a model that transformers can run.
 
     Parameters
     ----------
@@ -23,6 +24,8 @@ class Ranking:
     scores : mapping of str to Tensor of shape (u,)
         By block name; higher is better, and comparable between blocks.
     cost : callable
+    orders : mapping of str to Tensor of shape (u,), int64, optional
+        Units of each block, best first, in which scores do not rise. Default: by the scores.
 
     Attributes
     ----------
@@ -33,23 +36,27 @@ class Ranking:
     """
 
     def __init__(
-        self, blocks: Sequence[Block], scores: Mapping[str, Tensor], cost: CostFunction
+        self,
+        blocks: Sequence[Block],
+        scores: Mapping[str, Tensor],
+        cost: CostFunction,
+        orders: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._blocks = blocks
-        self._orders = [
-            scores[block.name].double().cpu().argsort(descending=True, stable=True)
-            for block in blocks
-        ]
+        self._orders: list[Tensor] = []
         values, owners, steps = [], [], []
-        for index, (block, order) in enumerate(zip(blocks, self._orders, strict=True)):
-            values.append(scores[block.name].double().cpu()[order[1:]])
-            owners.append(torch.full((block.num_units - 1,), index))
+        for index, block in enumerate(blocks):
+            own = scores[block.name].double().cpu()
+            order = orders[block.name] if orders else own.argsort(descending=True, stable=True)
+            self._orders.append(order)
+            values.append(own[order[1:]])
+            owners.append(torch.full((len(order) - 1,), index))
             steps.append(unit_cost(block, cost))
         none = torch.empty(0, dtype=torch.float64)
         self.scores, by_score = torch.cat([none, *values]).sort(descending=True, stable=True)
         self._owners = torch.cat([none.long(), *owners])[by_score]
         added = torch.tensor(steps, dtype=torch.float64)[self._owners].cumsum(0)
-        least = sum(cost(block, 1, 1) for block in blocks)
+        least = sum(cost_of(block, 1, cost) for block in blocks)
         self.costs = least + torch.cat([added.new_zeros(1), added])
 
     def most_within(self, budget: float) -> int:
@@ -57,18 +64,42 @@ class Ranking:
         allowed = budget * (1 + 1e-12)  # sums of costs are rounded
         return int(torch.searchsorted(self.costs, allowed, right=True)) - 1
 
-    def units(self, count: int) -> dict[str, Tensor]:
-        """What stays if the first `count` units do: ascending indices, int64, by block name."""
+    def cutoff(self, count: int) -> float:
+        """The score of the first unit that leaves if the first `count` stay; 0 if none does."""
+        return float(self.scores[count]) if count < len(self.scores) else 0.0
+
+    def counts(self, count: int) -> dict[str, int]:
+        """How many units of each block stay if the first `count` do, by block name."""
         sizes = 1 + torch.bincount(self._owners[:count], minlength=len(self._blocks))
+        names = [block.name for block in self._blocks]
+        return dict(zip(names, sizes.tolist(), strict=True))
+
+    def units(self, count: int) -> dict[str, Tensor]:
+        """What stays if the first `count` units do: ascending indices, int64, by block name.
+
+        Of a key/value head those of its query heads.
+        """
+        counts = self.counts(count)
         return {
-            block.name: order[:size].sort().values
-            for block, order, size in zip(self._blocks, self._orders, sizes.tolist(), strict=True)
+            block.name: members_of(block, order[: counts[block.name]])
+            for block, order in zip(self._blocks, self._orders, strict=True)
         }
 
 
+def members_of(block: Block, groups: Tensor) -> Tensor:
+    """Units of a block in some of its key/value heads, or neurons; ascending, int64."""
+    members = torch.arange(block.units_per_group)
+    return (groups[:, None] * block.units_per_group + members).reshape(-1).sort().values
+
+
+def cost_of(block: Block, count: int, cost: CostFunction) -> float:
+    """What so many key/value heads with all their query heads, or neurons, cost."""
+    return cost(block, count * block.units_per_group, count)
+
+
 def unit_cost(block: Block, cost: CostFunction) -> float:
-    """What one more unit of a block costs."""
-    return cost(block, 2, 2) - cost(block, 1, 1)
+    """What one more of these costs."""
+    return cost_of(block, 2, cost) - cost_of(block, 1, cost)
 
 
 def budget_of(

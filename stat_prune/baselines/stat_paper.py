@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.baselines.ranking import budget_of
+from stat_prune.baselines.ranking import Ranking, budget_of, members_of
 from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.choosing.correction import activation_error, fold
 from stat_prune.choosing.plan import BlockPlan
@@ -44,12 +44,7 @@ class _Pivots:
     diagonal: Tensor
 
     def units(self, count: int) -> Tensor:
-        first = self.order[:count]
-        members = torch.arange(self.block.units_per_group)
-        return (first[:, None] * self.block.units_per_group + members).reshape(-1).sort().values
-
-    def cost(self, count: int, cost: CostFunction) -> float:
-        return cost(self.block, count * self.block.units_per_group, count)
+        return members_of(self.block, self.order[:count])
 
 
 def plan(run: Run, budget: Budget) -> list[BlockPlan]:
@@ -136,35 +131,6 @@ def _block_plan(statistics: BlockStatistics, units: Tensor) -> BlockPlan:
     return BlockPlan(folded=folded, activation_error=activation_error(statistics, units))
 
 
-class _Ladder:
-    """The removable units of some blocks under one threshold: the largest ``|diag R|`` first.
-
-    One unit of each block always stays.
-    """
-
-    def __init__(self, pivots: Sequence[_Pivots], cost: CostFunction) -> None:
-        self.pivots = pivots
-        values = [one.diagonal[1:] for one in pivots]
-        owners = [torch.full((len(v),), i) for i, v in enumerate(values)]
-        # All blocks of a kind may be ignored.
-        values, owners = [torch.zeros(0), *values], [torch.zeros(0, dtype=torch.int64), *owners]
-        steps = [one.cost(2, cost) - one.cost(1, cost) for one in pivots]
-        self.values, by_value = torch.cat(values).sort(descending=True, stable=True)
-        self.owners = torch.cat(owners)[by_value]
-        least = sum(one.cost(1, cost) for one in pivots)
-        added = torch.tensor(steps, dtype=torch.float64)[self.owners].cumsum(0)
-        self.costs = least + torch.cat([added.new_zeros(1), added])
-
-    def cutoff(self, kept: int) -> float:
-        """The value of the first unit that is cut."""
-        return float(self.values[kept]) if kept < len(self.values) else 0.0
-
-    def counts(self, kept: int) -> dict[str, int]:
-        counts = 1 + torch.bincount(self.owners[:kept], minlength=len(self.pivots))
-        names = [one.block.name for one in self.pivots]
-        return dict(zip(names, counts.tolist(), strict=True))
-
-
 def _counts(
     pivots: Sequence[_Pivots], untouched: Sequence[Block], cost: CostFunction, fraction: float
 ) -> dict[str, int]:
@@ -179,8 +145,10 @@ def _counts(
         Where one key/value head with all that share it, and one neuron, cost more in every layer.
     """
     budget = budget_of([one.block for one in pivots], untouched, fraction, cost)
+    orders = {one.block.name: one.order for one in pivots}
+    scores = {one.block.name: one.diagonal[one.order.argsort()] for one in pivots}
     heads, neurons = (
-        _Ladder([one for one in pivots if one.block.kind == kind], cost)
+        Ranking([one.block for one in pivots if one.block.kind == kind], scores, cost, orders)
         for kind in ("heads", "neurons")
     )
     least = float(heads.costs[0] + neurons.costs[0])
@@ -195,8 +163,7 @@ def _counts(
         )
     best, least_imbalance = (0, 0), float("inf")
     for kept_heads, spent in enumerate(heads.costs.tolist()):
-        left = (budget - spent) * (1 + 1e-12)
-        kept_neurons = int(torch.searchsorted(neurons.costs, left, right=True)) - 1
+        kept_neurons = neurons.most_within(budget - spent)
         if kept_neurons < 0:
             break
         imbalance = abs(heads.cutoff(kept_heads) - 2 * neurons.cutoff(kept_neurons))
