@@ -85,6 +85,8 @@ step dispatched 60 "$python" -m pytest -q -p no:cacheprovider "${tests[@]}"
 step large 600 "$python" benchmarks/speed.py --device "$device" "${large[@]}" \
   --no-forwards --output "$output/large"
 
-find "$output" -mindepth 2 -name '*.md' -print0 | sort -z | xargs -0 -r cat >"$output/gpu.md"
+find "$output" -mindepth 2 -name '*.md' | sort | while read -r table; do
+  printf '%s\n\n' "$(cat "$table")"
+done >"$output/gpu.md"
 echo "tables: $output/gpu.md; $SECONDS s in all"
 exit "$failed"

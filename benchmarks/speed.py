@@ -61,9 +61,17 @@ class Setup:
     rounds: int
     seed: int
 
+    @property
+    def named(self) -> str:
+        """The model, in words."""
+        if self.model is not None:
+            return Path(self.model).name
+        layers = "" if self.layers is None else f", {self.layers} layers"
+        return f"{self.weights}{layers}, random weights"
+
     def conditions(self) -> dict[str, Any]:
         """For the record."""
-        named = asdict(self) | {"model": self.model or f"{self.weights}, random weights"}
+        named = asdict(self) | {"model": self.named}
         return named | {
             "budgets": list(self.budgets),
             "processor": device_name(torch.device(self.device)),
@@ -171,7 +179,7 @@ def pruning_time(family: Family) -> Record:
         (result,) = family.prune([kept])
         ratios.append((time.perf_counter() - between) / (between - start))
     return {
-        "task": PRUNING,
+        "task": f"{family.setup.named}: {PRUNING}",
         "method": result.report.settings["method"],
         "metric": "forwards",
         "dense": None,

@@ -160,6 +160,7 @@ def test_pruning_is_timed_by_stage_beside_a_forward(tmp_path):
     assert [path.name for path in tmp_path.glob("*.json")] == ["pruning.json"]
     found = json.loads((tmp_path / "pruning.json").read_text())
     assert found["settings"]["dtype"] == "torch.bfloat16"
+    assert found["task"] == "tiny-llama, random weights: prune beside a forward"
     measures = found["measures"]
     stages = {name for name in measures["0.6"] if name.startswith("seconds of ")}
     assert {"seconds of collect", "seconds of decompose"} <= stages
