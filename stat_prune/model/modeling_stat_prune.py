@@ -42,7 +42,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
@@ -357,6 +357,25 @@ def compute_with_own_dims(
     )
 
 
+def _attend(
+    attention: Any,
+    eager: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Any, ...]:
+    """Attention by the chosen implementation. Fused kernels take one size: zeros change nothing."""
+    implementation, width = attention.config._attn_implementation, value.shape[-1]
+    if implementation != "eager" and key.shape[-1] != width:
+        size = max(key.shape[-1], width)
+        query, key, value = (pad(one, (0, size - one.shape[-1])) for one in (query, key, value))
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+    context, weights = attend(attention, query, key, value, *args, **kwargs)
+    return context[..., :width], weights
+
+
 def _with_own_dims(
     attention: Any,
     eager: Any,
@@ -371,9 +390,9 @@ def _with_own_dims(
         layer(hidden_states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
         for layer in (attention.query, attention.key, attention.value)
     )
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
-    context, weights = attend(
+    context, weights = _attend(
         attention,
+        eager,
         query,
         key,
         value,
@@ -416,11 +435,11 @@ def _turned_with_own_dims(
         query, key = query.flatten(1, 2), key[:, :, 0]
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, attention.layer_idx)
-    config = attention.config
-    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
-    context, weights = attend(
+    window = getattr(attention.config, "sliding_window", None)
+    window = getattr(attention, "sliding_window", window)
+    context, weights = _attend(
         attention,
+        eager,
         query,
         key,
         value,
