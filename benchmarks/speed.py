@@ -65,7 +65,8 @@ class Setup:
     def named(self) -> str:
         """The model, in words."""
         if self.model is not None:
-            return Path(self.model).name
+            # Of a folder the name alone, as records are for others to read.
+            return Path(self.model).name if Path(self.model).is_dir() else self.model
         layers = "" if self.layers is None else f", {self.layers} layers"
         return f"{self.weights}{layers}, random weights"
 
