@@ -24,7 +24,7 @@ from slicing import segments_of, sliced_copy
 from stat_prune.choosing.budget.costs import full_cost
 from stat_prune.errors import SaveError, TargetError, UnsupportedArchitectureError
 from stat_prune.families import architecture_of, find_blocks
-from stat_prune.families.decoders.llama import LLAMA
+from stat_prune.families.decoders.llama import LLAMA, QWEN3
 from stat_prune.pipeline.accounting import measure, report_of
 from stat_prune.pipeline.budgeting.budgets import resolve
 from stat_prune.pipeline.reached import check_fraction
@@ -72,7 +72,7 @@ def slicegpt(
     TargetError
         For a `Tolerance`, a fraction by kind, or one that no hidden size meets.
     """
-    if not hasattr(model, "lm_head") or architecture_of(model) is not LLAMA:
+    if not hasattr(model, "lm_head") or architecture_of(model) not in (LLAMA, QWEN3):
         raise UnsupportedArchitectureError(
             "SliceGPT rotates the head too: pass a Llama, Mistral, Qwen2 or Qwen3 with its "
             f"language-model head, such as LlamaForCausalLM, not {type(model).__name__}."

@@ -303,7 +303,7 @@ def test_other_methods_may_be_searched_for_and_other_budgets_are_not():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"effort": "much"}, "`effort` must be one of fast, normal, thorough; got 'much'"),
+        ({"effort": "much"}, "`effort` must be one of fast, normal, thorough, or None; got 'much'"),
         ({"budget": "fair"}, "`budget` must be one of searched, .*; got 'fair'"),
         ({"method": "flap", "budget": "even"}, "'flap' spreads its budget itself"),
         ({"method": "attention-entropy", "budget": "probed"}, "prices no sizes"),
