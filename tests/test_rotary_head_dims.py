@@ -222,6 +222,8 @@ def test_generation_is_the_same_with_and_without_a_cache(name):
     assert torch.equal(cached, write(use_cache=False))
     made_ahead = StaticCache(config=model.config, max_cache_len=64)
     assert torch.equal(cached, write(past_key_values=made_ahead))
+    with pytest.raises(ValueError, match="one number of key/value heads, of one size"):
+        model.generate_batch(inputs=ids.tolist())
 
 
 @pytest.mark.parametrize("name", MODELS)

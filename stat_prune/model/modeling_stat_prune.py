@@ -531,7 +531,7 @@ def name_architecture(folder: Any, name: str) -> None:
 
 
 def check_cache_of_one_size(config: transformers.PreTrainedConfig) -> None:
-    """Refuse caches with one number of key/value heads where layers have numbers of their own.
+    """Refuse caches with key/value heads of one number and size where layers have their own.
 
     Raises
     ------
@@ -541,11 +541,12 @@ def check_cache_of_one_size(config: transformers.PreTrainedConfig) -> None:
     said = config.to_dict()
     heads = said.get("num_key_value_heads", getattr(config, "num_attention_heads", None))
     layers = (said.get("per_layer_config") or {}).values()
-    if any(layer.get("num_key_value_heads", heads) != heads for layer in layers):
+    uneven = any(layer.get("num_key_value_heads", heads) != heads for layer in layers)
+    if uneven or (said.get("stat_prune") or {}).get("head_dims"):
         raise ValueError(
             "generate_batch and continuous batching make a cache with one number of key/value "
-            "heads for all layers, and this pruned model has numbers of their own. Use generate, "
-            "or prune with uniform=True, or leave heads: ignore='heads'."
+            "heads, of one size, for all layers, and this pruned model has its own for each. Use "
+            "generate, or prune with uniform=True, or leave heads: ignore='heads'."
         )
 
 

@@ -101,5 +101,5 @@ def test_reading_one_size_for_all_layers_is_no_cause_for_warnings(reloaded, capf
 
 def test_a_cache_with_one_number_of_heads_for_all_layers_is_refused_and_not_answered_empty(uneven):
     prompts = [random_batch(1, 9)["input_ids"][0].tolist()]
-    with pytest.raises(ValueError, match=r"one number of key/value heads.*ignore='heads'"):
+    with pytest.raises(ValueError, match=r"heads, of one size.*ignore='heads'"):
         uneven.generate_batch(inputs=prompts)
