@@ -51,8 +51,6 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     NonFiniteWeightsError
         If a weight is beyond the numbers of its dtype; nothing is changed then.
     """
-    for one in folded:
-        _check_range(model.base_model, one)
     architecture = architecture_of(model)
     changes = _cut(model, folded)
     if changes is not None:
@@ -62,6 +60,8 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
 
 def _cut(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> dict[str, Any] | None:
     """Make the layers smaller; what to record of it, or None if nothing has changed."""
+    for one in folded:
+        _check_range(model.base_model, one)
     base, before = model.base_model, find_blocks(model)
     linear: dict[str, list[Any]] = {}
     parameters: dict[str, list[int]] = {}
@@ -118,13 +118,16 @@ def cut_copy(model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]]) ->
 
 
 def pruned_copy(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> PreTrainedModel:
-    """A copy of a model without what `folded` removes; what it leaves is shared with the model."""
+    """A copy of a model without what `folded` removes, to be measured: its config is the model's.
+
+    What it leaves is shared with the model.
+    """
     if is_dispatched(model):
         with to_cut(model) as pruned:
-            apply(pruned, folded)
+            _cut(pruned, folded)
         return pruned
     pruned = shared_copy(model)
-    apply(pruned, folded)
+    _cut(pruned, folded)
     return pruned
 
 

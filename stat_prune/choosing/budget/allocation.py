@@ -68,7 +68,7 @@ def menu_for(
         kept = zip(units.tolist(), candidates.num_groups.tolist(), strict=True)
         allowed &= torch.tensor([size in sizes for size in kept])
     indices = allowed.nonzero().squeeze(1)
-    costs = candidate_costs(candidates, cost)[indices]
+    costs = candidate_costs(candidates, indices, cost)
     ascending = costs.argsort(stable=True)
     return Menu(
         indices=indices[ascending],

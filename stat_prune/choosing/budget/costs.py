@@ -15,9 +15,10 @@ from stat_prune.settings.targets import CostFunction as CostFunction
 from stat_prune.settings.targets import Target
 
 
-def candidate_costs(candidates: Candidates, cost: CostFunction) -> Tensor:
-    """Cost of each candidate; float64 of shape (c,)."""
-    pairs = zip(candidates.num_units.tolist(), candidates.num_groups.tolist(), strict=True)
+def candidate_costs(candidates: Candidates, indices: Tensor, cost: CostFunction) -> Tensor:
+    """Cost of some candidates; float64, of the shape of `indices`."""
+    units, groups = candidates.num_units[indices], candidates.num_groups[indices]
+    pairs = zip(units.tolist(), groups.tolist(), strict=True)
     return torch.tensor(
         [cost(candidates.block, units, groups) for units, groups in pairs], dtype=torch.float64
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class Candidates:
     output_errors: Tensor
     activation_errors: Tensor
 
-    @property
+    @cached_property
     def num_units(self) -> Tensor:
         """Units kept by each candidate; int64 of shape (c,)."""
         return torch.tensor([length for _, length in self.prefixes])
