@@ -179,7 +179,8 @@ def needs_in_memory(
     if searches(recipe, target):
         # Folded consumers are remembered, and a pruned copy is measured.
         searching = _searching(model, reading, effort) + kept_of(target) * sum(layers)
-        most = max(most, activations + copies + consumers + searching)
+        remembered = max(consumers, statistics_bytes(blocks) / 2)
+        most = max(most, activations + copies + remembered + searching)
     return round(weights + statistics_bytes(blocks) + consumers + most)
 
 
