@@ -9,6 +9,7 @@ from transformers import BertForSequenceClassification
 
 import stat_prune
 from stat_prune.errors import SettingsError
+from stat_prune.pipeline import loaded_model
 
 IDS = torch.randint(3, 40, (40, 9), generator=torch.Generator().manual_seed(3))
 ROWS = [{"input_ids": row} for row in IDS]
@@ -61,7 +62,7 @@ def test_the_second_pass_is_judged_by_it():
 def test_an_objective_that_is_not_to_be_had_is_refused_before_any_work(
     objective, message, monkeypatch
 ):
-    monkeypatch.setattr("stat_prune.pipeline.loaded_model.collect", lambda *_: pytest.fail("it worked"))
+    monkeypatch.setattr(loaded_model, "collect", lambda *_: pytest.fail("it worked"))
     with pytest.raises(SettingsError, match=message):
         pruned(tiny_bert(), objective)
 
@@ -80,6 +81,6 @@ def test_an_objective_that_is_not_to_be_had_is_refused_before_any_work(
 def test_a_function_that_returns_no_distances_is_refused_before_any_work(
     returned, got, monkeypatch
 ):
-    monkeypatch.setattr("stat_prune.pipeline.loaded_model.collect", lambda *_: pytest.fail("it worked"))
+    monkeypatch.setattr(loaded_model, "collect", lambda *_: pytest.fail("it worked"))
     with pytest.raises(SettingsError, match=f"must return a tensor of distances.*{got}"):
         pruned(tiny_bert(), lambda _dense, _pruned, _batch: returned)
