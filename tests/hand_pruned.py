@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 import transformers
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stat_prune.checkpoints.checkpoint import as_pruned_class
-from stat_prune.families import find_blocks
+from stat_prune.families import find_blocks, transformer_layers
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
 from stat_prune.surgery.cut import apply
@@ -95,3 +96,25 @@ def assert_same_model(loaded: PreTrainedModel, model: PreTrainedModel) -> None:
         assert actual[name].dtype == expected[name].dtype
         assert torch.equal(actual[name], expected[name]), name
     assert torch.equal(output(loaded), output(model))
+
+
+def assert_costs_what_torch_counts(model: PreTrainedModel, ids: Tensor) -> None:
+    """Blocks cost what torch counts in the layers of a model, and what their parameters are.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With one stack of layers that are nothing but blocks.
+    ids : Tensor of shape (1, tokens), int64
+    """
+    model.set_attn_implementation("eager")  # matrix products that the counter sees
+    layers = transformer_layers(model)
+    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
+        model(input_ids=ids)
+    counts, blocks = counter.get_flop_counts(), find_blocks(model)
+    names = {one: name for name, one in model.named_modules()}
+    counted = sum(sum(counts[f"{type(model).__name__}.{names[one]}"].values()) for one in layers)
+    assert sum(b.macs(b.num_units, b.num_groups, ids.shape[1]) for b in blocks) == counted / 2
+    linear = [m for one in layers for m in one.modules() if isinstance(m, torch.nn.Linear)]
+    parameters = sum(p.numel() for one in linear for p in one.parameters())
+    assert sum(b.parameters(b.num_units, b.num_groups) for b in blocks) == parameters

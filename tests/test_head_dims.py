@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from hand_pruned import assert_costs_what_torch_counts
 from isolation import outputs_without_stat_prune
 from test_searching import pruned, rows
 from tiny_models import SIZES, tiny_bert
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
@@ -120,7 +120,7 @@ def test_scores_are_the_nearest_of_their_rank_over_all_pairs_of_tokens(rank):
     first = dims_of(model)[0]
     with torch.no_grad():
         dense = scores_of_first_layer(model, states)
-        cut = scores_of_first_layer(narrowed_copy(model, [first.narrowed(rank, SIZE)]), states)
+        cut = scores_of_first_layer(narrowed_copy(model, [], [first.narrowed(rank, SIZE)]), states)
     lost = np.linalg.svd(dense.numpy(), compute_uv=False)[:, rank:]
     least = (lost**2).sum() / len(states) ** 2
     found = float((cut - dense).square().sum()) / len(states) ** 2
@@ -138,7 +138,7 @@ def test_values_lose_no_more_than_is_predicted_before_heads_make_up_for_each_oth
     handle.remove()
     previous = 0.0
     for size in (7, 5, 3, 1):
-        copied = narrowed_copy(model, [dims[0].narrowed(SIZE, size)])
+        copied = narrowed_copy(model, [], [dims[0].narrowed(SIZE, size)])
         reads = copied.base_model.encoder.layer[0].attention.output.dense
         reads.register_forward_hook(lambda *args: seen.append(args[2].double()))
         output(copied)
@@ -188,22 +188,7 @@ def test_a_narrowed_model_opens_without_stat_prune(tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_cost_is_what_torch_counts(name):
-    model = narrowed_model(name)
-    model.set_attn_implementation("eager")  # matrix products that the counter sees
-    with FlopCounterMode(display=False, depth=None) as counter:
-        output(model, IDS[:1])
-    counts = counter.get_flop_counts()
-    layers = [f"{type(model).__name__}.{head_blocks(model)[0].name.split('.0.')[0]}"]
-    base = model.base_model_prefix if model.base_model is not model else None
-    if base is not None:
-        layers = [f"{type(model).__name__}.{base}.encoder.layer"]
-    counted = sum(sum(counts[f"{layers[0]}.{i}"].values()) for i in range(2)) / 2
-    blocks = find_blocks(model)
-    macs = sum(b.macs(b.num_units, b.num_groups, IDS.shape[1]) for b in blocks)
-    assert macs == counted
-    linear = [m for m in model.base_model.encoder.modules() if isinstance(m, torch.nn.Linear)]
-    parameters = sum(p.numel() for one in linear for p in one.parameters())
-    assert sum(b.parameters(b.num_units, b.num_groups) for b in blocks) == parameters
+    assert_costs_what_torch_counts(narrowed_model(name), IDS[:1])
 
 
 def test_attention_is_that_of_the_narrowed_heads_in_each_implementation():

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stat_prune.baselines.ranking import budget_of, cost_of, members_of
+from stat_prune.baselines.ranking import budget_of, cost_of
 from stat_prune.choosing.budget.costs import Budget, CostFunction
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.errors import TargetError
@@ -71,7 +71,7 @@ class _Fluctuation:
     def plan(self, groups: Tensor) -> BlockPlan:
         """Keep these key/value heads or neurons, and the mean of the others."""
         block, moments = self.block, self.moments
-        units = members_of(block, groups)
+        units = block.units_at(groups)
         kept = block.channels(units.to(self.weight.device))
         dropped = complement(kept, block.num_channels)
         scatter = moments.scatter[dropped][:, dropped]

@@ -81,15 +81,9 @@ class Ranking:
         """
         counts = self.counts(count)
         return {
-            block.name: members_of(block, order[: counts[block.name]])
+            block.name: block.units_at(order[: counts[block.name]]).sort().values
             for block, order in zip(self._blocks, self._orders, strict=True)
         }
-
-
-def members_of(block: Block, groups: Tensor) -> Tensor:
-    """Units of a block in some of its key/value heads, or neurons; ascending, int64."""
-    members = torch.arange(block.units_per_group)
-    return (groups[:, None] * block.units_per_group + members).reshape(-1).sort().values
 
 
 def cost_of(block: Block, count: int, cost: CostFunction) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.baselines.ranking import Ranking, budget_of, members_of
+from stat_prune.baselines.ranking import Ranking, budget_of
 from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.choosing.correction import activation_error, fold
 from stat_prune.choosing.plan import BlockPlan
@@ -44,7 +44,8 @@ class _Pivots:
     diagonal: Tensor
 
     def units(self, count: int) -> Tensor:
-        return members_of(self.block, self.order[:count])
+        units: Tensor = self.block.units_at(self.order[:count]).sort().values
+        return units
 
 
 def plan(run: Run, budget: Budget) -> list[BlockPlan]:

@@ -149,7 +149,7 @@ def _permutation(block: Block, generator: torch.Generator) -> Moved:
     groups, members = (
         _derangement(count, generator) for count in (block.num_groups, block.units_per_group)
     )
-    return Moved((groups[:, None] * block.units_per_group + members).reshape(-1), groups)
+    return Moved(block.units_at(groups, members), groups)
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:
@@ -162,8 +162,8 @@ def _duplication(block: Block, generator: torch.Generator) -> tuple[Tensor, Move
     """Units to keep, and what stands at each place once the others are duplicates of one."""
     kept_groups, groups = _duplicates(block.num_groups, generator)
     kept_members, members = _duplicates(block.units_per_group, generator)
-    kept = (kept_groups[:, None] * block.units_per_group + kept_members).reshape(-1)
-    return kept, Moved((groups[:, None] * block.units_per_group + members).reshape(-1), groups)
+    kept = block.units_at(kept_groups, kept_members)
+    return kept, Moved(block.units_at(groups, members), groups)
 
 
 def _duplicates(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

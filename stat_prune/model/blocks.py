@@ -204,6 +204,22 @@ class Block:
         needed: Tensor = torch.unique(units // self.units_per_group)
         return needed
 
+    def units_at(self, groups: Tensor, members: Tensor | None = None) -> Tensor:
+        """Units of some key/value heads, or neurons, one after another.
+
+        Parameters
+        ----------
+        groups : Tensor of shape (g,), int64
+        members : Tensor of shape (k,), int64, optional
+            Places among the query heads of each; default: all.
+
+        Returns
+        -------
+        Tensor of shape (g * k,), int64
+        """
+        members = torch.arange(self.units_per_group) if members is None else members
+        return (groups[:, None] * self.units_per_group + members).reshape(-1)
+
     def part_rows(self, producer: Producer) -> list[Tensor]:
         """Output rows of each part of a producer, by unit (or key/value head) and channel.
 

@@ -372,8 +372,10 @@ def _attend(
         size = max(key.shape[-1], width)
         query, key, value = (pad(one, (0, size - one.shape[-1])) for one in (query, key, value))
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-    context, weights = attend(attention, query, key, value, *args, **kwargs)
-    return context[..., :width], weights
+    context, weights = attend(
+        attention, query, key, value, *args, scaling=attention.scaling, **kwargs
+    )
+    return context[..., :width].flatten(-2).contiguous(), weights
 
 
 def _with_own_dims(
@@ -390,18 +392,8 @@ def _with_own_dims(
         layer(hidden_states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
         for layer in (attention.query, attention.key, attention.value)
     )
-    context, weights = _attend(
-        attention,
-        eager,
-        query,
-        key,
-        value,
-        attention_mask,
-        dropout=attention.dropout.p if attention.training else 0.0,
-        scaling=attention.scaling,
-        **kwargs,
-    )
-    return context.reshape(*hidden_states.shape[:-1], -1).contiguous(), weights
+    dropout = attention.dropout.p if attention.training else 0.0
+    return _attend(attention, eager, query, key, value, attention_mask, dropout=dropout, **kwargs)
 
 
 def _turned_with_own_dims(
@@ -445,11 +437,9 @@ def _turned_with_own_dims(
         value,
         attention_mask,
         dropout=attention.attention_dropout if attention.training else 0.0,
-        scaling=attention.scaling,
         sliding_window=window,
         **kwargs,
     )
-    context = context.reshape(*hidden_states.shape[:-1], -1).contiguous()
     return attention.o_proj(context), weights
 
 

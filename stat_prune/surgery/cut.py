@@ -136,7 +136,7 @@ def _first_units(
 ) -> FoldedConsumer:
     """As many units of each of the first key/value heads."""
     members = torch.arange(num_units // max(num_groups, 1))
-    units = (torch.arange(num_groups)[:, None] * block.units_per_group + members).reshape(-1)
+    units = block.units_at(torch.arange(num_groups), members)
     weight = projection(model.base_model, block.consumer).weight.detach()
     channels = block.channels(units).to(weight.device)
     return FoldedConsumer(block, units, weight[:, channels], bias=None, output_error=0.0)

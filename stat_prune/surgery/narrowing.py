@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from stat_prune.errors import NonFiniteWeightsError
 from stat_prune.model.blocks import Block
-from stat_prune.model.dispatched import shared_copy
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import compute_with_own_dims, set_attributes
 from stat_prune.model.projections import projection
-from stat_prune.surgery.cut import replace_layer
+from stat_prune.surgery.cut import pruned_copy, replace_layer
 from stat_prune.surgery.recording import record
 
 
@@ -51,10 +51,14 @@ def narrow(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> None:
     NonFiniteWeightsError
         If a weight is beyond the numbers of the model's dtype; nothing is changed then.
     """
+    changes = _narrow(model, [one for one in narrowed if one.layers])
+    if changes["linear"]:
+        record(model, changes)
+
+
+def _narrow(model: PreTrainedModel, changed: Sequence[NarrowedHeads]) -> dict[str, Any]:
+    """Put in the new layers; what to record of it."""
     base = model.base_model
-    changed = [one for one in narrowed if one.layers]
-    if not changed:
-        return
     for one in changed:
         _check_range(model, one)
     linear: dict[str, Any] = {}
@@ -74,13 +78,17 @@ def narrow(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> None:
             if count == "channels"
         }
         set_attributes(base.get_submodule(path), attributes[path])
-    record(model, {"linear": linear, "attributes": attributes, "head_dims": dims})
+    return {"linear": linear, "attributes": attributes, "head_dims": dims}
 
 
-def narrowed_copy(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> PreTrainedModel:
-    """A narrowed copy that has all other tensors in common with the model."""
-    copied = shared_copy(model)
-    narrow(copied, narrowed)
+def narrowed_copy(
+    model: PreTrainedModel,
+    folded: Sequence[FoldedConsumer],
+    narrowed: Sequence[NarrowedHeads],
+) -> PreTrainedModel:
+    """As `pruned_copy`, to be measured, with narrower heads of those that stay."""
+    copied = pruned_copy(model, folded)
+    _narrow(copied, [one for one in narrowed if one.layers])
     return copied
 
 

@@ -18,6 +18,7 @@ from stat_prune.data.calibration import CalibrationSet
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import distance
+from stat_prune.model.blocks import Block
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.budgeting.efforts import NUM_PARTS, Trials
 from stat_prune.pipeline.budgeting.spreading import spread
@@ -48,7 +49,7 @@ class BudgetSearch:
     """
 
     def __init__(self, run: Run, measured: Sequence[Measured], trials: Trials) -> None:
-        self._run, self._measured, self._trials = run, measured, trials
+        self._run, self._measured, self.trials = run, measured, trials
         self._weights = weights_of(measured)
         self._objective = objective_named(run.settings.objective)
         self.folded = _Folded(run.settings.recipe, measured)
@@ -66,13 +67,11 @@ class BudgetSearch:
             share = self._share(budget)
             starts = starts_of(self._weights, run.settings)
             whole = self._on_calibration(1)
-            best, distances = self._nearest(
-                whole, starts, budget, share, errors=self._trials.errors
-            )
+            best, distances = self._nearest(whole, starts, budget, share, errors=self.trials.errors)
             start, contenders, rounds = best.name, [best], []
             # In equal shares there are no weights to move.
             weighed = starts[0] if best.even else best
-            for number in range(len(self._trials.rounds)):
+            for number in range(len(self.trials.rounds)):
                 weighed, found = self._round(number, weighed, budget, share)
                 rounds.append(found)
                 contenders += [weighed] if found.accepted else []
@@ -110,7 +109,7 @@ class BudgetSearch:
 
     def distance_of(self, model: PreTrainedModel) -> float:
         """Of another model from the dense one, on the same sequences."""
-        batches = self._trials.sequences().batches
+        batches = self.trials.sequences().batches
         return distance(self._run.model, model, batches, self._objective)
 
     def _nearest(
@@ -123,14 +122,13 @@ class BudgetSearch:
         errors: float = 0.0,
     ) -> tuple[Start, dict[str, float]]:
         spreads = spread_starts(self._run, self._measured, starts, budget, share)
-        best, _, distances = nearest(self._run.tracked(spreads), whole, errors=errors)
-        return best, distances
+        return nearest(self._run.tracked(spreads), whole, errors=errors)
 
     def _round(
         self, number: int, start: Start, budget: Budget, share: float | None
     ) -> tuple[Start, SearchRound]:
         """Search on from a start, on more sequences than the round before."""
-        run, (times, passes) = self._run, self._trials.rounds[number]
+        run, (times, passes) = self._run, self.trials.rounds[number]
         whole = self._on_calibration(times)
 
         def near(weights: Sequence[Tensor]) -> list[int]:
@@ -171,10 +169,10 @@ class BudgetSearch:
 
     def _on_calibration(self, times: int) -> WholeModel:
         """So many times the calibration sequences that starts are compared on."""
-        return self._whole(f"calibration x {times}", lambda: self._trials.sequences(times))
+        return self._whole(f"calibration x {times}", lambda: self.trials.sequences(times))
 
     def _on_held_out(self) -> WholeModel:
-        return self._whole("held out", self._trials.held_out)
+        return self._whole("held out", self.trials.held_out)
 
     def _whole(self, name: str, sequences: Callable[[], CalibrationSet]) -> WholeModel:
         if name not in self._wholes:
@@ -207,10 +205,7 @@ class _Folded:
 
     def __init__(self, recipe: Method, measured: Sequence[Measured]) -> None:
         self._recipe, self._measured = recipe, measured
-        # Half as much memory as the Gram matrices take; at least what is needed now, and before.
-        blocks = [one.block for one in measured]
-        consumers = sum(block.output_size * block.num_channels for block in blocks)
-        self._free = max(2 * consumers, sum(block.num_channels**2 for block in blocks))
+        self._free = num_remembered([one.block for one in measured])
         self._known: OrderedDict[tuple[int, int], FoldedConsumer] = OrderedDict()
 
     def __call__(self, number: int, index: int) -> FoldedConsumer:
@@ -223,3 +218,12 @@ class _Folded:
             _, oldest = self._known.popitem(last=False)
             self._free += oldest.weight.numel()
         return self._known[key]
+
+
+def num_remembered(blocks: Sequence[Block]) -> int:
+    """Numbers in float32 that folded candidates may be remembered in.
+
+    Half as much memory as the Gram matrices take; at least what is needed now, and before.
+    """
+    consumers = sum(block.output_size * block.num_channels for block in blocks)
+    return max(2 * consumers, sum(block.num_channels**2 for block in blocks))

@@ -19,7 +19,6 @@ from stat_prune.settings.settings import Settings
 #: Powers of the probes' weights that a budget is spread by: from all that they say to nothing.
 EXPONENTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
-
 #: Most starts that there are: by the weights to each power, and evenly.
 MAX_STARTS = len(EXPONENTS) + 1
 
@@ -42,7 +41,7 @@ class Start:
     even: bool = False
 
 
-def every_start(weights: Sequence[Tensor]) -> list[Start]:
+def starts_of(weights: Sequence[Tensor], settings: Settings) -> list[Start]:
     """The probes' weights to several powers, and the same fraction of every block.
 
     A probe prunes one block alone. What that does to a deep model can say little of what all
@@ -52,16 +51,10 @@ def every_start(weights: Sequence[Tensor]) -> list[Start]:
         Start(f"probes^{power:g}" if power else "unweighted", [one**power for one in weights])
         for power in EXPONENTS
     ]
+    # Where all layers are alike, one spread is as even as another; where some may leave, none is.
+    if settings.uniform or settings.removes_blocks:
+        return starts
     return [*starts, Start("even", starts[-1].weights, even=True)]
-
-
-def starts_of(weights: Sequence[Tensor], settings: Settings) -> list[Start]:
-    """Those of `every_start` that settings leave different from each other.
-
-    Where all layers are alike, one spread is as even as another; where some may leave, none is.
-    """
-    alike = settings.uniform or settings.removes_blocks
-    return [one for one in every_start(weights) if not (one.even and alike)]
 
 
 def spread_starts(
@@ -86,8 +79,8 @@ def spread_starts(
 
 def nearest(
     starts: Iterable[tuple[Start, list[int]]], whole: Measures, *, errors: float = 0.0
-) -> tuple[Start, Measurement, dict[str, float]]:
-    """The nearest to the dense model, as measured, and the distances of all not given up.
+) -> tuple[Start, dict[str, float]]:
+    """The nearest to the dense model, and the distances of all that were not given up.
 
     One is left for a later one that is nearer by so many standard errors of the difference.
     """
@@ -108,4 +101,4 @@ def nearest(
         if is_better(found.by_sequence, best[1].by_sequence, errors=errors):
             best = one, found
     assert best is not None
-    return *best, distances
+    return best[0], distances

@@ -15,6 +15,7 @@ from stat_prune.linalg import Moments
 from stat_prune.machine.half_products import copied_bytes
 from stat_prune.measuring.objectives import COMPARING_BYTES
 from stat_prune.model.blocks import Block
+from stat_prune.pipeline.budgeting.searching import num_remembered
 from stat_prune.pipeline.budgeting.starts import MAX_STARTS
 from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
 from stat_prune.pipeline.run import num_probe_samples, probe_length
@@ -179,7 +180,7 @@ def needs_in_memory(
     if searches(recipe, target):
         # Folded consumers are remembered, and a pruned copy is measured.
         searching = _searching(model, reading, effort) + kept_of(target) * sum(layers)
-        remembered = max(consumers, statistics_bytes(blocks) / 2)
+        remembered = _SINGLE * num_remembered(blocks)
         most = max(most, activations + copies + remembered + searching)
     return round(weights + statistics_bytes(blocks) + consumers + most)
 

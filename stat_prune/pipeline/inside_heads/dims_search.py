@@ -26,11 +26,10 @@ from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.model.running import Batch
-from stat_prune.pipeline.budgeting.efforts import NUM_PARTS, Trials
+from stat_prune.pipeline.budgeting.efforts import NUM_PARTS
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.run import Run
-from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.narrowing import NarrowedHeads, narrowed_copy
 
 
@@ -117,8 +116,7 @@ class DimsSearch:
         Spread or None
             None where no start leaves heads as much as one dimension in each costs.
         """
-        run = self._run
-        trials = Trials.of(run, self._positions)
+        run, trials = self._run, self._blocks.trials
         whole = WholeModel(
             run.model,
             self._layers,
@@ -265,10 +263,9 @@ class DimsSearch:
 
     def _cut(self, choice: Sequence[int]) -> PreTrainedModel:
         count = len(self._candidates)
-        pruned = pruned_copy(
-            self._run.model, [self._blocks.folded(*one) for one in enumerate(choice[:count])]
-        )
-        return narrowed_copy(pruned, self._narrowed(choice[:count], choice[count:]))
+        folded = [self._blocks.folded(*one) for one in enumerate(choice[:count])]
+        narrowed = self._narrowed(choice[:count], choice[count:])
+        return narrowed_copy(self._run.model, folded, narrowed)
 
     def _narrowed(self, choice: Sequence[int], dims: Sequence[int]) -> list[NarrowedHeads]:
         found = []

@@ -20,7 +20,6 @@ from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.sources import Decided
 from stat_prune.reporting.search_report import DimensionsOfHeads
 from stat_prune.settings.targets import MACs, Parameters, Target
-from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.narrowing import narrowed_copy
 
 
@@ -95,9 +94,7 @@ def with_head_dims(
         found[name] = replace(fold(spread.choice), narrowed=spread.narrowed)
     with run.stage("compare dimensions of heads"):
         distances = {
-            name: distance(
-                run.model, narrowed_copy(_cut(run, one), one.narrowed), judges.batches, objective
-            )
+            name: distance(run.model, _copy(run, one), judges.batches, objective)
             for name, one in found.items()
         }
     taken = min(distances, key=lambda name: distances[name])
@@ -107,5 +104,5 @@ def with_head_dims(
     return replace(best, head_dims=report)
 
 
-def _cut(run: Run, decided: Decided) -> PreTrainedModel:
-    return pruned_copy(run.model, [one.folded for one in decided.plans])
+def _copy(run: Run, decided: Decided) -> PreTrainedModel:
+    return narrowed_copy(run.model, [one.folded for one in decided.plans], decided.narrowed)

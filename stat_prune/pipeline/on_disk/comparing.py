@@ -74,7 +74,7 @@ class Comparison:
         choices = list(dict.fromkeys(tuple(choice) for _, choice in spreads))
         count = self._sequences.num_samples
         compared = Compared(self._measured(choices), NUM_PARTS)
-        best, _, found = nearest(spreads, compared, errors=self._trials.errors)
+        best, found = nearest(spreads, compared, errors=self._trials.errors)
         return next(choice for one, choice in spreads if one is best), Search(
             effort=run.settings.effort,
             sequences=count,
