@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from small_record import RECORD
 from tiny_models import tiny_bert
 from transformers import (
     AutoModelForCausalLM,
@@ -158,20 +159,7 @@ def test_splits_of_wikitext_are_told_apart(real_data):
 
 
 def test_retention_keeps_its_command_line(tmp_path, monkeypatch, at_hand):
-    (tmp_path / "sst2-stat-0.json").write_text(
-        json.dumps(
-            {
-                "task": "sst2",
-                "method": "stat",
-                "seed": 0,
-                "metric": "accuracy",
-                "dense": 0.9,
-                "scores": {"0.5": 0.8},
-                "settings": {},
-                "versions": {},
-            }
-        )
-    )
+    (tmp_path / "sst2-stat-0.json").write_text(json.dumps(RECORD))
     arguments = ["--task", "sst2", "--method", "stat", "--seed", "0", "--budget", "0.5"]
 
     result = called(retention.main, *arguments, "--output", tmp_path)

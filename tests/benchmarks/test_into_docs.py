@@ -6,21 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from small_record import RECORD
 
 import into_docs
 from stat_prune.errors import DataError
 
 DOCS = Path(__file__).parents[2] / "docs"
-RECORD = {
-    "task": "sst2",
-    "method": "stat",
-    "seed": 0,
-    "metric": "accuracy",
-    "dense": 0.9,
-    "scores": {"0.5": 0.8},
-    "settings": {},
-    "versions": {},
-}
 TEXT = "before\n<!-- records: here -->\nnothing yet\n<!-- end -->\nafter\n"
 
 

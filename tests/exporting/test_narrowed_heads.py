@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hand_pruned import build, output
-from inputs import random_batch
+from inputs import assert_compiles, assert_exports, in_onnxruntime, random_batch
 
 import stat_prune
 from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
@@ -29,63 +29,27 @@ def narrowed(name):
     return as_pruned_class(model)
 
 
-def fixed(name):
-    return {"use_cache": False} if "Causal" in name else {}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_compiled_model_gives_the_same_outputs(name):
-    model = narrowed(name)
-    compiled = torch.compile(model)
-    batch = random_batch(3, 11)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            compiled(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-5
-        )
+    assert_compiles(narrowed(name))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_exported_model_gives_the_same_outputs_for_other_shapes(name):
-    model = narrowed(name)
-    batch = random_batch(2, 12)
-    dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=40)}
-    program = torch.export.export(
-        model,
-        (),
-        kwargs=batch | fixed(name),
-        dynamic_shapes={**dict.fromkeys(batch, dimensions), **dict.fromkeys(fixed(name))},
-    )
-    other = random_batch(3, 9, seed=1)
-    with torch.no_grad():
-        found = program.module()(**other, **fixed(name)).logits
-        torch.testing.assert_close(found, model(**other).logits, rtol=1e-4, atol=1e-5)
+    assert_exports(narrowed(name), name, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning:copyreg")
 @pytest.mark.parametrize("name", MODELS[:2])
 def test_onnxruntime_gives_the_same_outputs(name, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
-    model = narrowed(name)
-    batch = random_batch(2, 12)
-    dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=38)}
-    program = torch.onnx.export(
-        model,
-        (),
-        kwargs=batch | fixed(name),
-        dynamo=True,
-        dynamic_shapes={**dict.fromkeys(batch, dimensions), **dict.fromkeys(fixed(name))},
-        verbose=False,
-    )
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    other = random_batch(3, 9, seed=1)
-    names = [one.name for one in session.get_inputs()]
-    (found, *_) = session.run(None, {one: other[one].numpy() for one in names})
+    model, other = narrowed(name), random_batch(3, 9, seed=1)
+    _, found = in_onnxruntime(model, name, tmp_path, other)
     with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(found), model(**other)[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, model(**other)[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
