@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stat_prune.baselines.ranking import budget_of, cost_of
 from stat_prune.choosing.budget.costs import Budget, CostFunction
+from stat_prune.choosing.budget.filling import filled
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.errors import TargetError
 from stat_prune.linalg import Moments
@@ -29,7 +30,6 @@ from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import loaded
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.run import Run
-from stat_prune.settings.targets import Tolerance
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
         For a `Tolerance`, which FLAP does not have.
     """
     target = budget.target
-    if isinstance(target, Tolerance):
+    if target.bounds_error:
         raise TargetError(
             f"method='flap' takes a fraction to keep, got {target!r}. Use method='stat' for "
             "tolerances."
@@ -131,20 +131,15 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
 
 def _search(part: Sequence[_Fluctuation], cost: CostFunction, budget: float) -> list[Tensor]:
     """The highest scores over all blocks that fit into the budget; groups by block, ascending."""
-    kept = [[int(one.scores.argmax())] for one in part]
-    budget = budget * (1 + 1e-12) - sum(one.cost(1, cost) for one in part)
     owners = torch.cat([torch.full((len(one.scores),), i) for i, one in enumerate(part)])
     groups = torch.cat([torch.arange(len(one.scores)) for one in part])
     order = torch.cat([one.scores for one in part]).argsort(descending=True, stable=True)
-    for owner, group in zip(owners[order].tolist(), groups[order].tolist(), strict=True):
-        if group == kept[owner][0]:
-            continue
-        count = len(kept[owner])
-        extra = part[owner].cost(count + 1, cost) - part[owner].cost(count, cost)
-        if extra <= budget:
-            kept[owner].append(group)
-            budget -= extra
-    return [torch.tensor(groups).sort().values for groups in kept]
+    return filled(
+        zip(owners[order].tolist(), groups[order].tolist(), strict=True),
+        [[int(one.scores.argmax())] for one in part],
+        lambda owner, count: part[owner].cost(count + 1, cost) - part[owner].cost(count, cost),
+        budget * (1 + 1e-12) - sum(one.cost(1, cost) for one in part),
+    )
 
 
 def _relative(lost: float, energy: float) -> float:

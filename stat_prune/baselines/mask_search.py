@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from stat_prune.baselines.ranking import Ranking
+from stat_prune.baselines.ranking import pairs_within, ranked_by_kind
 from stat_prune.choosing.budget.costs import CostFunction
 from stat_prune.model.blocks import Block
 
@@ -37,16 +37,10 @@ def search(
     dict of str to Tensor of shape (k,), int64
         Units kept, ascending, by block name.
     """
-    heads, neurons = (
-        Ranking([block for block in blocks if block.kind == kind], importance, cost)
-        for kind in ("heads", "neurons")
-    )
+    heads, neurons = ranked_by_kind(blocks, importance, cost)
     saved_by_neurons = torch.cat([torch.zeros(1, dtype=torch.float64), neurons.scores.cumsum(0)])
     best, most, saved_by_heads = (0, 0), -1.0, 0.0
-    for num_heads, spent in enumerate(heads.costs.tolist()):
-        num_neurons = neurons.most_within(budget - spent)
-        if num_neurons < 0:
-            break
+    for num_heads, num_neurons in pairs_within(heads, neurons, budget):
         if num_heads:
             saved_by_heads += float(heads.scores[num_heads - 1])
         saved = saved_by_heads + float(saved_by_neurons[num_neurons])

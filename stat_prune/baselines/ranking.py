@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -84,6 +84,32 @@ class Ranking:
             block.name: block.units_at(order[: counts[block.name]]).sort().values
             for block, order in zip(self._blocks, self._orders, strict=True)
         }
+
+
+def ranked_by_kind(
+    blocks: Sequence[Block],
+    scores: Mapping[str, Tensor],
+    cost: CostFunction,
+    orders: Mapping[str, Tensor] | None = None,
+) -> tuple[Ranking, Ranking]:
+    """Heads and neurons, each in an order of their own; arguments as for `Ranking`."""
+    heads, neurons = (
+        Ranking([block for block in blocks if block.kind == kind], scores, cost, orders)
+        for kind in ("heads", "neurons")
+    )
+    return heads, neurons
+
+
+def pairs_within(heads: Ranking, neurons: Ranking, budget: float) -> Iterator[tuple[int, int]]:
+    """For every number of heads that a budget pays for, the most neurons beside them.
+
+    Both beyond one a block, as in `Ranking.most_within`.
+    """
+    for num_heads, spent in enumerate(heads.costs.tolist()):
+        num_neurons = neurons.most_within(budget - spent)
+        if num_neurons < 0:
+            return
+        yield num_heads, num_neurons
 
 
 def cost_of(block: Block, count: int, cost: CostFunction) -> float:

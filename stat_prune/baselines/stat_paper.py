@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.baselines.ranking import Ranking, budget_of
+from stat_prune.baselines.ranking import budget_of, pairs_within, ranked_by_kind
 from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.choosing.correction import activation_error, fold
 from stat_prune.choosing.plan import BlockPlan
@@ -148,10 +148,7 @@ def _counts(
     budget = budget_of([one.block for one in pivots], untouched, fraction, cost)
     orders = {one.block.name: one.order for one in pivots}
     scores = {one.block.name: one.diagonal[one.order.argsort()] for one in pivots}
-    heads, neurons = (
-        Ranking([one.block for one in pivots if one.block.kind == kind], scores, cost, orders)
-        for kind in ("heads", "neurons")
-    )
+    heads, neurons = ranked_by_kind([one.block for one in pivots], scores, cost, orders)
     least = float(heads.costs[0] + neurons.costs[0])
     if least > budget * (1 + 1e-12):
         total = sum(
@@ -163,10 +160,7 @@ def _counts(
             "heads with all queries that share them. Ask for more, or use method='stat'."
         )
     best, least_imbalance = (0, 0), float("inf")
-    for kept_heads, spent in enumerate(heads.costs.tolist()):
-        kept_neurons = neurons.most_within(budget - spent)
-        if kept_neurons < 0:
-            break
+    for kept_heads, kept_neurons in pairs_within(heads, neurons, budget):
         imbalance = abs(heads.cutoff(kept_heads) - 2 * neurons.cutoff(kept_neurons))
         if imbalance <= least_imbalance:
             best, least_imbalance = (kept_heads, kept_neurons), imbalance

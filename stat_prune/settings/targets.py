@@ -81,6 +81,11 @@ class Target:
         return {"all": self.fraction}
 
     @property
+    def bounds_error(self) -> bool:
+        """Whether the numbers bound the error of each block, and not what the blocks cost."""
+        return False
+
+    @property
     def of_embeddings(self) -> float:
         """Kept fraction of the parameters of the token embeddings."""
         return 1.0
@@ -303,6 +308,11 @@ class Tolerance(Target):
     consumer's input, with the mean of the channels absorbed where the consumer has a bias.
     A block that no smaller size serves is kept whole.
     """
+
+    @property
+    def bounds_error(self) -> bool:
+        """Whether the numbers bound the error of each block, and not what the blocks cost."""
+        return True
 
 
 #: All kinds; `Speedup` is a `Latency`.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stat_prune.choosing.budget.filling import filled
 from stat_prune.model.blocks import Block
 from stat_prune.vib.mask_cost import MaskCosts
 from stat_prune.vib.masks import VIBMask
@@ -54,9 +55,6 @@ def select(masks: Sequence[VIBMask], costs: MaskCosts, target: float) -> Selecti
         one if mask.whole is None else one.maximum(mask.whole.log_alpha().detach().double().cpu())
         for one, mask in zip(own, masks, strict=True)
     ]
-    kept = [torch.zeros(len(one), dtype=torch.bool) for one in alphas]
-    for mask, one, stays in zip(kept, own, costs.staying, strict=True):
-        mask[one.argmin()] = stays
     units = sorted(
         (alpha, its_own, owner, place)
         for owner, both in enumerate(zip(alphas, own, strict=True))
@@ -64,11 +62,19 @@ def select(masks: Sequence[VIBMask], costs: MaskCosts, target: float) -> Selecti
     )
     remaining = (target - float(costs.fraction(map(float, costs.staying)))) * costs.total
     remaining += 1e-9 * costs.total  # sums of costs are rounded
-    for _, _, owner, place in units:
-        price = costs.per_mask[owner]
-        if not kept[owner][place] and price <= remaining:
-            kept[owner][place] = True
-            remaining -= price
+    staying = [
+        [int(one.argmin())] if stays else [] for one, stays in zip(own, costs.staying, strict=True)
+    ]
+    places = filled(
+        [(owner, place) for _, _, owner, place in units],
+        staying,
+        lambda owner, _count: costs.per_mask[owner],
+        remaining,
+    )
+    kept = [
+        torch.zeros(len(one), dtype=torch.bool).index_fill(0, stay, True)
+        for one, stay in zip(alphas, places, strict=True)
+    ]
     below = [
         max(int((one < 0).sum()), int(stays))
         for one, stays in zip(alphas, costs.staying, strict=True)

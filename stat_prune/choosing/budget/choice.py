@@ -24,7 +24,7 @@ from stat_prune.choosing.criteria import Candidates
 from stat_prune.errors import TargetError
 from stat_prune.measuring.timing import TimedModel
 from stat_prune.model.blocks import Block
-from stat_prune.settings.targets import Target, Tolerance
+from stat_prune.settings.targets import Target
 
 
 def choose(
@@ -91,7 +91,7 @@ def choose(
         levels=levels,
     )
     if timed is None:
-        cost = None if isinstance(target, Tolerance) else budget.cost
+        cost = None if target.bounds_error else budget.cost
         choice = spread(target.budgets(blocks), cost, round_to)
         _check_something_left(candidates, choice, target)
         return choice
@@ -242,7 +242,7 @@ def check_reachable(
         Stating the least fraction that can be reached.
     """
     target = budget.target
-    if isinstance(target, Tolerance):
+    if target.bounds_error:
         return
     if budget.timed is not None:
         _check_time(target, budget.timed)
