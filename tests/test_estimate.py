@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from tiny_models import tiny_bert, tiny_llama
-from transformers import AlbertConfig, BertForSequenceClassification, LlamaConfig
+from transformers import AlbertConfig, BertForSequenceClassification, LlamaConfig, ViTConfig
 
 import stat_prune
 from stat_prune.errors import LoadError, TargetError
@@ -145,6 +145,17 @@ def test_layers_that_share_weights_are_pruned_in_memory_only():
     )  # fmt: skip
     config.architectures = ["AlbertForMaskedLM"]
     assert estimate(config, target=stat_prune.MACs(0.7)).memory_by_layer is None
+
+
+def test_the_length_of_a_target_is_that_of_texts_and_not_of_images():
+    config = ViTConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        image_size=16, patch_size=4,
+    )  # fmt: skip
+    config.architectures = ["ViTForImageClassification"]
+    target = stat_prune.MACs(0.7, seq_length=9)
+    assert estimate(config, target=target, seq_length=17).seq_length == 17
+    assert estimate(config_of(), target=target, seq_length=17).seq_length == 9
 
 
 def test_bad_input_is_refused(tmp_path):

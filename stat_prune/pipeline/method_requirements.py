@@ -10,7 +10,7 @@ from stat_prune.model.dispatched import is_dispatched
 from stat_prune.pipeline.probes import check_objective
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.second_pass import HELD_OUT, can_move
-from stat_prune.settings.targets import Target, Tolerance
+from stat_prune.settings.targets import Target
 
 
 def check_method(run: Run, *, kept: bool) -> None:
@@ -54,7 +54,7 @@ def single_fraction(target: Target, method: str) -> float:
     TargetError
         For a `Tolerance` or fractions by kind.
     """
-    if isinstance(target, Tolerance) or "all" not in target.fractions():
+    if target.bounds_error or "all" not in target.fractions():
         raise TargetError(
             f"method={method!r} takes one fraction for heads and neurons, got {target!r}. Use "
             "method='stat' for tolerances and fractions by kind."

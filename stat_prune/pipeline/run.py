@@ -214,23 +214,7 @@ def opened(
     StatPruneError
         Before any work, if model or data cannot be used.
     """
-    describe(model)
-    found = find_blocks(model)
-    if not found:
-        raise ModelError(
-            f"{type(model).__name__} has no layers to prune: its config says 0. Pass a model with "
-            "the transformer itself."
-        )
-    check_weights_of_their_own(model, found)
-    if settings.reads_output and not leaves_out_head(settings):
-        check_one_text_at_a_time(model)
-    left_alone = kinds_left_alone(settings, targets) if targets else []
-    blocks, untouched = _to_prune(found, settings, left_alone)
-    check_servable(model, blocks, settings, targets)
-    if settings.serve_with == "vllm" and not settings.uniform:
-        blocks = of_sizes_that_configs_say(model, blocks, "serve_with='vllm'")
-    if settings.uniform:
-        blocks = of_sizes_that_configs_say(model, blocks)
+    blocks, untouched = blocks_of(model, settings, targets)
     stopwatch = Stopwatch()
     with stopwatch.stage("read data"):
         calibration = calibration_set_for(
@@ -252,6 +236,36 @@ def opened(
         _warn_if_few_tokens(calibration, blocks)
     with progress_bar(shown=settings.progress and rank() == 0) as bar:
         yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
+
+
+def blocks_of(
+    model: PreTrainedModel, settings: Settings, targets: Sequence[Target] = ()
+) -> tuple[list[Block], list[Block]]:
+    """Blocks to prune, and those that stay, of a model that may have no weights yet.
+
+    Raises
+    ------
+    StatPruneError
+        If the model cannot be used so.
+    """
+    describe(model)
+    found = find_blocks(model)
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no layers to prune: its config says 0. Pass a model with "
+            "the transformer itself."
+        )
+    check_weights_of_their_own(model, found)
+    if settings.reads_output and not leaves_out_head(settings):
+        check_one_text_at_a_time(model)
+    left_alone = kinds_left_alone(settings, targets) if targets else []
+    blocks, untouched = _to_prune(found, settings, left_alone)
+    check_servable(model, blocks, settings, targets)
+    if settings.serve_with == "vllm" and not settings.uniform:
+        blocks = of_sizes_that_configs_say(model, blocks, "serve_with='vllm'")
+    if settings.uniform:
+        blocks = of_sizes_that_configs_say(model, blocks)
+    return blocks, untouched
 
 
 def _to_prune(

@@ -20,7 +20,6 @@ from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.sources import Decided, Result, Searching, Source
 from stat_prune.reporting.search_report import Search
-from stat_prune.settings.targets import Tolerance
 from stat_prune.surgery.config_checks import warn_if_not_plain
 
 
@@ -78,7 +77,7 @@ def choose_sizes(
     run: Run, measured: Sequence[Measured], budget: Budget, search: Searching | None = None
 ) -> tuple[list[int], Search | None]:
     """Spread the budget: the candidate of each block, and how it was searched for."""
-    if search is not None and not isinstance(budget.target, Tolerance):
+    if search is not None and not budget.target.bounds_error:
         return search.choose(budget)
     with run.stage("allocate and time" if budget.timed else "allocate"):
         even = run.settings.recipe.allocation == "even"

@@ -13,15 +13,15 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from stat_prune.checkpoints.layer_weights import empty_model
 from stat_prune.checkpoints.loading import class_of
-from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.choosing.budget.costs import Budget
+from stat_prune.data.calibration import CalibrationSet
 from stat_prune.errors import LoadError
-from stat_prune.families import find_blocks
-from stat_prune.inferring import describe
+from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.process_memory import taken_memory
-from stat_prune.model.blocks import Block, SeqLength
-from stat_prune.model.ignoring import without_ignored
+from stat_prune.machine.progress import progress_bar
+from stat_prune.model.blocks import Block
 from stat_prune.pipeline.accounting import measure
+from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
 from stat_prune.pipeline.foreseeing.peak_memory import (
     Reading,
     kept_of,
@@ -32,12 +32,13 @@ from stat_prune.pipeline.foreseeing.peak_memory import (
 from stat_prune.pipeline.foreseeing.rates import block_seconds, measure_rates
 from stat_prune.pipeline.foreseeing.search_cost import searches
 from stat_prune.pipeline.foreseeing.streaming_requirements import obstacle, supported_method
+from stat_prune.pipeline.run import Run, blocks_of
 from stat_prune.reporting.report import Size
 from stat_prune.settings.arguments import check_path, integer
 from stat_prune.settings.methods import Method
 from stat_prune.settings.options import Arguments
-from stat_prune.settings.settings import Settings, kinds_left_alone, settings_of
-from stat_prune.settings.targets import Target, Tolerance, checked_target
+from stat_prune.settings.settings import Settings, settings_of
+from stat_prune.settings.targets import Target, checked_target
 
 
 @dataclass(frozen=True)
@@ -155,36 +156,22 @@ def estimate(
     if not isinstance(model, PreTrainedConfig):
         check_path("model", model)
     empty = _model_of(model)
-    describe(empty)
-    blocks, untouched = without_ignored(
-        find_blocks(empty), [*chosen.ignored, *kinds_left_alone(chosen, [target])]
-    )
-    length = getattr(target, "seq_length", None) or seq_length
-    lengths = {block.mask: float(length) for block in [*blocks, *untouched]}
-    budget = Budget(target, lengths, blocks[0].mask)
-    check_reachable(blocks, untouched, budget, round_to=chosen.round_to)
-    count = chosen.num_calibration_samples
-    reading = Reading.of(
-        empty,
-        len(blocks),
-        num_samples=count,
-        num_tokens=count * seq_length,
-        length=seq_length,
-        batch_tokens=min(count, chosen.batch_size) * seq_length,
-    )
-    device = torch.device(chosen.device or "cpu")
-    taken = taken_memory(device)
-    whole = needs_in_memory(empty, blocks, reading, recipe, target, chosen.effort)
-    needs = needs_of(empty, blocks, reading, recipe, target)
-    before = measure(empty, lengths)
+    run = _foreseen_run(empty, chosen, target, seq_length)
+    (budget,) = resolve(run, [target])
+    check_budget(run, budget)
+    reading = Reading.of(run)
+    taken = taken_memory(run.device)
+    whole = needs_in_memory(empty, run.blocks, reading, recipe, target, chosen.effort)
+    needs = needs_of(empty, run.blocks, reading, recipe, target)
+    before = measure(empty, budget.lengths)
     return Estimate(
         model=type(empty).__name__,
         dtype=str(empty.dtype).removeprefix("torch."),
         before=before,
-        after=_shrunk(before, [*blocks, *untouched], lengths, target),
-        seq_length=length,
-        num_samples=count,
-        seconds=_seconds(empty, blocks, recipe, reading, chosen, target),
+        after=_shrunk(before, [*run.blocks, *run.untouched], budget),
+        seq_length=budget.seq_length,
+        num_samples=reading.num_samples,
+        seconds=_seconds(run, recipe, reading, target),
         memory=taken + whole,
         memory_by_layer=None if obstacle(empty) else taken + needs.memory,
         disk=needs.disk,
@@ -208,10 +195,32 @@ def _model_of(model: str | os.PathLike[str] | PreTrainedConfig) -> PreTrainedMod
     return empty
 
 
-def _shrunk(before: Size, blocks: Sequence[Block], lengths: SeqLength, target: Target) -> Size:
+def _foreseen_run(
+    model: PreTrainedModel, settings: Settings, target: Target, seq_length: int
+) -> Run:
+    """A run of which only the shapes are known: as many sequences as are asked for, all as long."""
+    blocks, untouched = blocks_of(model, settings, [target])
+    count, most = settings.num_calibration_samples, settings.batch_size
+    sizes = [min(most, count - start) for start in range(0, count, most)]
+    masks = dict.fromkeys(block.mask for block in [*blocks, *untouched])
+    one = torch.ones(1, 1, dtype=torch.int64)
+    calibration = CalibrationSet(
+        batches=[{mask: one.expand(size, seq_length) for mask in masks} for size in sizes],
+        num_samples=count,
+        num_tokens=count * seq_length,
+        fingerprint="",
+        batch_size=most,
+        pad_token_id=0,
+    )
+    with progress_bar(shown=False) as bar:
+        return Run(model, blocks, untouched, calibration, settings, None, Stopwatch(), bar)
+
+
+def _shrunk(before: Size, blocks: Sequence[Block], budget: Budget) -> Size:
     """What is left if MACs and parameters shrink alike; all of it for a `Tolerance`."""
+    target, lengths = budget.target, budget.lengths
     macs, parameters = 0.0, 0
-    for members, fraction in [] if isinstance(target, Tolerance) else target.budgets([*blocks]):
+    for members, fraction in [] if target.bounds_error else target.budgets([*blocks]):
         for block in members:
             macs += (1 - fraction) * block.macs(block.num_units, block.num_groups, lengths)
             parameters += round(
@@ -225,23 +234,15 @@ def _shrunk(before: Size, blocks: Sequence[Block], lengths: SeqLength, target: T
     )
 
 
-def _seconds(
-    model: PreTrainedModel,
-    blocks: Sequence[Block],
-    recipe: Method,
-    reading: Reading,
-    settings: Settings,
-    target: Target,
-) -> dict[str, float]:
+def _seconds(run: Run, recipe: Method, reading: Reading, target: Target) -> dict[str, float]:
     """By stage: operations are counted, and multiplied by what one of them takes here."""
-    device = torch.device(settings.device or "cpu")
+    model, blocks, settings, device = run.model, run.blocks, run.settings, run.device
     rates = measure_rates(model.dtype, device, settings.first_precision)
     length, depth = reading.length, 1 + max(block.layer for block in blocks)
 
     def sequence(tokens: int) -> float:
-        return sum(
-            block.macs(block.num_units, block.num_groups, tokens) for block in find_blocks(model)
-        )
+        every = [*blocks, *run.untouched]
+        return sum(block.macs(block.num_units, block.num_groups, tokens) for block in every)
 
     grams = sum(block.usage * block.num_channels**2 for block in blocks)
     probing = 0.0

@@ -18,9 +18,9 @@ from stat_prune.model.blocks import Block
 from stat_prune.pipeline.budgeting.searching import num_remembered
 from stat_prune.pipeline.budgeting.starts import MAX_STARTS
 from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
-from stat_prune.pipeline.run import num_probe_samples, probe_length
+from stat_prune.pipeline.run import Run, num_probe_samples, probe_length
 from stat_prune.settings.methods import Method
-from stat_prune.settings.targets import Target, Tolerance
+from stat_prune.settings.targets import Target
 
 #: Bytes of a float32 and of a float64.
 _SINGLE, _DOUBLE = 4, 8
@@ -67,21 +67,21 @@ class Reading:
     probe_length: int
 
     @classmethod
-    def of(
-        cls,
-        model: PreTrainedModel,
-        num_blocks: int,
-        *,
-        num_samples: int,
-        num_tokens: int,
-        length: int,
-        batch_tokens: int,
-    ) -> Reading:
-        """What is read of a calibration set by a model with so many blocks to prune."""
-        values = values_per_sequence(model, length)
-        probes = num_probe_samples(num_samples, num_blocks, values)
-        cut = probe_length(num_tokens, num_blocks, probes) if values > 1 else length
-        return cls(num_samples, length, batch_tokens, probes, min(length, cut))
+    def of(cls, run: Run) -> Reading:
+        """What a run reads; of its calibration set no more than the shapes matter."""
+        calibration, count = run.calibration, len(run.blocks)
+        sizes = [batch[calibration.main_mask].shape for batch in calibration.batches]
+        length = max(tokens for _, tokens in sizes)
+        values = values_per_sequence(run.model, length)
+        probes = num_probe_samples(calibration.num_samples, count, values)
+        cut = probe_length(calibration.num_tokens, count, probes) if values > 1 else length
+        return cls(
+            num_samples=calibration.num_samples,
+            length=length,
+            batch_tokens=max(sequences * tokens for sequences, tokens in sizes),
+            num_probe_samples=probes,
+            probe_length=min(length, cut),
+        )
 
 
 def needs_of(
@@ -203,7 +203,7 @@ def _searching(model: PreTrainedModel, reading: Reading, effort: str) -> int:
 
 def kept_of(target: Target) -> float:
     """The largest fraction that a target keeps of a block on average."""
-    return 1.0 if isinstance(target, Tolerance) else max(target.fractions().values())
+    return 1.0 if target.bounds_error else max(target.fractions().values())
 
 
 def weight_bytes(model: PreTrainedModel) -> tuple[list[int], int]:

@@ -32,7 +32,7 @@ from stat_prune.pipeline.foreseeing.streaming_requirements import (
 )
 from stat_prune.pipeline.on_disk.stored_model import StoredModel
 from stat_prune.pipeline.resuming import FinishedWork
-from stat_prune.pipeline.run import Run, opened
+from stat_prune.pipeline.run import opened
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.stages import results_of
 from stat_prune.pipeline.workspace import fingerprint_of
@@ -134,7 +134,7 @@ def prune_checkpoint(
     with opened(checkpoint.model, dataset, tokenizer, chosen_settings, [target]) as run:
         (budget,) = resolve(run, [target])
         check_budget(run, budget)
-        needs = needs_of(run.model, run.blocks, _reading(run), recipe, target)
+        needs = needs_of(run.model, run.blocks, Reading.of(run), recipe, target)
         predicted = taken_memory(run.device) + needs.memory
         with run.stage("read weights"):
             digests = checkpoint.digests()
@@ -182,18 +182,3 @@ def _folder(model: str | os.PathLike[str]) -> Path:
             f"{str(model)!r} is neither a folder nor a model that could be fetched from the Hub: "
             f"{error}"
         ) from error
-
-
-def _reading(run: Run) -> Reading:
-    """What is read in this run."""
-    mask, calibration = run.calibration.main_mask, run.calibration
-    sizes = [batch[mask].shape for batch in calibration.batches]
-    length = max(tokens for _, tokens in sizes)
-    return Reading.of(
-        run.model,
-        len(run.blocks),
-        num_samples=calibration.num_samples,
-        num_tokens=calibration.num_tokens,
-        length=length,
-        batch_tokens=max(sequences * tokens for sequences, tokens in sizes),
-    )
