@@ -15,14 +15,15 @@ import stat_prune
 from stat_prune.errors import LoadError, TargetError
 from stat_prune.pipeline.foreseeing import estimate as estimating
 from stat_prune.pipeline.foreseeing.estimate import estimate
-from stat_prune.pipeline.foreseeing.rates import Rates
+from stat_prune.pipeline.foreseeing.rates import BlockSeconds, Rates
 from stat_prune.pipeline.foreseeing.search_cost import SearchCost
 
 
 def test_a_search_is_foreseen_by_its_effort(monkeypatch):
     """On a machine of which every part takes the same time whenever it is measured."""
     monkeypatch.setattr(estimating, "measure_rates", lambda *_args: Rates(1e-11, 1e-11))
-    monkeypatch.setattr(estimating, "block_seconds", lambda *_args: (0.1, [0.1, 0.1]))
+    each = BlockSeconds(0.1, (0.1, 0.1), factor=0.1, trial=0.01)
+    monkeypatch.setattr(estimating, "block_seconds", lambda *_args: each)
     monkeypatch.setattr(estimating, "taken_memory", lambda _device: 0)
     config = config_of(hidden_size=64, intermediate_size=128, num_hidden_layers=4)
 

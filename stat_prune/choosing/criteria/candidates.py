@@ -211,11 +211,11 @@ def _curves(
     return _corrected_curves(statistics, ranking.order)
 
 
-def _in_order(statistics: BlockStatistics, order: Tensor) -> tuple[Tensor, int]:
-    """Channels in the order of their units, those of no unit last; and the size of a unit."""
+def in_order(statistics: BlockStatistics, order: Tensor) -> Tensor:
+    """Channels in the order of their units, those of no unit last; int64 of shape (m,)."""
     kept = statistics.block.channels(order.to(statistics.gram.device))
     rest = complement(kept, statistics.block.num_channels)
-    return torch.cat([kept, rest]), statistics.block.unit_size
+    return torch.cat([kept, rest])
 
 
 def _corrected_curves(statistics: BlockStatistics, order: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +224,7 @@ def _corrected_curves(statistics: BlockStatistics, order: Tensor) -> tuple[Tenso
     With ``G = L L^T`` in that order, what keeping k channels leaves is the trailing part of L:
     ``||(A - A_J T) W^T||^2 = sum_{j >= k} ||W L[:, j]||^2``.
     """
-    channels, unit = _in_order(statistics, order)
+    channels, unit = in_order(statistics, order), statistics.block.unit_size
     # The jitter moves the curve by its own relative size only, and no weight is solved from it.
     factor = jittered_cholesky(principal_part(statistics.gram, channels), overwrite=True)
     output = (statistics.weight[:, channels] @ factor).square().sum(0)
@@ -239,7 +239,7 @@ def _removal_curves(statistics: BlockStatistics, order: Tensor) -> tuple[Tensor,
 
     ``||A_D W_D^T||^2`` is the sum of ``(W^T W) * G`` over the dropped rows and columns.
     """
-    channels, unit = _in_order(statistics, order)
+    channels, unit = in_order(statistics, order), statistics.block.unit_size
     gram = principal_part(statistics.gram, channels)
     weight = statistics.weight[:, channels]
     products = (weight.T @ weight) * gram

@@ -12,6 +12,7 @@ from stat_prune.choosing.budget.choice import share_of
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.exploring import Point, explore
 from stat_prune.choosing.budget.whole_model import WholeModel
+from stat_prune.choosing.factored_block import FactoredBlock, is_factored
 from stat_prune.choosing.folding import fold_one, in_float32
 from stat_prune.choosing.measured import Measured, weights_of
 from stat_prune.data.calibration import CalibrationSet
@@ -207,11 +208,12 @@ class _Folded:
         self._recipe, self._measured = recipe, measured
         self._free = num_remembered([one.block for one in measured])
         self._known: OrderedDict[tuple[int, int], FoldedConsumer] = OrderedDict()
+        self._factored: dict[int, FactoredBlock] = {}
 
     def __call__(self, number: int, index: int) -> FoldedConsumer:
         key = number, index
         if key not in self._known:
-            self._known[key] = in_float32(fold_one(self._recipe, self._measured[number], index))
+            self._known[key] = self._fold(number, index)
             self._free -= self._known[key].weight.numel()
         self._known.move_to_end(key)
         while self._free < 0 and len(self._known) > 1:
@@ -219,11 +221,17 @@ class _Folded:
             self._free += oldest.weight.numel()
         return self._known[key]
 
+    def _fold(self, number: int, index: int) -> FoldedConsumer:
+        one = self._measured[number]
+        folded = None
+        if is_factored(one.block, self._recipe):
+            if number not in self._factored:
+                assert one.statistics is not None
+                self._factored[number] = FactoredBlock(one.statistics, one.candidates)
+            folded = self._factored[number].fold(index)
+        return folded or in_float32(fold_one(self._recipe, one, index))
+
 
 def num_remembered(blocks: Sequence[Block]) -> int:
-    """Numbers in float32 that folded candidates may be remembered in.
-
-    Half as much memory as the Gram matrices take; at least what is needed now, and before.
-    """
-    consumers = sum(block.output_size * block.num_channels for block in blocks)
-    return max(2 * consumers, sum(block.num_channels**2 for block in blocks))
+    """Numbers in float32 that folded candidates may be remembered in: two of each block."""
+    return 2 * sum(block.output_size * block.num_channels for block in blocks)

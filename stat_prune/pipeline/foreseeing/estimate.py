@@ -252,12 +252,15 @@ def _seconds(run: Run, recipe: Method, reading: Reading, target: Target) -> dict
         head = (1 + len(probed)) * reading.probe_length * _head_weights(model)
         macs = passes * sequence(reading.probe_length) + head
         probing = reading.num_probe_samples * macs * rates.forward
-    decomposing = folding = 0.0
+    most = search_cost_of(model, reading, settings.effort)
+    decomposing = folding = trials = 0.0
     for alike in _by_shape(blocks):
-        decompose, (half, final) = block_seconds(alike[0], recipe, (0.5, kept_of(target)), device)
-        decomposing += len(alike) * decompose
+        one = block_seconds(alike[0], recipe, (0.5, kept_of(target)), device)
+        half, final = one.fold
+        decomposing += len(alike) * one.decompose
         probing += len(alike) * half if probing else 0.0
         folding += len(alike) * final
+        trials += len(alike) * (one.factor + most.folds * one.trial)
     collecting = sequence(length) * rates.forward + grams * length * rates.moments
     seconds = {
         "collect": reading.num_samples * collecting,
@@ -267,8 +270,7 @@ def _seconds(run: Run, recipe: Method, reading: Reading, target: Target) -> dict
     if searches(recipe, target):
         head = length * _head_weights(model)
         forward = reading.num_samples * (sequence(length) + head) * rates.forward
-        most = search_cost_of(model, reading, settings.effort)
-        seconds["search the budget"] = most.passes * forward + most.folds * folding
+        seconds["search the budget"] = most.passes * forward + trials
     return seconds | {"fold": folding}
 
 

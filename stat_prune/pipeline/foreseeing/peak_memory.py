@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.choosing.correction import folding_bytes
 from stat_prune.choosing.criteria.candidates import decomposing_bytes
+from stat_prune.choosing.factored_block import factoring_bytes, num_factored
 from stat_prune.families import token_embeddings, transformer_layers
 from stat_prune.linalg import Moments
 from stat_prune.machine.half_products import copied_bytes
@@ -178,10 +179,11 @@ def needs_in_memory(
     cutting = kept_of(target) * consumers + weights
     most = max(activations + copies + comparing, solving, cutting)
     if searches(recipe, target):
-        # Folded consumers are remembered, and a pruned copy is measured.
+        # Blocks are factored, folded consumers remembered, and a pruned copy is measured.
         searching = _searching(model, reading, effort) + kept_of(target) * sum(layers)
-        remembered = _SINGLE * num_remembered(blocks)
-        most = max(most, activations + copies + remembered + searching)
+        remembered = _SINGLE * (num_factored(blocks, recipe) + num_remembered(blocks))
+        at_a_time = max(activations + copies, factoring_bytes(blocks, recipe))
+        most = max(most, at_a_time + remembered + searching)
     return round(weights + statistics_bytes(blocks) + consumers + most)
 
 

@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import linear
 
 from stat_prune.choosing.correction import fold
-from stat_prune.choosing.criteria import candidates_for, criterion_of
+from stat_prune.choosing.criteria import Candidates, candidates_for, criterion_of
+from stat_prune.choosing.factored_block import FactoredBlock, is_factored
 from stat_prune.linalg import Moments
 from stat_prune.machine.half_products import fast_half_products
 from stat_prune.measuring.latency import take_turns
@@ -65,13 +66,30 @@ def measure_rates(dtype: torch.dtype, device: torch.device, precision: str) -> R
     )
 
 
+@dataclass(frozen=True)
+class BlockSeconds:
+    """Seconds for one block.
+
+    Attributes
+    ----------
+    decompose : float
+    fold : tuple of float
+        The correction, at each of the fractions asked for.
+    factor, trial : float
+        Before the first candidate of a search is folded, and for each of them, at the last of the
+        fractions.
+    """
+
+    decompose: float
+    fold: tuple[float, ...]
+    factor: float
+    trial: float
+
+
 def block_seconds(
     block: Block, recipe: Method, kept: Sequence[float], device: torch.device
-) -> tuple[float, list[float]]:
-    """Seconds to decompose a block, and to fold the correction at each of some kept fractions.
-
-    A block of fewer units and narrower outputs is timed; the cost is cubic in the size.
-    """
+) -> BlockSeconds:
+    """Time a block of fewer units and narrower outputs; the cost is cubic in the size."""
     units = max(min(block.num_units, CHANNELS // block.unit_size), block.units_per_group)
     groups = max(units // block.units_per_group, 1)
     small = replace(
@@ -83,8 +101,8 @@ def block_seconds(
     known = _random_statistics(small, device)
     growth = (block.num_channels / small.num_channels) ** 3
 
-    def decompose() -> None:
-        candidates_for(
+    def decompose() -> Candidates:
+        return candidates_for(
             known,
             criterion_of(recipe),
             corrected=recipe.corrected,
@@ -95,9 +113,18 @@ def block_seconds(
         staying = max(round(fraction * groups), 1) * block.units_per_group
         fold(known, torch.arange(staying), corrected=recipe.corrected, output_error=0.0)
 
-    return growth * _seconds(decompose, device), [
-        growth * _seconds(partial(fold_to, fraction), device) for fraction in kept
-    ]
+    def seconds(work: Callable[[], object]) -> float:
+        return growth * _seconds(work, device)
+
+    folding = tuple(seconds(partial(fold_to, fraction)) for fraction in kept)
+    factor, trial = 0.0, folding[-1]
+    if is_factored(block, recipe):
+        candidates = decompose()
+        factored = FactoredBlock(known, candidates)
+        size = int((candidates.num_units - kept[-1] * small.num_units).abs().argmin())
+        factor = seconds(lambda: FactoredBlock(known, candidates))
+        trial = seconds(lambda: factored.fold(size))
+    return BlockSeconds(seconds(decompose), folding, factor, trial)
 
 
 def _random_statistics(block: Block, device: torch.device) -> BlockStatistics:
