@@ -25,6 +25,8 @@ class FactoredTable:
     shares : dict of str to float, or None
         Where one budget is of blocks and embeddings: the ways to share it out that were compared,
         and how far each takes the model's output from the dense one's.
+    corrected : dict of str to float, or None
+        The same on held-out sequences, of those whose blocks were corrected for the factors.
     """
 
     name: str
@@ -37,6 +39,7 @@ class FactoredTable:
     error: float
     tied_heads: list[str]
     shares: dict[str, float] | None = None
+    corrected: dict[str, float] | None = None
 
     def __str__(self) -> str:
         tied = f", shared with {', '.join(self.tied_heads)}" if self.tied_heads else ""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import torch
+from transformers import PreTrainedModel
 
 from stat_prune.attention import TokenClasses
 from stat_prune.attention.heads import stream_statistics
@@ -16,6 +17,7 @@ from stat_prune.checkpoints.outer_models import follow
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.folding import fold_all
 from stat_prune.choosing.measured import Measured
+from stat_prune.data.calibration import CalibrationSet
 from stat_prune.families import find_blocks
 from stat_prune.machine.distributed import agreed, is_mine, merged, summed, together
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
@@ -31,18 +33,29 @@ from stat_prune.model.running import Batch
 from stat_prune.pipeline.accounting import row_of
 from stat_prune.pipeline.budgeting.efforts import Trials
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
-from stat_prune.pipeline.budgeting.sharing import factor_embeddings
+from stat_prune.pipeline.budgeting.sharing import factor_embeddings, with_table
 from stat_prune.pipeline.one_block import candidates_of, planned
 from stat_prune.pipeline.probes import distances
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.second_pass import HELD_OUT, SecondPass, best_pass, can_move
+from stat_prune.pipeline.second_pass import (
+    HELD_OUT,
+    RIDGES,
+    SecondPass,
+    best_pass,
+    can_move,
+)
 from stat_prune.pipeline.sources import Cut, Decided, Probed
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import PruningResult
+from stat_prune.settings.targets import Target
 from stat_prune.surgery.alignment import renumber_alignment_heads
 from stat_prune.surgery.cut import apply
 from stat_prune.surgery.narrowing import narrow
+
+#: Numbers of hidden states that a second pass holds for the sake of factored embeddings, about: on
+#: so many tokens as give them.
+MOST_STATES = 2**28
 
 
 class LoadedModel:
@@ -90,14 +103,21 @@ class LoadedModel:
         """What compares whole pruned models."""
         return BudgetSearch(self.run, measured, Trials.of(self.run, self._positions))
 
-    def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
-        """The correction of each block's candidate, solved once or twice."""
+    def fold(self, measured: Sequence[Measured], choice: Sequence[int], target: Target) -> Decided:
+        """The correction of each block's candidate, solved once or twice.
+
+        What factored embeddings do to all blocks is known on the second pass alone, which is made
+        for their sake where nobody says how many there are to be.
+        """
         run, second = self.run, None
-        recipe, passes = run.settings.recipe, run.settings.num_passes
+        recipe, asked = run.settings.recipe, run.settings.num_passes > 1
         with run.stage("fold"):
             folded = fold_all(recipe, measured, choice, "the correction")
-        if passes > 1 and recipe.corrected and run.calibration.num_samples >= HELD_OUT:
-            folded, second = _second_pass(run, folded)
+        for_table = target.of_embeddings < 1 and run.settings.passes is None
+        enough = run.calibration.num_samples >= HELD_OUT
+        if (asked or for_table) and recipe.corrected and enough:
+            calibration = run.calibration if asked else _affordable(run)
+            folded, second = _second_pass(run, folded, calibration, with_table(run, target))
         pairs = zip(folded, measured, choice, strict=True)
         return Decided.of([planned(*one) for one in pairs], second)
 
@@ -185,7 +205,10 @@ def decompose(run: Run, statistics: Sequence[BlockStatistics]) -> list[Measured]
 
 
 def _second_pass(
-    run: Run, folded: list[FoldedConsumer]
+    run: Run,
+    folded: list[FoldedConsumer],
+    calibration: CalibrationSet,
+    cut_from: PreTrainedModel,
 ) -> tuple[list[FoldedConsumer], SecondPass | None]:
     """Solve the correction again on the pruned network, where that can change anything."""
     if all(len(one.units) == one.block.num_units or not can_move(one.block) for one in folded):
@@ -196,10 +219,23 @@ def _second_pass(
             lambda: best_pass(
                 run.model,
                 folded,
-                run.calibration,
+                calibration,
                 objective_named(run.settings.objective),
                 seed=run.settings.seed,
+                cut_from=cut_from,
                 advance=run.advance,
             )
         )
     return best, second
+
+
+def _affordable(run: Run) -> CalibrationSet:
+    """As many calibration sequences as a second pass can hold the states of."""
+    calibration, streams = run.calibration, 2 + 2 * len(RIDGES)
+    width = max(block.output_size for block in run.blocks)
+    part = MOST_STATES / (streams * width * calibration.num_tokens)
+    if part >= 1:
+        return calibration
+    count = max(int(part * calibration.num_samples), HELD_OUT)
+    fewer = calibration.subset(count, seed=run.settings.seed)
+    return replace(fewer, held_out=calibration.held_out)

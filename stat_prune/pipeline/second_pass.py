@@ -47,6 +47,16 @@ class SecondPass:
     distances: dict[str, float]
 
 
+def with_held_out(
+    calibration: CalibrationSet, *, seed: int
+) -> tuple[CalibrationSet, CalibrationSet]:
+    """What is solved on, and what is held out: drawn beside it, or a part; all, of very few."""
+    if calibration.held_out is not None:
+        return calibration, calibration.held_out
+    count = calibration.num_samples // HELD_OUT
+    return calibration.split(count, seed=seed) if count else (calibration, calibration)
+
+
 def best_pass(
     model: PreTrainedModel,
     folded: Sequence[FoldedConsumer],
@@ -54,6 +64,7 @@ def best_pass(
     objective: Objective,
     *,
     seed: int,
+    cut_from: PreTrainedModel | None = None,
     advance: Callable[[str], None] = lambda _name: None,
 ) -> tuple[list[FoldedConsumer], SecondPass]:
     """The one-pass correction, or that of a second pass, whichever does best on held-out sequences.
@@ -71,21 +82,29 @@ def best_pass(
         Distance of outputs.
     seed : int
         Decides which sequences are held out.
+    cut_from : PreTrainedModel, optional
+        What is cut, where that differs from the dense model outside of the blocks.
     advance : callable
         Called for every block.
     """
-    solved_on, held_out = calibration, calibration.held_out
-    if held_out is None:
-        solved_on, held_out = calibration.split(calibration.num_samples // HELD_OUT, seed=seed)
+    base = model if cut_from is None else cut_from
+    solved_on, held_out = with_held_out(calibration, seed=seed)
     solutions = {None: list(folded)} | dict(
         zip(
             RIDGES,
-            restream(model, folded, solved_on.batches, ridges=RIDGES, advance=advance),
+            restream(
+                model,
+                folded,
+                solved_on.batches,
+                ridges=RIDGES,
+                cut_from=cut_from,
+                advance=advance,
+            ),
             strict=True,
         )
     )
     distances = {
-        ridge: distance(model, pruned_copy(model, solution), held_out.batches, objective)
+        ridge: distance(model, pruned_copy(base, solution), held_out.batches, objective)
         for ridge, solution in solutions.items()
     }
     best = min(solutions, key=lambda ridge: distances[ridge])
@@ -102,6 +121,7 @@ def restream(
     batches: Sequence[Batch],
     *,
     ridges: Sequence[float],
+    cut_from: PreTrainedModel | None = None,
     advance: Callable[[str], None] = lambda _name: None,
 ) -> list[list[FoldedConsumer]]:
     """Let every consumer make up for what the blocks before it have changed.
@@ -122,6 +142,9 @@ def restream(
         Model inputs to solve on. Their hidden states, two per token and two more for each ridge,
         are held in memory.
     ridges : sequence of float
+    cut_from : PreTrainedModel, optional
+        What is cut; it may differ from the dense model outside of the blocks, which make up for
+        that, too.
     advance : callable
         Called with the block's name when it is done.
 
@@ -132,7 +155,7 @@ def restream(
         Blocks that are kept whole stay as they are.
     """
     results = [list(folded) for _ in ridges]
-    pruned = [pruned_copy(model, folded) for _ in ridges]
+    pruned = [pruned_copy(model if cut_from is None else cut_from, folded) for _ in ridges]
     by_layer: dict[int, list[int]] = {}
     for index, one in enumerate(folded):
         by_layer.setdefault(one.block.layer, []).append(index)

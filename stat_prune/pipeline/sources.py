@@ -18,6 +18,7 @@ from stat_prune.pipeline.second_pass import SecondPass
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.search_report import DimensionsOfHeads, Search
+from stat_prune.settings.targets import Target
 from stat_prune.surgery.narrowing import NarrowedHeads
 
 Result = TypeVar("Result", covariant=True)
@@ -127,7 +128,7 @@ class Source(Protocol[Result]):
     def search(self, measured: Sequence[Measured]) -> Searching:
         """What compares whole pruned models."""
 
-    def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
+    def fold(self, measured: Sequence[Measured], choice: Sequence[int], target: Target) -> Decided:
         """The correction of each block's candidate; or a note to fold it when it is cut."""
 
     def cut(self, budget: Budget, decided: Decided) -> Cut:

@@ -10,7 +10,7 @@ from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.measured import Measured
 from stat_prune.pipeline.accounting import measure, measure_speed, report_of
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
-from stat_prune.pipeline.budgeting.sharing import best_share
+from stat_prune.pipeline.budgeting.sharing import best_share, with_table
 from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
 from stat_prune.pipeline.inside_heads.narrowing_heads import with_head_dims
@@ -59,17 +59,20 @@ def results_of(
         choice, found = work.choice(
             budget.target, partial(choose_sizes, run, measured, budget, search)
         )
-        return replace(source.fold(measured, choice), search=found)
+        return replace(source.fold(measured, choice, budget.target), search=found)
 
     inside = None
     if run.settings.head_dims and isinstance(search, BudgetSearch):
         inside = DimsSearch(run, measured, search)
     for budget in budgets:
-        if budget.target.is_joint and isinstance(search, BudgetSearch):
-            budget = best_share(run, budget, search)
+        if isinstance(search, BudgetSearch):
+            if budget.target.is_joint:
+                budget = best_share(run, budget, search, partial(source.fold, measured))
+            search.cut_from(with_table(run, budget.target))
         best = decided(budget)
         if inside is not None:
-            best = with_head_dims(run, budget, best, inside, partial(source.fold, measured))
+            fold = partial(source.fold, measured, target=budget.target)
+            best = with_head_dims(run, budget, best, inside, fold)
         yield _finished(source, budget, best)
 
 

@@ -18,7 +18,6 @@ from stat_prune.choosing.measured import Measured, weights_of
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
-from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.blocks import Block
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.budgeting.efforts import NUM_PARTS, Trials
@@ -51,6 +50,7 @@ class BudgetSearch:
 
     def __init__(self, run: Run, measured: Sequence[Measured], trials: Trials) -> None:
         self._run, self._measured, self.trials = run, measured, trials
+        self._cut_from = run.model
         self._weights = weights_of(measured)
         self._objective = objective_named(run.settings.objective)
         self.folded = _Folded(run.settings.recipe, measured)
@@ -101,17 +101,16 @@ class BudgetSearch:
             self.choose(budget)
         return self._taken[name]
 
-    def foreseen(self, budget: Budget) -> float:
-        """Distance of the first start for a budget, on those sequences that all are compared on."""
+    def foreseen(self, budget: Budget) -> tuple[float, list[int]]:
+        """The first start for a budget: its distance, on the sequences that all are compared on."""
         start = starts_of(self._weights, self._run.settings)[0]
         choice = spread(self._run, self._measured, start.weights, budget, levels=LEVELS)
         with gathered_numerical_warnings("folding candidates in the search"):
-            return self._on_calibration(1).measure(choice).distance
+            return self._on_calibration(1).measure(choice).distance, choice
 
-    def distance_of(self, model: PreTrainedModel) -> float:
-        """Of another model from the dense one, on the same sequences."""
-        batches = self.trials.sequences().batches
-        return distance(self._run.model, model, batches, self._objective)
+    def cut_from(self, model: PreTrainedModel) -> None:
+        """Take whole pruned models from this one: the dense model, but for its embeddings."""
+        self._cut_from = model
 
     def _nearest(
         self,
@@ -188,7 +187,7 @@ class BudgetSearch:
         return self._wholes[name]
 
     def _cut(self, choice: Sequence[int]) -> PreTrainedModel:
-        return pruned_copy(self._run.model, [self.folded(*one) for one in enumerate(choice)])
+        return pruned_copy(self._cut_from, [self.folded(*one) for one in enumerate(choice)])
 
     @property
     def _passes(self) -> float:

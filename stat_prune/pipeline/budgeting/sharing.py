@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
@@ -10,11 +11,16 @@ from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.errors import TargetError
 from stat_prune.machine.distributed import agreed
+from stat_prune.measuring.objectives import objective_named
+from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.dispatched import own_parameters, shared_copy
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.second_pass import with_held_out
+from stat_prune.pipeline.sources import Decided
 from stat_prune.settings.targets import Bytes, Parameters, Target
+from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.embeddings import Table, factor, find_table
 
 #: Parts of the embeddings that are tried, from the largest on.
@@ -33,12 +39,16 @@ class Share(Parameters):
     ----------
     asked : Target
     distances : dict of str to float
-        By the fractions of embeddings and blocks that were compared, what they do to the output:
-        the factored embeddings alone, and the pruned blocks alone, added up.
+        By the fractions of embeddings and blocks that were compared, what both together do to the
+        output.
+    corrected : dict of str to float
+        The same on held-out sequences, of those whose correction was solved on the model with
+        factored embeddings.
     """
 
     asked: Target = field(default_factory=lambda: Parameters(1.0))
     distances: dict[str, float] = field(default_factory=dict)
+    corrected: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return repr(self.asked)
@@ -75,32 +85,64 @@ def shares(run: Run, budget: Budget) -> list[Share]:
     return found
 
 
-def best_share(run: Run, budget: Budget, search: BudgetSearch) -> Budget:
+def best_share(
+    run: Run,
+    budget: Budget,
+    search: BudgetSearch,
+    fold: Callable[[Sequence[int], Target], Decided],
+) -> Budget:
     """The way to share out a joint budget that changes the output least.
 
-    What factored embeddings do to the output is measured alone, and so is what the pruned blocks
-    do, at the first start of the search for their budget.
+    Models with factored embeddings and pruned blocks are measured at the first start of the search
+    for the blocks' budget. The correction then makes up for some of what the embeddings do, more
+    where they are smaller: for the nearest and those beside it, it is solved, and they are compared
+    on sequences that it was not solved on.
     """
     found = shares(run, budget)
     distances: list[float] = []
+    choices: list[list[int]] = []
     with run.stage("share the budget"):
         for share in run.tracked(found):
             if agreed(lambda: len(distances) - 1 - _nearest(distances) >= WORSE):
                 break
-            distance, kept = search.foreseen(replace(budget, target=share)), share.of_embeddings
-            if kept < 1:
-                copied = shared_copy(run.model)
-                factor(copied, run.decomposed_table, kept, run.settings.round_to)
-                distance += search.distance_of(copied)
+            search.cut_from(with_table(run, share))
+            distance, choice = search.foreseen(replace(budget, target=share))
             distances.append(distance)
-    named = {str(one): far for one, far in zip(found, distances, strict=False)}
-    best = found[agreed(lambda: _nearest(distances))]
-    return replace(budget, target=replace(best, distances=named))
+            choices.append(choice)
+    nearest = agreed(lambda: _nearest(distances))
+    corrected: dict[int, float] = {}
+    for at in range(max(nearest - 1, 0), min(nearest + 2, len(distances))):
+        decided = fold(choices[at], found[at])
+        with run.stage("share the budget"):
+            corrected[at] = _held_out_distance(run, found[at], decided)
+    best = agreed(lambda: min(corrected, key=lambda at: corrected[at]))
+    taken = replace(
+        found[best],
+        distances={str(one): far for one, far in zip(found, distances, strict=False)},
+        corrected={str(found[at]): far for at, far in corrected.items()},
+    )
+    return replace(budget, target=taken)
 
 
 def _nearest(distances: list[float]) -> int:
     """The number of the smallest; -1 of none."""
     return min(range(len(distances)), key=lambda at: distances[at], default=-1)
+
+
+def _held_out_distance(run: Run, share: Share, decided: Decided) -> float:
+    """Of a model that is cut so, on what the correction was not solved on."""
+    _, judges = with_held_out(run.calibration, seed=run.settings.seed)
+    cut = pruned_copy(with_table(run, share), [plan.folded for plan in decided.plans])
+    return distance(run.model, cut, judges.batches, objective_named(run.settings.objective))
+
+
+def with_table(run: Run, target: Target) -> PreTrainedModel:
+    """The dense model, or a copy whose token embeddings are factored as a target says."""
+    if target.of_embeddings == 1:
+        return run.model
+    copied = shared_copy(run.model)
+    factor(copied, run.decomposed_table, target.of_embeddings, run.settings.round_to)
+    return copied
 
 
 def factor_embeddings(run: Run, target: Target, model: PreTrainedModel) -> FactoredTable | None:
@@ -110,7 +152,7 @@ def factor_embeddings(run: Run, target: Target, model: PreTrainedModel) -> Facto
     found = factor(model, run.decomposed_table, target.of_embeddings, run.settings.round_to)
     if found is None or not isinstance(target, Share):
         return found
-    return replace(found, shares=target.distances)
+    return replace(found, shares=target.distances, corrected=target.corrected)
 
 
 def _parameters(model: PreTrainedModel, target: Target, in_blocks: int, table: Table) -> float:

@@ -15,6 +15,7 @@ from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.dispatched import is_dispatched
+from stat_prune.pipeline.budgeting.sharing import with_table
 from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.sources import Decided
@@ -94,7 +95,7 @@ def with_head_dims(
         found[name] = replace(fold(spread.choice), narrowed=spread.narrowed)
     with run.stage("compare dimensions of heads"):
         distances = {
-            name: distance(run.model, _copy(run, one), judges.batches, objective)
+            name: distance(run.model, _copy(run, budget, one), judges.batches, objective)
             for name, one in found.items()
         }
     taken = min(distances, key=lambda name: distances[name])
@@ -104,5 +105,6 @@ def with_head_dims(
     return replace(best, head_dims=report)
 
 
-def _copy(run: Run, decided: Decided) -> PreTrainedModel:
-    return narrowed_copy(run.model, [one.folded for one in decided.plans], decided.narrowed)
+def _copy(run: Run, budget: Budget, decided: Decided) -> PreTrainedModel:
+    cut_from = with_table(run, budget.target)
+    return narrowed_copy(cut_from, [one.folded for one in decided.plans], decided.narrowed)

@@ -36,6 +36,7 @@ from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import PrunedCheckpoint
 from stat_prune.reporting.what_was_done import what_was_done
+from stat_prune.settings.targets import Target
 from stat_prune.surgery.cut import apply
 
 _ROWS = "rows.json"
@@ -92,7 +93,7 @@ class StoredModel:
         """What compares whole pruned models."""
         return Comparison(self._walk, measured)
 
-    def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
+    def fold(self, measured: Sequence[Measured], choice: Sequence[int], target: Target) -> Decided:
         """What each layer is folded to when it is cut."""
         sizes = [one.candidates.size(i) for one, i in zip(measured, choice, strict=True)]
         return Decided(sizes, measured=measured, choice=choice)
