@@ -205,8 +205,7 @@ def _pruned(
     if settings.inplace and len(targets) > 1:
         raise SettingsError(f"inplace=True makes one model, but {len(targets)} targets were given.")
     if output is not None:
-        factored = any(target.is_joint or target.of_embeddings < 1 for target in targets)
-        recorded = factored or not settings.uniform
+        recorded = any(target.factors for target in targets) or not settings.uniform
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
     with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
         if settings.head_dims:

@@ -27,7 +27,10 @@ from transformers import (
 import stat_prune
 from stat_prune import Bytes, MACs, Parameters
 from stat_prune.errors import ModelError, SettingsError, TargetError
+from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.modeling_stat_prune import auto_class_of
+from stat_prune.pipeline import loaded_model
 from stat_prune.surgery.embeddings import is_factored
 
 IDS = torch.tensor([[2, 5, 9, 7, 3], [2, 11, 4, 6, 3]])
@@ -347,3 +350,56 @@ def test_a_run_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
     again = factored(tiny_bert(), Bytes(0.6), **folders)
     assert torch.equal(output(again.model), output(result.model))
     assert again.report == result.report
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "BART"])
+def test_blocks_make_up_for_what_the_factors_do(name: str) -> None:
+    """On other texts than they were corrected on; and not where one pass is asked for."""
+    torch.manual_seed(1)
+    ids = torch.randint(5, 60, (120, 12))
+    model, rows = BUILD[name](), [{"input_ids": one} for one in ids[:80]]
+    target = Parameters(0.7, embeddings=0.5)
+    once = factored(model, target, rows, passes=1)
+    twice = factored(model, target, rows)
+    assert once.report.second_pass is None
+    assert twice.report.second_pass["ridge"] is not None
+    inputs = {"input_ids": ids[80:], "attention_mask": torch.ones_like(ids[80:])}
+    if model.config.is_encoder_decoder:
+        inputs |= {f"decoder_{name}": value for name, value in list(inputs.items())}
+    far = [distance(model, one.model, [inputs], output_distance) for one in (once, twice)]
+    assert far[1] < far[0]
+
+
+def test_a_joint_budget_is_shared_by_what_is_left_after_the_correction() -> None:
+    torch.manual_seed(1)
+    rows = [{"input_ids": one} for one in torch.randint(5, 60, (80, 12))]
+    found = factored(tiny_bert(), Bytes(0.6), rows).report.embeddings
+    assert 1 < len(found.corrected) <= 3
+    assert found.corrected.keys() <= found.shares.keys()
+    nearest = sorted(found.shares, key=lambda name: found.shares[name])
+    assert set(nearest[: len(found.corrected)]) == found.corrected.keys()
+    best = min(found.corrected, key=lambda name: found.corrected[name])
+    kept = found.parameters / found.parameters_before
+    assert float(best.partition(" ")[0]) == pytest.approx(kept, abs=0.05)
+
+
+def test_methods_without_a_correction_make_up_for_nothing() -> None:
+    result = factored(tiny_bert(), Parameters(0.6, embeddings=0.5), method="id-uncorrected")
+    assert result.report.second_pass is None
+
+
+def test_a_second_pass_holds_no_more_states_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    solved: list[int] = []
+    whole = loaded_model.best_pass
+
+    def noting(model: Any, folded: Any, calibration: Any, *args: Any, **named: Any) -> Any:
+        solved.append(calibration.num_tokens)
+        return whole(model, folded, calibration, *args, **named)
+
+    monkeypatch.setattr(loaded_model, "best_pass", noting)
+    target = Parameters(0.6, embeddings=0.5)
+    factored(tiny_bert(), target)
+    monkeypatch.setattr(loaded_model, "MOST_STATES", 20 * IDS.shape[1] * 6 * 32)
+    factored(tiny_bert(), target)
+    factored(tiny_bert(), target, passes=2)
+    assert solved == [40 * IDS.shape[1], 20 * IDS.shape[1], 40 * IDS.shape[1]]

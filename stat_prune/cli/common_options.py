@@ -38,6 +38,14 @@ KeptEmbeddings = Annotated[
         "with --macs or --parameters."
     ),
 ]
+KeptHead = Annotated[
+    float | None,
+    typer.Option(
+        "--lm-head",
+        help="Keep this fraction of the parameters of a language model's head that does not share "
+        "the embeddings, as two factors; alone, or with --macs or --parameters.",
+    ),
+]
 AutoClass = Annotated[
     str | None,
     typer.Option(

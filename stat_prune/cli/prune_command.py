@@ -14,6 +14,7 @@ from stat_prune.cli.common_options import (
     Json,
     KeptBytes,
     KeptEmbeddings,
+    KeptHead,
     KeptMACs,
     KeptParameters,
     Tokenizer,
@@ -52,6 +53,7 @@ def prune(
     macs: KeptMACs = None,
     parameters: KeptParameters = None,
     embeddings: KeptEmbeddings = None,
+    lm_head: KeptHead = None,
     kept_bytes: KeptBytes = None,
     tolerance: Annotated[
         float | None,
@@ -127,7 +129,7 @@ def prune(
     """Prune MODEL and save the result.
 
     Give one of --macs, --parameters, --bytes, --tolerance, which say what is kept, or --speedup;
-    or --embeddings, alone or with one of the first two.
+    or --embeddings and --lm-head, alone or with one of the first two.
 
     \b
     A classifier from the Hub, calibrated on its task:
@@ -154,7 +156,7 @@ def prune(
     On four GPUs, or four processes, that share out the examples:
       torchrun --nproc-per-node 4 -m stat_prune prune ./llama -d texts.jsonl --parameters 0.8 -o out
     """
-    given = (macs, parameters, embeddings, kept_bytes, tolerance, speedup)
+    given = (macs, parameters, embeddings, lm_head, kept_bytes, tolerance, speedup)
     target = settings.pop("target", None)
     if target is None or any(value is not None for value in (*given, seq_length, latency_batch)):
         target = _target(*given, seq_length, latency_batch)
@@ -237,6 +239,7 @@ def _target(
     macs: float | None,
     parameters: float | None,
     embeddings: float | None,
+    lm_head: float | None,
     kept_bytes: float | None,
     tolerance: float | None,
     speedup: float | None,
@@ -245,7 +248,9 @@ def _target(
 ) -> Target:
     one_of_them = (macs, parameters, kept_bytes, tolerance, speedup)
     given = sum(value is not None for value in one_of_them)
-    if given != 1 and (given or embeddings is None):
+    named = {"embeddings": embeddings, "lm_head": lm_head}
+    tables = {name: value for name, value in named.items() if value is not None}
+    if given != 1 and (given or not tables):
         raise typer.BadParameter(
             "give exactly one of --macs, --parameters, --bytes, --tolerance, --speedup, e.g. "
             "--macs 0.6"
@@ -256,15 +261,14 @@ def _target(
         )
     if latency_batch is not None and speedup is None:
         raise typer.BadParameter("only --speedup is timed", param_hint="--latency-batch")
-    if embeddings is not None and (kept_bytes, tolerance, speedup) != (None, None, None):
-        raise typer.BadParameter(
-            "goes with --macs or --parameters, or alone", param_hint="--embeddings"
-        )
+    if tables and (kept_bytes, tolerance, speedup) != (None, None, None):
+        option = f"--{next(iter(tables)).replace('_', '-')}"
+        raise typer.BadParameter("goes with --macs or --parameters, or alone", param_hint=option)
 
     from stat_prune.settings.targets import Bytes, MACs, Parameters, Speedup, Tolerance
 
     if macs is not None:
-        return MACs(macs, seq_length=seq_length, embeddings=embeddings)
+        return MACs(macs, seq_length=seq_length, **tables)
     if speedup is not None:
         whole = int(seq_length) if seq_length is not None and seq_length.is_integer() else None
         if seq_length is not None and whole is None:
@@ -273,7 +277,7 @@ def _target(
     if kept_bytes is not None:
         return Bytes(kept_bytes)
     if parameters is not None:
-        return Parameters(parameters, embeddings=embeddings)
-    if embeddings is not None:
-        return Parameters({"embeddings": embeddings})
+        return Parameters(parameters, **tables)
+    if tables:
+        return Parameters(tables)
     return Tolerance(tolerance or 0.0)

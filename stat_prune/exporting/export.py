@@ -107,10 +107,11 @@ def export(
             raise SettingsError(
                 f"{name!r} is no option of to={to!r}, which has {', '.join(known) or 'none'}."
             )
-    if to in ("gguf", "mlx") and "embeddings" in (getattr(model.config, "stat_prune", None) or {}):
+    record = getattr(model.config, "stat_prune", None) or {}
+    if to in ("gguf", "mlx") and {"embeddings", "lm_head"} & record.keys():
         raise UnsupportedArchitectureError(
-            f"The token embeddings of this model are two factors, which to={to!r} has no form for. "
-            "Prune it without a fraction of embeddings, or export it to onnx or openvino."
+            f"The token embeddings or the head of this model are two factors, which to={to!r} has "
+            "no form for. Prune its blocks alone, or export it to onnx or openvino."
         )
     check_path("path", path)
     place = Path(path)

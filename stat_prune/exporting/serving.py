@@ -38,10 +38,10 @@ def check_servable(
         Saying what to use or to leave out.
     """
     program = settings.serve_with
-    if program in _READ_CONFIGS and any(target.of_embeddings < 1 for target in targets):
+    if program in _READ_CONFIGS and any(target.factors for target in targets):
         raise SettingsError(
-            f"serve_with={program!r} has no form for token embeddings of two factors. Leave the "
-            "fraction of embeddings out, or serve with 'onnx' or 'openvino'."
+            f"serve_with={program!r} has no form for token embeddings or heads of two factors. Aim "
+            "at the blocks alone (MACs, Parameters), or serve with 'onnx' or 'openvino'."
         )
     if program in ("onnx", "openvino"):
         check_graph(model)

@@ -1,4 +1,4 @@
-"""What became of a table of embeddings; without torch, as reports are read without it."""
+"""What became of embeddings or a head; without torch, as reports are read without it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FactoredTable:
-    """What a report says of factored embeddings.
+    """What a report says of factored embeddings, or of a factored head.
 
     Attributes
     ----------
     name : str
-        Path below the base model.
+        Path below the base model; of a head, below the model itself.
     num_rows, width, rank : int
         Tokens, numbers of each embedding, and rank of the factors.
     parameters_before, parameters : int
     decomposition : str
         "truncated SVD": no factors of that rank have a smaller `error`.
     error : float
-        Relative Frobenius error of the rows around their mean, weighed as `decompose_table` does.
+        Relative Frobenius error of the rows around their mean, weighed as `decompose_table` does;
+        of a head's logits around their mean, as `decompose_head` does.
     tied_heads : list of str
         Paths of the heads that share the factors.
     shares : dict of str to float, or None

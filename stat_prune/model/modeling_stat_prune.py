@@ -4,20 +4,22 @@
 all layers. A model pruned by stat-prune has layers of different sizes; its ``config.json`` lists
 them under ``stat_prune``::
 
-    {"format": 5,
+    {"format": 6,
      "linear": {"encoder.layer.0.intermediate.dense": [out_features, in_features, has_bias], ...},
      "parameters": {"layers.0.mlp.experts.down_proj": [experts, out_features, in_features], ...},
      "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...},
      "position_bias": {"encoder.layer.0.attention.attn": {"heads": [0, 1, 3]}, ...},
      "no_heads": {"layers.3.self_attn": {"output": "o_proj"}, ...},
      "embeddings": {"embeddings.word_embeddings": rank},
+     "lm_head": {"lm_head": rank},
      "head_dims": {"encoder.layer.0.attention.self": {"query_key": 16, "value": 24},
                    "layers.1.self_attn": {"query_key": 4, "value": 6, "pairs": [[0, 3], ...]}, ...}}
 
-with paths below the base model, so that one record serves the base class and every head class. An
+with paths below the base model, so that one record serves the base class and every head class; but
+that of a language model's head with weights of its own, which is below the model itself. An
 attribute ``config.x`` is what the module at that path reads as ``self.config.x``. Format 1 had
 neither those nor parameters, format 2 no layers without heads, format 3 no factored embeddings,
-format 4 no dimensions of heads.
+format 4 no dimensions of heads, format 5 no factored heads of language models.
 Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.BertForMaskedLM` with
 the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
 else changes: forward methods stay, but for those of attention layers that have lost all their
@@ -48,7 +50,7 @@ from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
 #: What this file reads; it is written in the last.
-FORMATS = (1, 2, 3, 4, 5)
+FORMATS = (1, 2, 3, 4, 5, 6)
 
 #: Goes before a class's name in ``architectures``. Servers have classes of their own for stock
 #: names, and pass over the modeling file.
@@ -181,6 +183,9 @@ def resize_layers(model: transformers.PreTrainedModel) -> None:
         table = factor_embeddings(model, path, rank)
         model._init_weights(table)
         model._init_weights(table.projection)
+    for path, rank in record.get("lm_head", {}).items():
+        if path in dict(model.named_modules()):  # not of a base model, or with another head
+            factor_head(model, path, rank)
 
 
 class FactoredEmbedding(torch.nn.Embedding):
@@ -211,7 +216,7 @@ class FactoredEmbedding(torch.nn.Embedding):
 
 
 class FactoredHead(torch.nn.Linear):
-    """A linear layer that shares its weight with `FactoredEmbedding`: h (F T + 1 cᵀ)ᵀ."""
+    """A linear layer whose weight is F T + 1 cᵀ: that of `FactoredEmbedding`, or its own."""
 
     def __init__(self, stock: Any, projection: torch.nn.Linear, weight: torch.nn.Parameter) -> None:
         with torch.device("meta"):
@@ -278,6 +283,30 @@ def factor_embeddings(model: Any, path: str, rank: int) -> Any:
         model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}
         model.all_tied_weights_keys = {**model.all_tied_weights_keys, **ties}
     return made[id(table)]
+
+
+def factor_head(model: Any, path: str, rank: int) -> Any:
+    """Let a language model's head with weights of its own be of two factors, in place.
+
+    They are freshly initialised.
+
+    Returns
+    -------
+    FactoredHead
+    """
+    head = model.get_submodule(path)
+    like = {"dtype": head.weight.dtype, "device": head.weight.device}
+    previous = getattr(head, "projection", None)
+    width = head.weight.shape[1] if previous is None else previous.out_features
+    empty = torch.empty(len(head.weight), rank, **like)
+    weight = torch.nn.Parameter(empty, requires_grad=head.weight.requires_grad)
+    projection = torch.nn.utils.skip_init(torch.nn.Linear, rank, width, **like)
+    projection.requires_grad_(head.weight.requires_grad)
+    made = FactoredHead(head, projection, weight).train(head.training)
+    model._init_weights(projection)
+    model._init_weights(made)
+    model.set_submodule(path, made)
+    return made
 
 
 def position_embedding(like: torch.Tensor, buckets: int, num_heads: int) -> torch.nn.Embedding:
@@ -568,6 +597,13 @@ def _make_pruned_class(stock: Any) -> Any:
             if is_main_process:
                 name_architecture(save_directory, stock.__name__)
 
+    def _get_resized_lm_head(self: Any, old_lm_head: Any, *args: Any, **kwargs: Any) -> Any:
+        resized = super(made, self)._get_resized_lm_head(old_lm_head, *args, **kwargs)
+        if resized is old_lm_head or not hasattr(old_lm_head, "projection"):
+            return resized
+        # A layer without the factor that all rows share has been made of the rows.
+        return FactoredHead(resized, old_lm_head.projection, resized.weight)
+
     def init_continuous_batching(self: Any, *args: Any, **kwargs: Any) -> Any:
         check_cache_of_one_size(self.config)
         return super(made, self).init_continuous_batching(*args, **kwargs)
@@ -586,6 +622,7 @@ def _make_pruned_class(stock: Any) -> Any:
         "__init__": __init__,
         "save_pretrained": save_pretrained,
         "from_pretrained": from_pretrained,
+        "_get_resized_lm_head": _get_resized_lm_head,
         # With `_auto_class` set, save_pretrained copies this file beside the weights and enters the
         # class in the config's `auto_map`. It could not find a class that is not of transformers.
         "_auto_class": auto_class_of(stock.__name__, stock.config_class) if known else None,

@@ -33,7 +33,7 @@ from stat_prune.model.running import Batch
 from stat_prune.pipeline.accounting import row_of
 from stat_prune.pipeline.budgeting.efforts import Trials
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
-from stat_prune.pipeline.budgeting.sharing import factor_embeddings, with_table
+from stat_prune.pipeline.budgeting.sharing import factor_as, with_table
 from stat_prune.pipeline.one_block import candidates_of, planned
 from stat_prune.pipeline.probes import distances
 from stat_prune.pipeline.resuming import FinishedWork
@@ -113,7 +113,7 @@ class LoadedModel:
         recipe, asked = run.settings.recipe, run.settings.num_passes > 1
         with run.stage("fold"):
             folded = fold_all(recipe, measured, choice, "the correction")
-        for_table = target.of_embeddings < 1 and run.settings.passes is None
+        for_table = (target.of_embeddings < 1 or target.of_head < 1) and run.settings.passes is None
         enough = run.calibration.num_samples >= HELD_OUT
         if (asked or for_table) and recipe.corrected and enough:
             calibration = run.calibration if asked else _affordable(run)
@@ -129,11 +129,11 @@ class LoadedModel:
                 dense = find_blocks(pruned)
                 apply(pruned, [plan.folded for plan in plans])
                 narrow(pruned, decided.narrowed)
-                embeddings = factor_embeddings(run, budget.target, pruned)
+                embeddings, head = factor_as(run, budget.target, pruned)
                 as_pruned_class(pruned)
         kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
         renumber_alignment_heads(pruned, dense, kept)
-        return Cut(pruned, [row_of(plan) for plan in plans], kept, embeddings)
+        return Cut(pruned, [row_of(plan) for plan in plans], kept, embeddings, head)
 
     def result(self, budget: Budget, cut: Cut, report: PruningReport) -> PruningResult:
         """The model and the account of it."""

@@ -26,6 +26,7 @@ from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.distributed import check_same, rank, together
 from stat_prune.machine.ordinary_tensors import outside_modes_of_caller
 from stat_prune.machine.progress import progress_bar
+from stat_prune.measuring.head_states import head_moments
 from stat_prune.measuring.objectives import OF_BASE_MODEL, objective_named
 from stat_prune.measuring.token_counts import token_counts
 from stat_prune.model.blocks import KINDS, Block
@@ -42,7 +43,13 @@ from stat_prune.model.running import Batch
 from stat_prune.settings.settings import Settings, kinds_left_alone
 from stat_prune.settings.targets import Target
 from stat_prune.surgery.config_checks import of_sizes_that_configs_say
-from stat_prune.surgery.embeddings import decompose_table, find_table
+from stat_prune.surgery.embeddings import (
+    decompose_head,
+    decompose_table,
+    find_head,
+    find_table,
+    own_head,
+)
 
 Item = TypeVar("Item")
 
@@ -93,6 +100,15 @@ class Run:
         """Factors of every rank of the token embeddings, by the tokens of the calibration set."""
         counts = token_counts(self.calibration.batches, find_table(self.model).num_rows)
         return decompose_table(self.model, counts)
+
+    @cached_property
+    def decomposed_head(self) -> LowRank:
+        """Factors of every rank of a head of its own, by the states that it reads, in one pass."""
+        batches = self.calibration.batches
+        counts = token_counts(batches, find_head(self.model).num_rows)
+        with self.stage("collect at the head"):
+            moments = head_moments(self.model, own_head(self.model), self.tracked(batches))
+        return decompose_head(self.model, counts, moments)
 
     @property
     def masks(self) -> list[str]:

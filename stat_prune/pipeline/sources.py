@@ -99,13 +99,14 @@ class Cut:
         What is to be reported of each block that could be pruned.
     units : dict of str to list of int
         By block name, those that stay.
-    embeddings : FactoredTable or None
+    embeddings, lm_head : FactoredTable or None
     """
 
     model: PreTrainedModel
     rows: list[BlockRow]
     units: dict[str, list[int]]
     embeddings: FactoredTable | None = None
+    lm_head: FactoredTable | None = None
 
 
 class Source(Protocol[Result]):

@@ -107,6 +107,7 @@ def _finished(source: Source[Result], budget: Budget, decided: Decided) -> Resul
         second_pass=None if decided.second_pass is None else asdict(decided.second_pass),
         search=decided.search,
         embeddings=cut.embeddings,
+        lm_head=cut.lm_head,
         head_dims=decided.head_dims,
         predicted_peak_memory=source.predicted_peak_memory,
     )

@@ -55,7 +55,14 @@ def html_page(report: PruningReport, plan: Mapping[str, Collection[int]]) -> str
         headings=report.HEADINGS,
         rows=report.cells(),
         sections=[
-            *([("Embeddings", {table.name: str(table)})] if (table := report.embeddings) else []),
+            *(
+                (title, {table.name: str(table)})
+                for title, table in (
+                    ("Embeddings", report.embeddings),
+                    ("Head of the language model", report.lm_head),
+                )
+                if table is not None
+            ),
             ("Time", {name: f"{value:.1f} s" for name, value in report.seconds.items()}),
             ("Settings", report.settings),
             ("Versions", report.versions),

@@ -122,6 +122,8 @@ class PruningReport:
         Bytes: what `peak_memory` was predicted to be, where the model was pruned layer by layer.
     embeddings : FactoredTable or None
         What became of the token embeddings; None where they are as they were.
+    lm_head : FactoredTable or None
+        What became of a language model's head that has weights of its own.
     finish : Finish or None
         What was fitted to the dense model's outputs at the end, where that was asked for.
     head_dims : DimensionsOfHeads or None
@@ -143,6 +145,7 @@ class PruningReport:
     lengths: dict[str, float] | None = None
     predicted_peak_memory: int | None = None
     embeddings: FactoredTable | None = None
+    lm_head: FactoredTable | None = None
     finish: Finish | None = None
     head_dims: DimensionsOfHeads | None = None
 
@@ -157,7 +160,8 @@ class PruningReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PruningReport:
         """The report that `to_dict` came from."""
-        table, dims = values.get("embeddings"), values.get("head_dims")
+        table, head = values.get("embeddings"), values.get("lm_head")
+        dims = values.get("head_dims")
         return cls(
             **{
                 **values,
@@ -167,6 +171,7 @@ class PruningReport:
                 "speed": Speed(**values["speed"]) if values.get("speed") else None,
                 "search": Search.from_dict(values["search"]) if values.get("search") else None,
                 "embeddings": FactoredTable(**table) if table else None,
+                "lm_head": FactoredTable(**head) if head else None,
                 "finish": Finish(**values["finish"]) if values.get("finish") else None,
                 "head_dims": DimensionsOfHeads(**dims) if dims else None,
             }
@@ -212,6 +217,7 @@ class PruningReport:
                 f"({_share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
                 *([f"embeddings        {self.embeddings}"] if self.embeddings else []),
+                *([f"head of the model {self.lm_head}"] if self.lm_head else []),
                 f"calibration       {self.calibration_text()}",
                 *([f"budget            {self.search}"] if self.search else []),
                 *([f"inside heads      {self.head_dims}"] if self.head_dims else []),

@@ -223,11 +223,11 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
     """
     for target in map(checked_target, targets):
         kinds = target.fractions().keys()
-        of_embeddings = target.is_joint or target.of_embeddings < 1
-        if of_embeddings and settings.baseline is not None:
+        if target.factors and settings.baseline is not None:
             raise SettingsError(
-                f"method={settings.method!r} prunes heads and neurons, but {target!r} is of "
-                "embeddings too. Use method='stat', or leave them out."
+                f"method={settings.method!r} prunes attention heads and neurons, but {target!r} is "
+                "of embeddings, or of a language model's head. Use method='stat', or leave them "
+                "out."
             )
         if target.is_joint and settings.recipe.allocation != "searched":
             raise SettingsError(

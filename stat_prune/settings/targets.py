@@ -14,10 +14,14 @@ from stat_prune.model.blocks import KINDS, Block, SeqLength
 #: Cost of a block with so many units and key/value heads.
 CostFunction = Callable[[Block, int, int], float]
 
-#: What a mapping calls the token embeddings, which are no blocks: no token leaves.
-EMBEDDINGS = "embeddings"
+#: What a mapping calls the token embeddings, and a language model's head with weights of its own,
+#: which are no blocks: no token leaves.
+EMBEDDINGS, HEAD = "embeddings", "lm_head"
 
-_EMBEDDINGS_REMEDY = " Token embeddings take Parameters({'embeddings': 0.5}), or embeddings=0.5."
+_REMEDIES = {
+    EMBEDDINGS: " Token embeddings take Parameters({'embeddings': 0.5}), or embeddings=0.5.",
+    HEAD: " The head of a language model takes Parameters({'lm_head': 0.5}), or lm_head=0.5.",
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +44,7 @@ class Target:
                 raise TargetError(
                     f"{name} takes a number or a mapping of 'heads' and 'neurons' to numbers, "
                     f"got {dict(self.fraction)!r}."
-                    + (_EMBEDDINGS_REMEDY if EMBEDDINGS in unknown else "")
+                    + "".join(text for name, text in _REMEDIES.items() if name in unknown)
                 )
         elif isinstance(self.fraction, Real):
             object.__setattr__(self, "fraction", _plain(self.fraction))
@@ -51,8 +55,9 @@ class Target:
     def __repr__(self) -> str:
         # Runs are told apart by it, and what was not asked for leaves no trace.
         shown = {one.name: getattr(self, one.name) for one in fields(self)}
-        if shown.get(EMBEDDINGS, ...) is None:
-            del shown[EMBEDDINGS]
+        for name in (EMBEDDINGS, HEAD):
+            if shown.get(name, ...) is None:
+                del shown[name]
         values = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{type(self).__name__}({values})"
 
@@ -91,9 +96,19 @@ class Target:
         return 1.0
 
     @property
+    def of_head(self) -> float:
+        """Kept fraction of the parameters of a language model's head with weights of its own."""
+        return 1.0
+
+    @property
     def is_joint(self) -> bool:
-        """Whether one budget is of the blocks and of the token embeddings."""
+        """Whether one budget is of the blocks and of the token embeddings, or of the head."""
         return False
+
+    @property
+    def factors(self) -> bool:
+        """Whether token embeddings or a head may become two factors."""
+        return self.is_joint or self.of_embeddings < 1 or self.of_head < 1
 
     def cost(self, seq_length: SeqLength) -> CostFunction:
         """What is limited, of a block.
@@ -125,7 +140,8 @@ class MACs(Target):
     """Keep this fraction of the blocks' multiply-accumulates.
 
     Embeddings, the pooler and the task head are not counted (Kwon et al. 2022 and their
-    successors count the same way); they cost what they cost before.
+    successors count the same way); they cost what they cost before. The head of a language model is
+    counted with ``lm_head=True``.
 
     Attributes
     ----------
@@ -135,15 +151,28 @@ class MACs(Target):
         the calibration set.
     embeddings : float, optional
         Keep this fraction of the parameters of the token embeddings besides, as for `Parameters`.
+    lm_head : float or True, optional
+        Keep this fraction of the head of a language model besides, as for `Parameters`. True:
+        `fraction` is of blocks and head together, at all tokens of a sequence, shared out by what
+        whole models of both do to the output; a head that shares the token embeddings makes them
+        smaller, too.
     """
 
     seq_length: float | None = None
     embeddings: float | None = None
+    lm_head: float | bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.embeddings is not None:
             self._check_fraction(self.embeddings)
+        if self.is_joint and (self.embeddings is not None or isinstance(self.fraction, Mapping)):
+            raise TargetError(
+                f"lm_head=True counts the head with all blocks, got {self!r}. Pass one number, and "
+                "leave embeddings out; or say what is kept of the head: lm_head=0.5."
+            )
+        if self.lm_head is not None and not self.is_joint:
+            self._check_fraction(self.lm_head)
         if self.seq_length is None:
             return
         if not _is_number(self.seq_length) or not 0 < self.seq_length < math.inf:
@@ -159,6 +188,16 @@ class MACs(Target):
         """Kept fraction of the parameters of the token embeddings."""
         return 1.0 if self.embeddings is None else float(self.embeddings)
 
+    @property
+    def of_head(self) -> float:
+        """Kept fraction of the parameters of a language model's head with weights of its own."""
+        return 1.0 if self.lm_head is None or self.is_joint else float(self.lm_head)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether one budget is of the blocks and of the head."""
+        return self.lm_head is True
+
 
 @dataclass(frozen=True, repr=False)
 class Parameters(Target):
@@ -168,17 +207,21 @@ class Parameters(Target):
     factored where a fraction of their own is given: ``Parameters({"embeddings": 0.5})`` for them
     alone, ``Parameters(0.6, embeddings=0.5)`` besides 0.6 of the blocks; or where they are counted
     with the blocks, ``Parameters(0.6, embeddings=True)``. A head that shares them shares the
-    factors; embeddings of positions stay.
+    factors; embeddings of positions stay. So is the head of a language model that has weights of
+    its own: ``Parameters({"lm_head": 0.5})``, ``Parameters(0.6, lm_head=0.5)``.
 
     Attributes
     ----------
-    fraction : float or mapping of {"heads", "neurons", "embeddings"} to float
+    fraction : float or mapping of {"heads", "neurons", "embeddings", "lm_head"} to float
     embeddings : float or True, optional
-        Kept fraction of the parameters of the token embeddings. True: `fraction` is of blocks and
-        token embeddings together, shared out by what whole models of both do to the output.
+        Kept fraction of the parameters of the token embeddings. True: `fraction` is of blocks,
+        token embeddings and head together, shared out by what whole models of all do to the output.
+    lm_head : float, optional
+        Kept fraction of the parameters of a language model's head with weights of its own.
     """
 
     embeddings: float | bool | None = None
+    lm_head: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,14 +230,15 @@ class Parameters(Target):
                 f"embeddings=True counts all kinds together, got {dict(self.fraction)!r}. Pass one "
                 "number, or {'heads': ..., 'neurons': ..., 'embeddings': ...}."
             )
-        if self.embeddings is None or self.is_joint:
-            return
-        self._check_fraction(self.embeddings)
-        if isinstance(self.fraction, Mapping) and EMBEDDINGS in self.fraction:
-            raise TargetError(f"{self!r} says twice what is kept of the embeddings. Say it once.")
+        for name, value in ((EMBEDDINGS, self.embeddings), (HEAD, self.lm_head)):
+            if value is None or (name == EMBEDDINGS and self.is_joint):
+                continue
+            self._check_fraction(value)
+            if isinstance(self.fraction, Mapping) and name in self.fraction:
+                raise TargetError(f"{self!r} says twice what is kept of the {name}. Say it once.")
 
     def _other_kinds(self) -> tuple[str, ...]:
-        return (EMBEDDINGS,)
+        return EMBEDDINGS, HEAD
 
     def cost(self, seq_length: SeqLength) -> CostFunction:
         """Parameters, at any length."""
@@ -208,6 +252,13 @@ class Parameters(Target):
         return 1.0 if self.embeddings is None or self.is_joint else float(self.embeddings)
 
     @property
+    def of_head(self) -> float:
+        """Kept fraction of the parameters of a language model's head with weights of its own."""
+        if isinstance(self.fraction, Mapping) and HEAD in self.fraction:
+            return float(self.fraction[HEAD])
+        return 1.0 if self.lm_head is None else float(self.lm_head)
+
+    @property
     def is_joint(self) -> bool:
         """Whether one budget is of the blocks and of the token embeddings."""
         return self.embeddings is True
@@ -217,8 +268,9 @@ class Parameters(Target):
 class Bytes(Target):
     """Keep this fraction of the bytes of all parameters: of the file of weights.
 
-    Blocks and token embeddings share what is left beside normalisation, embeddings of positions,
-    pooler and task head, which stay; as for ``Parameters(fraction, embeddings=True)``.
+    Blocks, token embeddings and the head of a language model share what is left beside
+    normalisation, embeddings of positions, pooler and other heads, which stay; as for
+    ``Parameters(fraction, embeddings=True)``.
 
     Attributes
     ----------

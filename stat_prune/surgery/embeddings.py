@@ -1,4 +1,4 @@
-"""The table of token embeddings as two thin factors, and language-model heads tied to it."""
+"""Token embeddings and heads of language models, tied to them or not, as two thin factors."""
 
 from __future__ import annotations
 
@@ -15,33 +15,44 @@ from stat_prune.linalg import LowRank, low_rank
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.model_checks import beyond_range
-from stat_prune.model.modeling_stat_prune import FORMATS, factor_embeddings, sharing_modules
+from stat_prune.model.modeling_stat_prune import (
+    FORMATS,
+    factor_embeddings,
+    factor_head,
+    sharing_modules,
+)
 
 #: What stacks that read tokens call their embeddings.
 _OF_STACKS = {"embed_tokens", "shared"}
 
+#: Of the mean square of the states that a head reads, what every direction is taken to have.
+STATES_UNSEEN = 0.01
+
 
 @dataclass(frozen=True)
 class Table:
-    """Token embeddings of a model, whole or factored before.
+    """Token embeddings of a model, or the head of a language model; whole or factored before.
 
     Attributes
     ----------
     path : str
-        Below the base model.
+        Below the base model; of a head, below the model itself.
     num_rows, width : int
         Tokens, and numbers of each embedding.
     rank : int or None
         Of the factors; None where the table is whole.
     tied_heads : tuple of str
         Paths of the heads that share it.
+    name : str
+        What it is in a sentence.
     """
 
     path: str
     num_rows: int
     width: int
     rank: int | None
-    tied_heads: tuple[str, ...]
+    tied_heads: tuple[str, ...] = ()
+    name: str = "embeddings"
 
     @property
     def parameters(self) -> int:
@@ -67,7 +78,7 @@ class Table:
         rank -= rank % multiple if rank >= multiple else 0
         if rank < 1:
             raise TargetError(
-                f"{fraction:.4g} of the embeddings' {self.parameters:,} parameters is less than "
+                f"{fraction:.4g} of the {self.name}' {self.parameters:,} parameters is less than "
                 f"rank 1 takes, {self.cost(1) / self.parameters:.4g} of them. Ask for more."
             )
         return rank
@@ -110,6 +121,71 @@ def find_table(model: PreTrainedModel) -> Table:
         rank=table.weight.shape[1] if factored else None,
         tied_heads=tuple(path for path, one in sharing.items() if isinstance(one, nn.Linear)),
     )
+
+
+def find_head(model: PreTrainedModel) -> Table:
+    """The head of a language model, where it has weights of its own.
+
+    Raises
+    ------
+    ModelError
+        If it has none that can be factored, with the reason.
+    """
+    name, head = type(model).__name__, own_head(model)
+    if head is None:
+        output, table = model.get_output_embeddings(), token_embeddings(model)
+        if output is not None and table is not None and output.weight is table.weight:
+            raise ModelError(
+                f"The head of {name} is its token embeddings: both are made smaller at once. Give "
+                "the fraction as that of the embeddings, and leave lm_head out."
+            )
+        raise ModelError(
+            f"{name} has no head of a language model that is a plain linear layer. Leave lm_head "
+            "out, or load the model with such a head (AutoModelForCausalLM)."
+        )
+    if is_dispatched(model):
+        raise ModelError(f"{name} has hooks of accelerate. Load it on one device, whole.")
+    factored = is_factored(head)
+    return Table(
+        path=next(path for path, one in model.named_modules() if one is head),
+        num_rows=len(head.weight),
+        width=head.projection.out_features if factored else head.weight.shape[1],
+        rank=head.weight.shape[1] if factored else None,
+        name="language-model head",
+    )
+
+
+def own_head(model: PreTrainedModel) -> Any:
+    """The head of a language model that shares no weight with embeddings; None without one."""
+    head: Any = model.get_output_embeddings()
+    if head is None or not (type(head) is nn.Linear or is_factored(head)):
+        return None
+    tied = any(
+        one.weight is head.weight for one in model.modules() if isinstance(one, nn.Embedding)
+    )
+    return None if tied else head
+
+
+def decompose_head(model: PreTrainedModel, counts: Tensor, moments: Tensor) -> LowRank:
+    """Factors of every rank of a language model's head, in the metric of the states it reads.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    counts : Tensor of shape (tokens,), float64
+        How often each is read, and so, about, is to be written; their mean is added to each.
+    moments : Tensor of shape (hidden, hidden), float64
+        Second moments E[h hᵀ] of the states. `STATES_UNSEEN` of their mean square is added to every
+        direction: of those that calibration has not seen nothing is known.
+    """
+    head = own_head(model)
+    mean = moments.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    metric = moments + STATES_UNSEEN * mean * torch.eye(len(moments)).to(moments)
+    outer = _outer(head)
+    if outer is not None:
+        metric = outer @ metric @ outer.T
+    smoothed = (counts + counts.mean()).to(head.weight.device)
+    return low_rank(head.weight.detach(), row_weights=smoothed, metric=metric)
 
 
 def decompose_table(model: PreTrainedModel, counts: Tensor) -> LowRank:
@@ -155,12 +231,35 @@ def factor(
     if rank is None:
         return None
     with torch.no_grad():
-        codes, basis, mean = _factors(token_embeddings(model), decomposition, rank)
-        new = factor_embeddings(model, table.path, rank)
-        new.weight.copy_(codes)
-        new.projection.weight.copy_(basis.T)
-        new.projection.bias.copy_(mean)
-    _record(model, table.path, rank)
+        found = _factors(token_embeddings(model), decomposition, rank)
+        _fill(factor_embeddings(model, table.path, rank), found)
+    _record(model, "embeddings", table.path, rank)
+    return _account(table, decomposition, rank)
+
+
+def factor_own_head(
+    model: PreTrainedModel, decomposition: LowRank, fraction: float, multiple: int = 1
+) -> FactoredTable | None:
+    """Factor the head of a language model, as `factor` does its embeddings."""
+    head = find_head(model)
+    rank = head.rank_for(fraction, multiple)
+    if rank is None:
+        return None
+    with torch.no_grad():
+        found = _factors(own_head(model), decomposition, rank)
+        _fill(factor_head(model, head.path, rank), found)
+    _record(model, "lm_head", head.path, rank)
+    return _account(head, decomposition, rank)
+
+
+def _fill(new: Any, factors: tuple[Tensor, Tensor, Tensor]) -> None:
+    codes, basis, mean = factors
+    new.weight.copy_(codes)
+    new.projection.weight.copy_(basis.T)
+    new.projection.bias.copy_(mean)
+
+
+def _account(table: Table, decomposition: LowRank, rank: int) -> FactoredTable:
     return FactoredTable(
         name=table.path,
         num_rows=table.num_rows,
@@ -183,8 +282,8 @@ def _factors(old: Any, decomposition: LowRank, rank: int) -> tuple[Tensor, Tenso
     largest = beyond_range((codes, basis, mean), weight.dtype)
     if largest is not None:
         raise NonFiniteWeightsError(
-            f"The factors of the embeddings reach {largest:.3g}, which {weight.dtype} cannot hold. "
-            "Prune the model in float32, and convert the result."
+            f"Factors of the embeddings or of the head reach {largest:.3g}, which {weight.dtype} "
+            "cannot hold. Prune the model in float32, and convert the result."
         )
     return codes, basis, mean
 
@@ -194,10 +293,10 @@ def _outer(table: Any) -> Tensor | None:
     return table.projection.weight.detach().double().T if is_factored(table) else None
 
 
-def _record(model: PreTrainedModel, path: str, rank: int) -> None:
+def _record(model: PreTrainedModel, what: str, path: str, rank: int) -> None:
     record = getattr(model.config, "stat_prune", None) or {"linear": {}, "attributes": {}}
-    embeddings = record.get("embeddings", {}) | {path: rank}
-    model.config.stat_prune = {**record, "format": FORMATS[-1], "embeddings": embeddings}
+    ranks = record.get(what, {}) | {path: rank}
+    model.config.stat_prune = {**record, "format": FORMATS[-1], what: ranks}
 
 
 def is_factored(table: nn.Module) -> bool:

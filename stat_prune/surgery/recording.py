@@ -12,7 +12,7 @@ from stat_prune.surgery.config_checks import set_fields, takes
 from stat_prune.surgery.per_layer_config import forget_layer_sizes, say_layer_sizes
 
 #: Entries of the record that are there only where they say something.
-_OPTIONAL = ("position_bias", "no_heads", "added_biases", "embeddings", "head_dims")
+_OPTIONAL = ("position_bias", "no_heads", "added_biases", "embeddings", "lm_head", "head_dims")
 
 
 def record(model: PreTrainedModel, changes: dict[str, Any]) -> None:
@@ -38,9 +38,9 @@ def record(model: PreTrainedModel, changes: dict[str, Any]) -> None:
         return
     forget_layer_sizes(config)
     set_fields(config, stock)
-    if "embeddings" in whole:
-        sizes: dict[str, Any] = {"linear": {}, "attributes": {}}
-        config.stat_prune = {"format": FORMATS[-1], **sizes, "embeddings": whole["embeddings"]}
+    factored = {name: whole[name] for name in ("embeddings", "lm_head") if name in whole}
+    if factored:
+        config.stat_prune = {"format": FORMATS[-1], "linear": {}, "attributes": {}, **factored}
     elif hasattr(config, "stat_prune"):
         del config.stat_prune
 
@@ -64,6 +64,7 @@ def _merged(before: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         "no_heads": both("no_heads"),
         "added_biases": [*before.get("added_biases", []), *changes.get("added_biases", [])],
         "embeddings": both("embeddings"),
+        "lm_head": both("lm_head"),
         "head_dims": both("head_dims"),
     }
     return {name: entry for name, entry in merged.items() if entry or name not in _OPTIONAL}

@@ -158,7 +158,7 @@ def _fractions(
     target: Target, gradual: Sequence[float], hidden: float | None, output_dir: Any
 ) -> list[float]:
     checked_target(target)
-    if isinstance(target, Latency) or target.is_joint or target.of_embeddings < 1:
+    if isinstance(target, Latency) or target.factors:
         raise TargetError(f"vib_finetune takes MACs or Parameters of blocks, got {target!r}.")
     gradual = _numbers("gradual", gradual)
     if hidden is not None:

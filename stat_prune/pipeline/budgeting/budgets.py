@@ -12,10 +12,10 @@ from stat_prune.families import architecture_of
 from stat_prune.machine.distributed import num_processes
 from stat_prune.measuring.timing import TimedModel, time_model
 from stat_prune.model.dispatched import is_dispatched
-from stat_prune.pipeline.budgeting.sharing import shares
+from stat_prune.pipeline.budgeting.sharing import Shares
 from stat_prune.pipeline.run import Run
 from stat_prune.settings.targets import Latency, Target
-from stat_prune.surgery.embeddings import find_table
+from stat_prune.surgery.embeddings import find_head, find_table
 
 
 def resolve(run: Run, targets: Sequence[Target]) -> list[Budget]:
@@ -40,8 +40,10 @@ def check_budget(run: Run, budget: Budget) -> None:
     settings, target = run.settings, budget.target
     if target.of_embeddings < 1:
         find_table(run.model).rank_for(target.of_embeddings)
+    if target.of_head < 1:
+        find_head(run.model).rank_for(target.of_head)
     if target.is_joint:
-        shares(run, budget)
+        Shares(run, budget)
         return
     check_reachable(
         run.blocks,

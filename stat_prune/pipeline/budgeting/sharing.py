@@ -1,30 +1,42 @@
-"""One budget shared out between blocks and token embeddings."""
+"""One budget shared out between blocks, token embeddings and a language model's head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.choice import check_reachable
-from stat_prune.choosing.budget.costs import Budget
+from stat_prune.choosing.budget.costs import Budget, full_cost
 from stat_prune.errors import TargetError
 from stat_prune.machine.distributed import agreed
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import distance
+from stat_prune.model.blocks import SeqLength
 from stat_prune.model.dispatched import own_parameters, shared_copy
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.second_pass import with_held_out
 from stat_prune.pipeline.sources import Decided
-from stat_prune.settings.targets import Bytes, Parameters, Target
+from stat_prune.settings.targets import Bytes, CostFunction, MACs, Parameters, Target
 from stat_prune.surgery.cut import pruned_copy
-from stat_prune.surgery.embeddings import Table, factor, find_table
+from stat_prune.surgery.embeddings import (
+    Table,
+    factor,
+    factor_own_head,
+    find_head,
+    find_table,
+    own_head,
+)
 
-#: Parts of the embeddings that are tried, from the largest on.
+#: Parts of the embeddings, and of a head of its own, that are tried, from the largest on.
 FRACTIONS = (1.0, 0.75, 0.5, 0.4, 0.33, 0.25, 0.15, 0.08)
+
+#: Ways to share a budget out that the correction is solved for.
+NUM_CORRECTED = 3
 
 #: So many in a row that are further from the dense model than the nearest end the trials: the less
 #: of the embeddings, the more of the blocks, and the best lies between.
@@ -33,14 +45,13 @@ WORSE = 2
 
 @dataclass(frozen=True, repr=False)
 class Share(Parameters):
-    """What blocks and embeddings keep each, for a target of both together.
+    """What blocks, embeddings and head keep each, for a target of them together.
 
     Attributes
     ----------
     asked : Target
     distances : dict of str to float
-        By the fractions of embeddings and blocks that were compared, what both together do to the
-        output.
+        By the fractions that were compared, what all parts together do to the output.
     corrected : dict of str to float
         The same on held-out sequences, of those whose correction was solved on the model with
         factored embeddings.
@@ -54,35 +65,130 @@ class Share(Parameters):
         return repr(self.asked)
 
     def __str__(self) -> str:
-        return f"{self.of_embeddings:.3g} of the embeddings, {self.fraction:.3g} of the blocks"
+        head = "" if self.lm_head is None else f"{self.of_head:.3g} of the head, "
+        table = "" if self.embeddings is None else f"{self.of_embeddings:.3g} of the embeddings, "
+        return f"{table}{head}{self.fraction:.3g} of the blocks"
+
+    def cost(self, seq_length: SeqLength) -> CostFunction:
+        """What is limited of a block: as of the target, or parameters, of bytes."""
+        asked = self.asked
+        return (asked if isinstance(asked, MACs) else Parameters(1.0)).cost(seq_length)
 
 
-def shares(run: Run, budget: Budget) -> list[Share]:
+class Shares:
     """The ways to share out a joint budget that can be reached.
+
+    Parameters
+    ----------
+    run : Run
+    budget : Budget
 
     Raises
     ------
     TargetError
         If there is none.
+    ModelError
+        If there is nothing but the blocks that could share the budget.
     """
-    table, target = find_table(run.model), budget.target
-    blocks = [*run.blocks, *run.untouched]
-    in_blocks = sum(block.parameters(block.num_units, block.num_groups) for block in blocks)
-    parameters = _parameters(run.model, target, in_blocks, table)
-    # With the blocks whole, the embeddings alone give way.
-    alone = (parameters - in_blocks) / table.parameters
-    found = []
-    for fraction in sorted({*FRACTIONS, *([alone] if 0 < alone < 1 else [])}, reverse=True):
-        share = _share(run, budget, table, fraction, parameters, in_blocks)
-        found += [] if share is None else [share]
-    if not found:
-        raise TargetError(
-            f"{target!r} leaves {max(parameters, 0):,.0f} parameters for the blocks and the token "
-            f"embeddings of {type(run.model).__name__}, of {in_blocks + table.parameters:,} now, "
-            "which is less than the fewest heads and neurons take beside the smallest table that "
-            "is tried. Ask for more."
-        )
-    return found
+
+    def __init__(self, run: Run, budget: Budget) -> None:
+        self._run, self._budget, target = run, budget, budget.target
+        self._of_macs = isinstance(target, MACs)
+        own = own_head(run.model) is not None
+        self._head = find_head(run.model) if own else None
+        self._table = None if self._of_macs and own else find_table(run.model)
+        if self._of_macs and not own:
+            assert self._table is not None
+            if not self._table.tied_heads:
+                find_head(run.model)  # says what is missing
+        blocks = [*run.blocks, *run.untouched]
+        cost = Share(1.0, asked=target).cost(budget.lengths)
+        self._in_blocks = sum(full_cost(block, cost) for block in blocks)
+        parts = [one for one in (self._table, self._head) if one is not None]
+        self._whole = self._in_blocks + sum(self._cost(one, None) for one in parts)
+        self._allowed = self._allowance(parts)
+        self.first = [*filter(None, (self._share(one, one) for one in self._fractions()))]
+        if not self.first:
+            raise TargetError(
+                f"{target!r} leaves {max(self._allowed, 0):,.0f} parameters for the blocks and the "
+                f"token embeddings of {type(run.model).__name__}, of {self._whole:,.0f} now, "
+                "which is less than the fewest heads and neurons take beside the smallest table "
+                "that is tried. Ask for more."
+                if not self._of_macs
+                else f"{target!r} is less than the fewest heads and neurons take beside the "
+                f"smallest head of {type(run.model).__name__} that is tried. Ask for more."
+            )
+
+    def other_heads(self, share: Share) -> list[Share]:
+        """Those with the same embeddings and more or less of a head of its own."""
+        if self._head is None or self._table is None:
+            return []
+        of_table = share.of_embeddings
+        found = (self._share(of_table, one) for one in FRACTIONS if one != share.of_head)
+        return [one for one in found if one is not None]
+
+    def _fractions(self) -> list[float]:
+        """Of table and head, from the largest on; with what leaves the blocks whole."""
+        spare = self._allowed - self._in_blocks
+        alone = spare / max(self._whole - self._in_blocks, 1)
+        return sorted({*FRACTIONS, *([alone] if 0 < alone < 1 else [])}, reverse=True)
+
+    def _cost(self, table: Table, rank: int | None) -> float:
+        """In what the target limits, of the factors or of what is there now."""
+        parameters = float(table.parameters if rank is None else table.cost(rank))
+        if not self._of_macs:
+            return parameters
+        lengths = self._budget.lengths
+        return parameters * lengths.get("decoder_attention_mask", self._budget.seq_length)
+
+    def _allowance(self, parts: Sequence[Table]) -> float:
+        """What may be spent on blocks, table and head together."""
+        target, model = self._budget.target, self._run.model
+        fraction: float = target.fractions()["all"]
+        if not isinstance(target, Bytes):
+            return fraction * self._whole
+        # Others may be of another dtype; these are of the model's.
+        size = model.dtype.itemsize
+        whole = sum(one.numel() * one.element_size() for one in own_parameters(model))
+        return (fraction * whole - (whole - size * self._whole)) / size
+
+    def _share(self, of_table: float, of_head: float) -> Share | None:
+        """What is left for blocks beside so much of the others; None where it is too little."""
+        run, joint = self._run, self._budget
+        asked = [(self._table, of_table), (self._head, of_head)]
+        try:
+            spent = sum(
+                self._cost(table, table.rank_for(fraction, run.settings.round_to))
+                for table, fraction in asked
+                if table is not None
+            )
+            left = (self._allowed - spent) / self._in_blocks
+            if left <= 0:
+                return None
+            share = Share(
+                min(left, 1.0),
+                embeddings=None if self._table is None else float(of_table),
+                lm_head=None if self._head is None else float(of_head),
+                asked=joint.target,
+            )
+            check_reachable(
+                run.blocks,
+                run.untouched,
+                replace(joint, target=share),
+                round_to=run.settings.round_to,
+                remove=run.settings.removes_blocks,
+            )
+        except TargetError:
+            return None
+        return share
+
+
+class _Tried(NamedTuple):
+    """A share, how far the first start of the search for it is, and what that keeps."""
+
+    share: Share
+    distance: float
+    choice: list[int]
 
 
 def best_share(
@@ -94,39 +200,48 @@ def best_share(
     """The way to share out a joint budget that changes the output least.
 
     Models with factored embeddings and pruned blocks are measured at the first start of the search
-    for the blocks' budget. The correction then makes up for some of what the embeddings do, more
-    where they are smaller: for the nearest and those beside it, it is solved, and they are compared
+    for the blocks' budget; where a head has weights of its own, with as much of it as of the
+    embeddings, and then with more and with less. The correction makes up for some of what the
+    factors do, more where they are smaller: for the nearest few it is solved, and they are compared
     on sequences that it was not solved on.
     """
-    found = shares(run, budget)
-    distances: list[float] = []
-    choices: list[list[int]] = []
+    shares = Shares(run, budget)
     with run.stage("share the budget"):
-        for share in run.tracked(found):
-            if agreed(lambda: len(distances) - 1 - _nearest(distances) >= WORSE):
-                break
-            search.cut_from(with_table(run, share))
-            distance, choice = search.foreseen(replace(budget, target=share))
-            distances.append(distance)
-            choices.append(choice)
-    nearest = agreed(lambda: _nearest(distances))
-    corrected: dict[int, float] = {}
-    for at in range(max(nearest - 1, 0), min(nearest + 2, len(distances))):
-        decided = fold(choices[at], found[at])
+        tried = _until_worse(run, budget, search, shares.first)
+        nearest = tried[_nearest(tried)].share
+        others = shares.other_heads(nearest)
+        less = [one for one in others if one.of_head < nearest.of_head]
+        more = [one for one in reversed(others) if one.of_head > nearest.of_head]
+        for side in (less, more):
+            tried += _until_worse(run, budget, search, side)
+    corrected: dict[str, float] = {}
+    order = agreed(lambda: sorted(range(len(tried)), key=lambda at: tried[at].distance))
+    contenders = [tried[at] for at in order[:NUM_CORRECTED]]
+    for one in contenders:
+        decided = fold(one.choice, one.share)
         with run.stage("share the budget"):
-            corrected[at] = _held_out_distance(run, found[at], decided)
-    best = agreed(lambda: min(corrected, key=lambda at: corrected[at]))
-    taken = replace(
-        found[best],
-        distances={str(one): far for one, far in zip(found, distances, strict=False)},
-        corrected={str(found[at]): far for at, far in corrected.items()},
-    )
-    return replace(budget, target=taken)
+            corrected[str(one.share)] = _held_out_distance(run, one.share, decided)
+    best = agreed(lambda: min(contenders, key=lambda one: corrected[str(one.share)]).share)
+    distances = {str(one.share): one.distance for one in tried}
+    return replace(budget, target=replace(best, distances=distances, corrected=corrected))
 
 
-def _nearest(distances: list[float]) -> int:
-    """The number of the smallest; -1 of none."""
-    return min(range(len(distances)), key=lambda at: distances[at], default=-1)
+def _until_worse(
+    run: Run, budget: Budget, search: BudgetSearch, shares: Sequence[Share]
+) -> list[_Tried]:
+    """Shares in order, up to a few that are further from the dense model than the nearest."""
+    tried: list[_Tried] = []
+    for share in run.tracked(shares):
+        if len(tried) - 1 - _nearest(tried) >= WORSE:
+            break
+        search.cut_from(with_table(run, share))
+        tried.append(_Tried(share, *search.foreseen(replace(budget, target=share))))
+    return tried
+
+
+def _nearest(tried: Sequence[_Tried]) -> int:
+    """The number of the nearest, on all processes; -1 of none."""
+    return agreed(lambda: min(range(len(tried)), key=lambda at: tried[at].distance, default=-1))
 
 
 def _held_out_distance(run: Run, share: Share, decided: Decided) -> float:
@@ -137,53 +252,34 @@ def _held_out_distance(run: Run, share: Share, decided: Decided) -> float:
 
 
 def with_table(run: Run, target: Target) -> PreTrainedModel:
-    """The dense model, or a copy whose token embeddings are factored as a target says."""
-    if target.of_embeddings == 1:
+    """The dense model, or a copy whose embeddings or head are factored as a target says."""
+    if target.of_embeddings == 1 and target.of_head == 1:
         return run.model
     copied = shared_copy(run.model)
-    factor(copied, run.decomposed_table, target.of_embeddings, run.settings.round_to)
+    factor_as(run, target, copied)
     return copied
 
 
-def factor_embeddings(run: Run, target: Target, model: PreTrainedModel) -> FactoredTable | None:
-    """Factor the token embeddings of a model, in place, as a target says; None where they stay."""
-    if target.of_embeddings == 1:
-        return None
-    found = factor(model, run.decomposed_table, target.of_embeddings, run.settings.round_to)
-    if found is None or not isinstance(target, Share):
-        return found
-    return replace(found, shares=target.distances, corrected=target.corrected)
+def factor_as(
+    run: Run, target: Target, model: PreTrainedModel
+) -> tuple[FactoredTable | None, FactoredTable | None]:
+    """Factor embeddings and head of a model, in place, as a target says.
+
+    Returns
+    -------
+    FactoredTable or None, twice
+        Of the embeddings and of the head; None of what stays.
+    """
+    multiple = run.settings.round_to
+    table = head = None
+    if target.of_embeddings < 1:
+        table = factor(model, run.decomposed_table, target.of_embeddings, multiple)
+    if target.of_head < 1:
+        head = factor_own_head(model, run.decomposed_head, target.of_head, multiple)
+    return _with_shares(table, target), _with_shares(head, target)
 
 
-def _parameters(model: PreTrainedModel, target: Target, in_blocks: int, table: Table) -> float:
-    """Parameters for blocks and table together."""
-    fraction = target.fractions()["all"]
-    if not isinstance(target, Bytes):
-        return fraction * (in_blocks + table.parameters)
-    # Others may be of another dtype; these are of the model's.
-    size = model.dtype.itemsize
-    whole = sum(one.numel() * one.element_size() for one in own_parameters(model))
-    return (fraction * whole - (whole - size * (in_blocks + table.parameters))) / size
-
-
-def _share(
-    run: Run, joint: Budget, table: Table, fraction: float, parameters: float, in_blocks: int
-) -> Share | None:
-    """What is left for blocks beside so much of the embeddings; None where it is too little."""
-    try:
-        rank = table.rank_for(fraction, run.settings.round_to)
-        spent = table.parameters if rank is None else table.cost(rank)
-        left = (parameters - spent) / in_blocks
-        if left <= 0:
-            return None
-        share = Share(min(left, 1.0), embeddings=float(fraction), asked=joint.target)
-        check_reachable(
-            run.blocks,
-            run.untouched,
-            replace(joint, target=share),
-            round_to=run.settings.round_to,
-            remove=run.settings.removes_blocks,
-        )
-    except TargetError:
-        return None
-    return share
+def _with_shares(table: FactoredTable | None, target: Target) -> FactoredTable | None:
+    if table is None or not isinstance(target, Share):
+        return table
+    return replace(table, shares=target.distances, corrected=target.corrected)

@@ -57,10 +57,10 @@ def supported_method(settings: Settings, target: Target) -> Method:
             f"finish={settings.finish!r} needs the whole model in memory. Leave it out, and pass "
             "the folder of the result to stat_prune.finish where that model and the dense one fit."
         )
-    if target.is_joint or target.of_embeddings < 1:
+    if target.factors:
         raise TargetError(
-            f"{target!r} is of embeddings, which stay as they are layer by layer. Leave them out, "
-            "or use stat_prune.prune."
+            f"{target!r} is of embeddings, or of a language model's head, which stay as they are "
+            "layer by layer. Leave them out, or use stat_prune.prune."
         )
     if isinstance(target, Latency):
         raise TargetError(
@@ -82,6 +82,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
         "has several stacks of layers": len(stacks_of(model)) > 1,
         "shares weights between layers": any(block.calls > 1 for block in blocks),
         "has factored embeddings": "embeddings" in record,
+        "has a factored head": "lm_head" in record,
         "has lost dimensions inside heads": "head_dims" in record,
         "hands position biases from layer to layer": any(b.position_bias == "own" for b in blocks),
     }
