@@ -110,6 +110,51 @@ def test_the_pruned_size_is_foreseen(build, tmp_path):
     assert all(seconds > 0 for seconds in found.seconds.values())
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        stat_prune.Bytes(0.6),
+        stat_prune.Parameters(0.6, embeddings=0.5, lm_head=0.4),
+        stat_prune.MACs(0.6, lm_head=True),
+    ],
+    ids=repr,
+)
+def test_the_size_is_foreseen_where_embeddings_and_head_are_factored(target, tmp_path):
+    model = tiny_llama(intermediate_size=200)
+    model.save_pretrained(tmp_path)
+    found = estimate(tmp_path, target=target, seq_length=9)
+    ids = torch.randint(3, 40, (64, 9), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row} for row in ids]
+    report = stat_prune.prune(model, rows, target=target, effort="fast", progress=False).report
+    if isinstance(target, stat_prune.Bytes):  # however it is shared out
+        assert found.after.bytes == pytest.approx(0.6 * found.before.bytes, rel=0.03)
+        assert found.after.bytes == pytest.approx(report.after.bytes, rel=0.05)
+    elif target.is_joint:
+        assert found.after.parameters < found.before.parameters
+    else:
+        assert found.after.parameters == pytest.approx(report.after.parameters, rel=0.02)
+    assert found.memory_by_layer is None
+
+
+def test_factors_alone_are_not_foreseen(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    with pytest.raises(TargetError, match="no heads and neurons"):
+        estimate(tmp_path, target=stat_prune.Parameters({"embeddings": 0.5}))
+
+
+def test_the_command_foresees_a_file_of_half_the_size(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "stat_prune", "plan", str(tmp_path), "--json"]
+    done = subprocess.run([*command, "--bytes", "0.5"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["after"]["bytes"] == pytest.approx(0.5 * found["before"]["bytes"], rel=0.05)
+    both = subprocess.run(
+        [*command, "--bytes", "0.5", "--macs", "0.5"], capture_output=True, text=True, check=False
+    )
+    assert both.returncode == 2
+    assert "one of --macs, --parameters and --bytes" in both.stderr
+
+
 PEAK = """
 import torch, stat_prune
 from stat_prune.pipeline.foreseeing.estimate import estimate

@@ -183,6 +183,26 @@ class Shares:
         return share
 
 
+def even_share(run: Run, budget: Budget) -> Share:
+    """That of a joint budget which keeps about the same fraction of everything."""
+    fraction = budget.target.fractions()["all"]
+    return min(
+        Shares(run, budget).first,
+        key=lambda one: abs(min(one.of_embeddings, one.of_head) - fraction),
+    )
+
+
+def spared_by_factors(run: Run, target: Target) -> int:
+    """Parameters of embeddings and head that a target does without."""
+    multiple, spared = run.settings.round_to, 0
+    for find, fraction in ((find_table, target.of_embeddings), (find_head, target.of_head)):
+        if fraction < 1:
+            table = find(run.model)
+            rank = table.rank_for(fraction, multiple)
+            spared += 0 if rank is None else table.parameters - table.cost(rank)
+    return spared
+
+
 class _Tried(NamedTuple):
     """A share, how far the first start of the search for it is, and what that keeps."""
 

@@ -15,13 +15,14 @@ from stat_prune.checkpoints.layer_weights import empty_model
 from stat_prune.checkpoints.loading import class_of
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.data.calibration import CalibrationSet
-from stat_prune.errors import LoadError
+from stat_prune.errors import LoadError, TargetError
 from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.process_memory import taken_memory
 from stat_prune.machine.progress import progress_bar
 from stat_prune.model.blocks import Block
 from stat_prune.pipeline.accounting import measure
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
+from stat_prune.pipeline.budgeting.sharing import even_share, spared_by_factors
 from stat_prune.pipeline.foreseeing.peak_memory import (
     Reading,
     kept_of,
@@ -64,7 +65,7 @@ class Estimate:
     memory : int
         Peak bytes of `stat_prune.prune`.
     memory_by_layer : int or None
-        Peak bytes of `stat_prune.prune_checkpoint`; None where it refuses the model.
+        Peak bytes of `stat_prune.prune_checkpoint`; None where it refuses model or target.
     disk : int
         Bytes of `prune_checkpoint`'s working folder.
     """
@@ -131,7 +132,8 @@ def estimate(
     ----------
     model : path, str or PreTrainedConfig
         A folder with ``config.json``, a name on the Hub, or the config itself.
-    target : MACs, Parameters or Tolerance
+    target : MACs, Parameters, Bytes or Tolerance
+        Where embeddings share the budget, the sizes are those of about equal shares.
     seq_length : int
         Tokens of a calibration sequence.
     **settings
@@ -159,6 +161,14 @@ def estimate(
     run = _foreseen_run(empty, chosen, target, seq_length)
     (budget,) = resolve(run, [target])
     check_budget(run, budget)
+    if not run.blocks:
+        raise TargetError(
+            f"{target!r} is of no heads and neurons. Only what pruning these takes is foreseen; "
+            "factors of embeddings and heads are found in seconds."
+        )
+    if target.is_joint:
+        target = even_share(run, budget)
+        budget = replace(budget, target=target)
     reading = Reading.of(run)
     taken = taken_memory(run.device)
     whole = needs_in_memory(empty, run.blocks, reading, recipe, target, chosen.effort)
@@ -168,12 +178,12 @@ def estimate(
         model=type(empty).__name__,
         dtype=str(empty.dtype).removeprefix("torch."),
         before=before,
-        after=_shrunk(before, [*run.blocks, *run.untouched], budget),
+        after=_shrunk(before, run, budget),
         seq_length=budget.seq_length,
         num_samples=reading.num_samples,
         seconds=_seconds(run, recipe, reading, target),
         memory=taken + whole,
-        memory_by_layer=None if obstacle(empty) else taken + needs.memory,
+        memory_by_layer=None if target.factors or obstacle(empty) else taken + needs.memory,
         disk=needs.disk,
     )
 
@@ -216,11 +226,11 @@ def _foreseen_run(
         return Run(model, blocks, untouched, calibration, settings, None, Stopwatch(), bar)
 
 
-def _shrunk(before: Size, blocks: Sequence[Block], budget: Budget) -> Size:
+def _shrunk(before: Size, run: Run, budget: Budget) -> Size:
     """What is left if MACs and parameters shrink alike; all of it for a `Tolerance`."""
-    target, lengths = budget.target, budget.lengths
-    macs, parameters = 0.0, 0
-    for members, fraction in [] if target.bounds_error else target.budgets([*blocks]):
+    target, lengths, blocks = budget.target, budget.lengths, [*run.blocks, *run.untouched]
+    macs, parameters, of_tables = 0.0, 0, spared_by_factors(run, target)
+    for members, fraction in [] if target.bounds_error else target.budgets(blocks):
         for block in members:
             macs += (1 - fraction) * block.macs(block.num_units, block.num_groups, lengths)
             parameters += round(
@@ -229,8 +239,8 @@ def _shrunk(before: Size, blocks: Sequence[Block], budget: Budget) -> Size:
     return Size(
         block_macs=before.block_macs - macs,
         block_parameters=before.block_parameters - parameters,
-        parameters=before.parameters - parameters,
-        bytes=before.bytes - parameters * before.bytes // before.parameters,
+        parameters=before.parameters - parameters - of_tables,
+        bytes=before.bytes - (parameters + of_tables) * before.bytes // before.parameters,
     )
 
 

@@ -57,11 +57,6 @@ def supported_method(settings: Settings, target: Target) -> Method:
             f"finish={settings.finish!r} needs the whole model in memory. Leave it out, and pass "
             "the folder of the result to stat_prune.finish where that model and the dense one fit."
         )
-    if target.factors:
-        raise TargetError(
-            f"{target!r} is of embeddings, or of a language model's head, which stay as they are "
-            "layer by layer. Leave them out, or use stat_prune.prune."
-        )
     if isinstance(target, Latency):
         raise TargetError(
             f"{target!r} needs the whole model in memory, to be timed. Use MACs or Parameters, or "
@@ -73,6 +68,20 @@ def supported_method(settings: Settings, target: Target) -> Method:
             "process. Start one, or use stat_prune.prune."
         )
     return recipe
+
+
+def check_tables_stay(target: Target) -> None:
+    """Refuse to factor what is outside of the layers.
+
+    Raises
+    ------
+    TargetError
+    """
+    if target.factors:
+        raise TargetError(
+            f"{target!r} is of embeddings, or of a language model's head, which stay as they are "
+            "layer by layer. Leave them out, or use stat_prune.prune."
+        )
 
 
 def obstacle(model: PreTrainedModel) -> str | None:

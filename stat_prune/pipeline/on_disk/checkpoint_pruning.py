@@ -28,6 +28,7 @@ from stat_prune.pipeline.foreseeing.peak_memory import Reading, needs_of
 from stat_prune.pipeline.foreseeing.streaming_requirements import (
     check_model,
     check_space,
+    check_tables_stay,
     supported_method,
 )
 from stat_prune.pipeline.on_disk.stored_model import StoredModel
@@ -113,6 +114,7 @@ def prune_checkpoint(
     """
     chosen_settings = settings_of(prune_checkpoint, settings, effort="fast")
     recipe = supported_method(chosen_settings, checked_target(target))
+    check_tables_stay(target)
     check_path("model", model)
     check_path("output_dir", output_dir)
     check_path("work_dir", work_dir)
