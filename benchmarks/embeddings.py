@@ -6,7 +6,9 @@
 Each task's score, with the embeddings at several fractions by themselves, and with the whole file
 at several fractions: shared out between blocks and embeddings, and taken from the blocks alone.
 Texts of another kind (paragraphs of SQuAD, which the encoder is not calibrated on) show what
-becomes of rare tokens: the mean cosine of their embeddings with the dense model's.
+becomes of rare tokens: the mean cosine of their embeddings with the dense model's; the share of
+their questions for which the nearest paragraph is the one that the dense model finds nearest; and
+the share for which it is their own.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch.nn.functional import cosine_similarity
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
 from tqdm.auto import tqdm
 
 import stat_prune
@@ -34,12 +37,40 @@ Record = dict[str, Any]
 NUM_PARAGRAPHS = 200
 
 
-def other_texts() -> list[str]:
-    """Paragraphs of SQuAD's training split."""
+def other_texts() -> tuple[list[str], list[str]]:
+    """Paragraphs of SQuAD's training split, and a question on each."""
     path = data_folder() / "data" / "squad" / "train_subset_44articles.json"
     articles = json.loads(path.read_text(encoding="utf-8"))["data"]
-    paragraphs = [one["context"] for article in articles for one in article["paragraphs"]]
-    return random.Random(0).sample(paragraphs, NUM_PARAGRAPHS)
+    paragraphs = [one for article in articles for one in article["paragraphs"]]
+    drawn = random.Random(0).sample(paragraphs, NUM_PARAGRAPHS)
+    return [one["context"] for one in drawn], [one["qas"][0]["question"] for one in drawn]
+
+
+class Others:
+    """Texts of another kind, and what the dense model makes of them."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._tokenizer, (self._paragraphs, self._questions) = tokenizer, other_texts()
+        self._dense, self._found = self._embedded(model)
+
+    def agreement(self, model: Any) -> dict[str, float]:
+        """Of a model with the dense one."""
+        embedded, found = self._embedded(model)
+        own = found == found.new_tensor(range(len(found)))
+        return {
+            "other texts": float(cosine_similarity(embedded, self._dense).mean()),
+            "same paragraph": float((found == self._found).float().mean()),
+            "right paragraph": float(own.float().mean()),
+        }
+
+    def _embedded(self, model: Any) -> tuple[Tensor, Tensor]:
+        """Of each paragraph, and the number of the nearest to each question."""
+        paragraphs, questions = (
+            embed(model, self._tokenizer, texts, max_seq_length=128)
+            for texts in (self._paragraphs, self._questions)
+        )
+        likeness = normalize(questions, dim=-1) @ normalize(paragraphs, dim=-1).T
+        return paragraphs, likeness.argmax(-1)
 
 
 def targets_for(model: Any, embeddings: list[float], files: list[float]) -> dict[str, Target]:
@@ -61,20 +92,19 @@ def measure(
     name: str, embeddings: list[float], files: list[float], **settings: Any
 ) -> list[Record]:
     """Score, size and agreement on other texts of a task's model, dense and at each target."""
-    task, others = TASKS[name](), other_texts()
+    task = TASKS[name]()
     model, tokenizer = task.load()
     model.eval()
-    dense = embed(model, tokenizer, others, max_seq_length=128)
+    others = Others(model, tokenizer) if name == "encoder" else None
     records: list[Record] = []
 
     def note(what: str, pruned: Any, **more: Any) -> None:
-        found = embed(pruned, tokenizer, others, max_seq_length=128)
         records.append(
             {
                 "task": name,
                 "what": what,
                 **task.score(pruned, tokenizer),
-                "other texts": float(cosine_similarity(found, dense).mean()),
+                **({} if others is None else others.agreement(pruned)),
                 "MiB": sum(p.numel() * p.element_size() for p in pruned.parameters()) / 2**20,
                 **more,
             }

@@ -1,4 +1,4 @@
-"""Factored embeddings and tied heads in programs that meet models of all kinds."""
+"""Factored embeddings and heads, tied or not, in programs that meet models of all kinds."""
 
 from __future__ import annotations
 
@@ -8,19 +8,31 @@ import pytest
 import torch
 from hand_pruned import build
 from inputs import random_batch
+from tiny_models import tiny_llama
 from transformers import PreTrainedModel
 
 from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.errors import UnsupportedArchitectureError
 from stat_prune.exporting import export
-from stat_prune.surgery.embeddings import decompose_table, factor
+from stat_prune.surgery.embeddings import (
+    decompose_head,
+    decompose_table,
+    factor,
+    factor_own_head,
+)
 
-NAMES = ("BertForMaskedLM", "LlamaForCausalLM")
+#: The last has a head of its own.
+NAMES = ("BertForMaskedLM", "LlamaForCausalLM", "LlamaForCausalLM, untied")
 
 
 def factored(name: str) -> PreTrainedModel:
-    model = build(name)
-    factor(model, decompose_table(model, torch.arange(50.0).double()), 0.6)
+    model: PreTrainedModel
+    model = tiny_llama(vocab_size=50) if "untied" in name else build(name)
+    counts = torch.arange(50.0).double()
+    factor(model, decompose_table(model, counts), 0.6)
+    if "untied" in name:
+        states = torch.eye(model.config.hidden_size, dtype=torch.float64)
+        factor_own_head(model, decompose_head(model, counts, states), 0.6)
     return as_pruned_class(model)
 
 
@@ -45,9 +57,11 @@ def test_torch_compiles_them(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
-def test_adapters_go_on_them() -> None:
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_adapters_go_on_them(name: str) -> None:
+    """They are trained beside the factors, and are of more numbers than these can take up."""
     peft = pytest.importorskip("peft", reason="needs peft (the extra `export`)")
-    model, batch = factored("LlamaForCausalLM"), random_batch(2, 12)
+    model, batch = factored(name), random_batch(2, 12)
     before = model(**batch).logits.detach()
     config = peft.LoraConfig(target_modules=["embed_tokens", "lm_head"], r=2)
     adapted = peft.get_peft_model(model, config)
@@ -56,6 +70,21 @@ def test_adapters_go_on_them() -> None:
     trained = [name for name, one in adapted.named_parameters() if one.grad is not None]
     assert any("embed_tokens.lora" in name for name in trained)
     assert any("lm_head.lora" in name for name in trained)
+    with pytest.raises(RuntimeError, match="must match"):
+        adapted.merge_and_unload()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
+def test_adapters_of_other_layers_are_merged() -> None:
+    peft = pytest.importorskip("peft", reason="needs peft (the extra `export`)")
+    model, batch = factored("LlamaForCausalLM"), random_batch(2, 12)
+    config = peft.LoraConfig(target_modules=["down_proj"], r=2, init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        expected = adapted(**batch).logits
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(**batch).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -73,7 +102,8 @@ def test_onnx_has_them(tmp_path: Path) -> None:
     torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES[1:])
 @pytest.mark.parametrize("to", ["gguf", "mlx"])
-def test_forms_without_a_place_for_them_say_so(to: str, tmp_path: Path) -> None:
+def test_forms_without_a_place_for_them_say_so(to: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitectureError, match="two factors"):
-        export(factored("LlamaForCausalLM"), tmp_path / "out", to)
+        export(factored(name), tmp_path / "out", to)
