@@ -2,22 +2,26 @@
 
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task encoder --objective pooled
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task stories
+    STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task stories --lm-head 0.5
 
 Each task's score, with the embeddings at several fractions by themselves, and with the whole file
 at several fractions: shared out between blocks and embeddings, and taken from the blocks alone.
 Texts of another kind (paragraphs of SQuAD, which the encoder is not calibrated on) show what
 becomes of rare tokens: the mean cosine of their embeddings with the dense model's; the share of
 their questions for which the nearest paragraph is the one that the dense model finds nearest; and
-the share for which it is their own.
+the share for which it is their own. With --lm-head, a copy of the embeddings becomes a head of its
+own, and that alone is factored: in the metric of the states that it reads, and without one.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
@@ -26,9 +30,12 @@ from tqdm.auto import tqdm
 import stat_prune
 from harness import options
 from harness.sources import data_folder
+from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.evaluation.similarity import embed
 from stat_prune.families import find_blocks
+from stat_prune.measuring.token_counts import token_counts
 from stat_prune.settings.targets import Bytes, Parameters, Target
+from stat_prune.surgery.embeddings import decompose_head, factor_own_head
 from tasks import TASKS
 
 Record = dict[str, Any]
@@ -126,6 +133,50 @@ def measure(
     return records
 
 
+def with_own_head(model: Any) -> Any:
+    """A copy of a language model whose head has weights of its own: those of the embeddings."""
+    copied = copy.deepcopy(model)
+    head = copied.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    copied.config.tie_word_embeddings = False
+    copied.all_tied_weights_keys = {}
+    return copied
+
+
+def measure_heads(name: str, fractions: list[float], **settings: Any) -> list[Record]:
+    """Score of a language model whose head alone is factored, with and without a metric."""
+    task = TASKS[name]()
+    model, tokenizer = task.load()
+    untied, records = with_own_head(model.eval()), []
+    calibration = calibration_set_for(
+        untied,
+        task.calibration(),
+        tokenizer,
+        num_samples=settings["num_calibration_samples"],
+        seed=settings["seed"],
+    )
+    size = len(untied.get_output_embeddings().weight), model.config.hidden_size
+    counts = token_counts(calibration.batches, size[0])
+    plain = decompose_head(untied, counts, torch.eye(size[1], dtype=torch.float64))
+    for kept in fractions:
+        target = Parameters({"lm_head": kept})
+        result = stat_prune.prune(
+            untied,
+            task.calibration(),
+            tokenizer=tokenizer,
+            target=target,
+            progress=False,
+            **settings,
+        )
+        without = with_own_head(model)
+        factor_own_head(without, plain, kept)
+        for what, one in (("metric of the states", result.model), ("no metric", without)):
+            scores = task.score(one, tokenizer)
+            records.append({"task": name, "what": f"head at {kept:g}, {what}", **scores})
+            print(json.dumps(records[-1]), flush=True)
+    return records
+
+
 def markdown(records: list[Record]) -> str:
     """The records as a table."""
     columns = list(dict.fromkeys(name for row in records for name in row))
@@ -142,6 +193,9 @@ def main(
     embeddings: Annotated[list[float] | None, typer.Option(help="Fractions of them.")] = None,
     file: Annotated[list[float] | None, typer.Option(help="Fractions of all bytes.")] = None,
     only_files: Annotated[bool, typer.Option(help="No embeddings by themselves.")] = False,
+    lm_head: Annotated[
+        list[float] | None, typer.Option(help="Fractions of a head of its own, and nothing else.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration examples.")] = 512,
     effort: options.Effort = "normal",
     objective: Annotated[str | None, typer.Option(help="For instance pooled.")] = None,
@@ -153,10 +207,13 @@ def main(
     """Measure what is left of the models of some tasks."""
     fractions = [] if only_files else embeddings or [0.5, 0.33, 0.2]
     files = file if file is not None else [0.7, 0.5]
-    settings = {"num_calibration_samples": samples, "effort": effort, "objective": objective}
-    records = [
-        row for name in task for row in measure(name, fractions, files, **settings, seed=seed)
-    ]
+    settings: Record = {"num_calibration_samples": samples, "effort": effort, "seed": seed}
+    records: list[Record] = []
+    for name in task:
+        if lm_head:
+            records += measure_heads(name, lm_head, **settings)
+        else:
+            records += measure(name, fractions, files, **settings, objective=objective)
     output.mkdir(parents=True, exist_ok=True)
     (output / "embeddings.json").write_text(json.dumps(records, indent=2) + "\n")
     (output / "embeddings.md").write_text(markdown(records))
