@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from stat_prune.data.batching import token_mask
@@ -37,14 +40,17 @@ class SecondPass:
 
     Attributes
     ----------
-    ridge : float or None
-        That of the solution taken; None where the first pass's was best.
+    taken : bool
+        Whether the second pass's solution was; else the first pass's was better.
     distances : dict of str to float
-        The objective on held-out calibration sequences, of the first pass and by ridge.
+        The objective on held-out calibration sequences, of both passes.
+    ridges : dict of str to float or None
+        By block, the ridge that was best on held-out sequences; None where the weight stayed.
     """
 
-    ridge: float | None
+    taken: bool
     distances: dict[str, float]
+    ridges: dict[str, float | None]
 
 
 def with_held_out(
@@ -89,47 +95,41 @@ def best_pass(
     """
     base = model if cut_from is None else cut_from
     solved_on, held_out = with_held_out(calibration, seed=seed)
-    solutions = {None: list(folded)} | dict(
-        zip(
-            RIDGES,
-            restream(
-                model,
-                folded,
-                solved_on.batches,
-                ridges=RIDGES,
-                cut_from=cut_from,
-                advance=advance,
-            ),
-            strict=True,
-        )
+    again, ridges = restream(
+        model,
+        folded,
+        solved_on.batches,
+        held_out.batches,
+        ridges=RIDGES,
+        cut_from=cut_from,
+        advance=advance,
     )
+    solutions = {"first pass": list(folded), "second pass": again}
     distances = {
-        ridge: distance(model, pruned_copy(base, solution), held_out.batches, objective)
-        for ridge, solution in solutions.items()
+        name: distance(model, pruned_copy(base, solution), held_out.batches, objective)
+        for name, solution in solutions.items()
     }
-    best = min(solutions, key=lambda ridge: distances[ridge])
-    named = {
-        "first pass" if ridge is None else f"ridge {ridge:g}": found
-        for ridge, found in distances.items()
-    }
-    return solutions[best], SecondPass(best, named)
+    best = min(distances, key=lambda name: distances[name])
+    return solutions[best], SecondPass(best == "second pass", distances, ridges)
 
 
 def restream(
     model: PreTrainedModel,
     folded: Sequence[FoldedConsumer],
     batches: Sequence[Batch],
+    held_out: Sequence[Batch] = (),
     *,
     ridges: Sequence[float],
     cut_from: PreTrainedModel | None = None,
     advance: Callable[[str], None] = lambda _name: None,
-) -> list[list[FoldedConsumer]]:
+) -> tuple[list[FoldedConsumer], dict[str, float | None]]:
     """Let every consumer make up for what the blocks before it have changed.
 
     Block by block, the residual stream behind the consumer is compared with the dense model's:
     with kept inputs X of the pruned model and difference E = S_dense - S_pruned of the streams, the
     weight is moved by the D of least ``||X D - E||^2 + ridge ||diag(||X_:j||) D||^2``. So a large
-    ridge leaves the one-pass solution.
+    ridge leaves the one-pass solution. Of several ridges that is taken whose D leaves least of E on
+    sequences held out; where none does better there than no D, the consumer stays.
     Consumers whose output the stream does not get as it is (`can_move`) stay as they are.
 
     Parameters
@@ -139,8 +139,10 @@ def restream(
     folded : sequence of FoldedConsumer
         The one-pass solution for each block, layer by layer.
     batches : sequence of mappings of str to Tensor
-        Model inputs to solve on. Their hidden states, two per token and two more for each ridge,
-        are held in memory.
+        Model inputs to solve on. Their hidden states, four per token, and the inputs of one
+        consumer are held in memory.
+    held_out : sequence of mappings of str to Tensor
+        To choose ridges with; without any, there is one.
     ridges : sequence of float
     cut_from : PreTrainedModel, optional
         What is cut; it may differ from the dense model outside of the blocks, which make up for
@@ -150,46 +152,47 @@ def restream(
 
     Returns
     -------
-    list of list of FoldedConsumer
-        For each ridge, with new weights and biases; ``output_error`` stays that of the first pass.
-        Blocks that are kept whole stay as they are.
+    list of FoldedConsumer
+        With new weights and biases; ``output_error`` stays that of the first pass. Blocks that are
+        kept whole stay as they are.
+    dict of str to float or None
+        The ridge of each block that was solved for, by name; None where no change was best.
     """
-    results = [list(folded) for _ in ridges]
-    pruned = [pruned_copy(model if cut_from is None else cut_from, folded) for _ in ridges]
+    results, taken = list(folded), dict[str, float | None]()
+    pruned = pruned_copy(model if cut_from is None else cut_from, folded)
     by_layer: dict[int, list[int]] = {}
     for index, one in enumerate(folded):
         by_layer.setdefault(one.block.layer, []).append(index)
-    with ExitStack() as modes:
-        for computing in (model, *pruned):
-            modes.enter_context(evaluating(computing))
-        dense_states: list[States] = [{} for _ in batches]
-        states: list[list[States]] = [[{} for _ in batches] for _ in ridges]
+    every = [*batches, *held_out]
+    with evaluating(model), evaluating(pruned):
+        dense_states: list[States] = [{} for _ in every]
+        states: list[States] = [{} for _ in every]
         for layer, stack in enumerate(stack_numbers(model)):
             indices = by_layer.get(layer, [])
             blocks = [folded[i].block for i in indices if can_move(folded[i].block)]
             wanted = [
-                _Stream(model, layer, blocks, batch, state)
-                for batch, state in zip(batches, dense_states, strict=True)
+                _Stream(model, layer, blocks, batch, state, inputs=False)
+                for batch, state in zip(every, dense_states, strict=True)
             ]
+            entering, outputs = _Entering(pruned, layer, every, states), None
             for index in indices:
-                block = folded[index].block
-                if can_move(block) and len(folded[index].units) < block.num_units:
-                    for number, ridge in enumerate(ridges):
-                        results[number][index] = _moved(
-                            pruned[number],
-                            results[number][index],
-                            batches,
-                            states[number],
-                            wanted,
-                            ridge,
-                        )
-                advance(block.name)
+                one = folded[index]
+                if can_move(one.block) and len(one.units) < one.block.num_units:
+                    results[index], taken[one.block.name], outputs = _moved(
+                        entering,
+                        results[index],
+                        wanted,
+                        ridges,
+                        num_held_out=len(held_out),
+                        last=index == indices[-1],
+                    )
+                advance(one.block.name)
+            outputs = outputs or [stream.output for stream in entering.streams([], whole=True)]
             for state, stream in zip(dense_states, wanted, strict=True):
                 state[stack] = stream.output
-            for its_model, its_states in zip(pruned, states, strict=True):
-                for state, batch in zip(its_states, batches, strict=True):
-                    state[stack] = _Stream(its_model, layer, [], batch, state).output
-    return results
+            for state, output in zip(states, outputs, strict=True):
+                state[stack] = output
+    return results, taken
 
 
 def can_move(block: Block) -> bool:
@@ -201,41 +204,98 @@ def can_move(block: Block) -> bool:
     return block.adds_to_stream and not block.expert_of and block.calls == 1
 
 
+class _Entering(NamedTuple):
+    """What comes into a layer of the pruned model.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+    layer : int
+    batches : sequence of mappings of str to Tensor
+    states : sequence of dict
+    """
+
+    model: PreTrainedModel
+    layer: int
+    batches: Sequence[Batch]
+    states: Sequence[States]
+
+    def streams(self, blocks: Sequence[Block], *, whole: bool) -> Iterator[_Stream]:
+        """The layer on one batch after the other."""
+        for batch, state in zip(self.batches, self.states, strict=True):
+            yield _Stream(self.model, self.layer, blocks, batch, state, whole=whole)
+
+
 def _moved(
-    pruned: PreTrainedModel,
+    entering: _Entering,
     folded: FoldedConsumer,
-    batches: Sequence[Batch],
-    states: Sequence[States],
     wanted: Sequence[_Stream],
-    ridge: float,
-) -> FoldedConsumer:
-    """One consumer solved again, and put into `pruned`."""
-    block = folded.block
-    consumer = projection(pruned.base_model, block.consumer)
+    ridges: Sequence[float],
+    *,
+    num_held_out: int,
+    last: bool,
+) -> tuple[FoldedConsumer, float | None, list[Any] | None]:
+    """One consumer solved again and put into the pruned model, and the ridge that was best.
+
+    And behind the last consumer what the layer then returns on each batch: the stream moves by what
+    the consumer does, so that the layer need not be computed again. None where that is not so.
+    """
+    block, base = folded.block, entering.model.base_model
+    consumer = projection(base, block.consumer)
+    shape, centred = consumer.weight.shape, consumer.bias is not None
     # The ridge is far above what products in float32 cannot tell.
-    moments = CrossMoments(consumer.weight.shape[1], len(consumer.weight), precision="float32")
-    for batch, state, dense in zip(batches, states, wanted, strict=True):
-        found = _Stream(pruned, block.layer, [block], batch, state, whole=False)
+    solved_on, held_out = (CrossMoments(shape[1], shape[0], precision="float32") for _ in range(2))
+    seen = []
+    for number, found in enumerate(entering.streams([block], whole=last)):
+        batch, dense = entering.batches[number], wanted[number]
         noted = (found.inputs[block.name], found.after[block.name], dense.after[block.name])
         mask = token_mask(batch, block.mask).to(noted[0].device)
         inputs, after, wanted_after = (
             by_token(one.to(mask.device), mask)[mask].float() for one in noted
         )
-        moments.update(inputs, wanted_after - after)
-    centred = consumer.bias is not None
-    normal, cross, _ = moments.normal_equations(centered=centred)
-    change = solve_normal(normal, cross, ridge)
-    weight, bias = folded.weight + change.T, folded.bias
+        judges = number >= len(entering.batches) - num_held_out
+        (held_out if judges else solved_on).update(inputs, wanted_after - after)
+        seen += [found] if last else []
+    ridge, change = _best(solved_on, held_out if num_held_out else None, ridges, centred)
+    weight, bias, shift = folded.weight + change.T, folded.bias, None
     if centred:
-        mean_input, mean_difference = moments.means
+        mean_input, mean_difference = solved_on.means
         shift = mean_difference - change.T @ mean_input
         bias = shift if bias is None else bias + shift
-    with loaded(pruned.base_model, block.consumer, store=True) as consumer:
+    with loaded(base, block.consumer, store=True) as consumer:
+        before = consumer.weight.clone()
         consumer.weight.copy_(weight)
+        rounded = consumer.weight - before
         if centred:
             assert consumer.bias is not None
+            assert shift is not None
             consumer.bias.add_(shift.to(consumer.bias))
-    return dataclasses.replace(folded, weight=weight, bias=bias)
+    moved = dataclasses.replace(folded, weight=weight, bias=bias)
+    outputs = [one.output_after(base, block, rounded, shift) for one in seen]
+    known = outputs and all(output is not None for output in outputs)
+    return moved, ridge, outputs if known else None
+
+
+def _best(
+    moments: CrossMoments, held_out: CrossMoments | None, ridges: Sequence[float], centred: bool
+) -> tuple[float | None, Tensor]:
+    """The ridge whose solution leaves least on held-out sequences, and that solution.
+
+    The squared error is that without a change, and ``tr(D^T (X^T X D - 2 X^T E))``. The ridge is
+    None where no change is best.
+    """
+    normal, cross, _ = moments.normal_equations(centered=centred)
+    if held_out is None:
+        (ridge,) = ridges
+        return ridge, solve_normal(normal, cross, ridge)
+    held_normal, held_cross, _ = held_out.normal_equations(centered=centred)
+    best, least, change = None, 0.0, torch.zeros_like(cross)
+    for ridge in ridges:
+        solution = solve_normal(normal.clone(), cross, ridge)
+        error = float((solution * (held_normal @ solution - 2 * held_cross)).sum())
+        if error < least:
+            best, least, change = ridge, error, solution
+    return best, change
 
 
 class _Stream:
@@ -244,7 +304,7 @@ class _Stream:
     Attributes
     ----------
     inputs : dict of str to Tensor of shape (batch, sequence, channels)
-        Of the consumers, by block name; batch and sequence may be joined.
+        Of the consumers, by block name, where they are asked for; batch and sequence may be joined.
     after : dict of str to Tensor of shape (batch, sequence, hidden)
         The stream with their outputs added; likewise.
     output : object
@@ -260,17 +320,19 @@ class _Stream:
         states: States,
         *,
         whole: bool = True,
+        inputs: bool = True,
     ) -> None:
         base = model.base_model
         self.inputs: dict[str, Tensor] = {}
         self.after: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for block in blocks:
-                stack.callback(
-                    projection(base, block.consumer)
-                    .module.register_forward_pre_hook(self._noting(self.inputs, block))
-                    .remove
-                )
+                if inputs:
+                    stack.callback(
+                        projection(base, block.consumer)
+                        .module.register_forward_pre_hook(self._noting(self.inputs, block))
+                        .remove
+                    )
                 if block.stream_after is not None:
                     stack.callback(
                         base.get_submodule(block.stream_after)
@@ -282,6 +344,37 @@ class _Stream:
             stream = self.output[0] if isinstance(self.output, tuple) else self.output
             for block in blocks:
                 self.after.setdefault(block.name, stream)
+
+    def output_after(
+        self, base: nn.Module, block: Block, change: Tensor, shift: Tensor | None
+    ) -> Any:
+        """What the layer returns once a consumer behind which it has no other has changed.
+
+        None where it does not return the stream as it is, or normed.
+
+        Parameters
+        ----------
+        base : Module
+        block : Block
+        change : Tensor of shape (hidden, channels)
+            Of the consumer's weight.
+        shift : Tensor of shape (hidden,) or None
+            Of its bias.
+        """
+        returned = self.output[0] if isinstance(self.output, tuple) else self.output
+        after, inputs = self.after[block.name], self.inputs[block.name]
+
+        def behind(stream: Tensor) -> Tensor:
+            if block.stream_after is None:
+                return stream
+            found: Tensor = base.get_submodule(block.stream_after)(stream)
+            return found
+
+        if not torch.equal(behind(after), returned):
+            return None
+        moved = linear(inputs, change.to(inputs), None if shift is None else shift.to(inputs))
+        output = behind(after + moved.reshape(after.shape))
+        return (output, *self.output[1:]) if isinstance(self.output, tuple) else output
 
     @staticmethod
     def _noting(

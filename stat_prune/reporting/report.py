@@ -110,8 +110,8 @@ class PruningReport:
         Model, method, target, seed and every other argument, data fingerprint and counts.
     versions : dict of str to str
     second_pass : dict or None
-        The ``ridge`` of the correction that was taken (None: the first pass's), and the
-        ``distances`` on held-out calibration sequences that decided it.
+        Whether its correction was ``taken``, the ``distances`` on held-out calibration sequences
+        that decided it, and the ``ridges`` of the blocks (None: the weight stayed).
     speed : Speed or None
         Measured where the target speaks of time.
     search : Search or None
@@ -263,10 +263,10 @@ class PruningReport:
     def second_pass_text(self) -> str:
         """Which correction was taken, and what decided it."""
         assert self.second_pass is not None
-        ridge, distances = self.second_pass["ridge"], self.second_pass["distances"]
+        distances = self.second_pass["distances"]
         tried = ", ".join(f"{name} {value:.3g}" for name, value in distances.items())
-        taken = "first pass kept" if ridge is None else f"ridge {ridge:g} taken"
-        return f"{taken}; distance of the output on held-out sequences: {tried}"
+        best = min(distances, key=lambda name: distances[name])
+        return f"{best} taken; distance of the output on held-out sequences: {tried}"
 
     def __str__(self) -> str:
         # Plain text wherever it is printed: notebooks and terminals would get markup.

@@ -18,6 +18,7 @@ from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.measuring.statistics import statistics_of
 from stat_prune.model.running import model_inputs
+from stat_prune.pipeline import second_pass
 from stat_prune.pipeline.second_pass import best_pass, can_move, pruned_copy, restream
 
 
@@ -71,7 +72,7 @@ def stream_error(model, pruned, batches):
 def test_the_stream_comes_closer_to_the_dense_one(pruned_once):
     model, calibration, folded = pruned_once
     before = stream_error(model, pruned_copy(model, folded), calibration.batches)
-    (again,) = restream(model, folded, calibration.batches, ridges=[1e-3])
+    again, _ = restream(model, folded, calibration.batches, ridges=[1e-3])
     after = stream_error(model, pruned_copy(model, again), calibration.batches)
     assert after < 0.95 * before
     assert all(torch.equal(a.units, b.units) for a, b in zip(again, folded, strict=True))
@@ -119,13 +120,35 @@ def test_padding_and_batches_change_nothing(pruned_once, texts, word_tokenizer):
 
 def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
     model, calibration, folded = pruned_once
-    taken, second = best_pass(model, folded, calibration, output_distance, seed=0)
-    assert {"first pass", "ridge 1", "ridge 0.3"} == second.distances.keys()
-    name = "first pass" if second.ridge is None else f"ridge {second.ridge:g}"
-    assert second.distances[name] == min(second.distances.values())
+    taken, found = best_pass(model, folded, calibration, output_distance, seed=0)
+    first, again = found.distances["first pass"], found.distances["second pass"]
+    assert found.taken == (again < first)
+    moved = {one.block.name for one in folded if can_move(one.block)}
+    assert found.ridges.keys() == moved and set(found.ridges.values()) <= {1.0, 0.3, None}
     _, held_out = calibration.split(calibration.num_samples // 8, seed=0)
     measured = distance(model, pruned_copy(model, taken), held_out.batches, output_distance)
-    assert measured == pytest.approx(second.distances[name], rel=1e-5)
+    assert measured == pytest.approx(min(first, again), rel=1e-5)
+
+
+def test_the_ridge_is_that_of_least_error_on_held_out_sequences(pruned_once):
+    """Where what is held out is what was solved on, the smallest."""
+    model, calibration, folded = pruned_once
+    batches = calibration.batches
+    _, ridges = restream(model, folded, batches, batches, ridges=[1.0, 1e-3, 1e3])
+    assert set(ridges.values()) == {1e-3}
+
+
+def test_what_a_layer_returns_is_what_it_returns_when_it_is_computed(pruned_once, monkeypatch):
+    model, calibration, folded = pruned_once
+    moved, _ = restream(model, folded, calibration.batches, ridges=[0.1])
+    monkeypatch.setattr(second_pass._Stream, "output_after", lambda *_: None)
+    computed, _ = restream(model, folded, calibration.batches, ridges=[0.1])
+    one, two = (pruned_copy(model, solution) for solution in (moved, computed))
+    for batch in calibration.batches:
+        kept = last_mask(model, batch)
+        torch.testing.assert_close(
+            last_stream(one, batch)[kept], last_stream(two, batch)[kept], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_the_model_is_left_as_it_was(pruned_once):
