@@ -28,6 +28,8 @@ from stat_prune.choosing.head_dims import HeadDims
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.families import find_blocks
 from stat_prune.linalg import Moments
+from stat_prune.pipeline.inside_heads import narrowing_heads
+from stat_prune.pipeline.inside_heads.narrowing_heads import _unsure
 from stat_prune.reporting.report import PruningReport
 from stat_prune.surgery.narrowing import narrow, narrowed_copy
 
@@ -218,7 +220,8 @@ def test_a_budget_is_kept_and_the_nearest_model_taken(tmp_path):
     first, *others = found.distances
     assert first == "0.5"
     assert others
-    assert found.distances[found.taken] == min(found.distances.values())
+    judged = found.with_searched or found.distances
+    assert judged[found.taken] == min(judged.values())
     assert found.sequences == 8
     before, after = result.report.before, result.report.after
     assert after.block_macs <= 0.5 * before.block_macs
@@ -265,3 +268,26 @@ def test_a_finish_fits_a_narrowed_model(tmp_path):
     assert after.block_macs <= 0.4 * before.block_macs
     result.save(tmp_path / "out")
     assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "unsure"),
+    [([0.9, 1.9, 2.9, 3.9], False), ([1.1, 2.1, 3.1, 4.1], False), ([9.0, 0.1, 0.1, 0.1], True)],
+)
+def test_held_out_sequences_decide_alone_where_they_are_sure(narrowed, unsure):
+    whole = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert _unsure(whole, torch.tensor(narrowed)) == unsure
+
+
+def test_where_held_out_sequences_are_unsure_those_of_the_search_have_a_say(monkeypatch):
+    monkeypatch.setattr(narrowing_heads, "SURE", float("inf"))
+    found = pruned(target=MACs(0.5), head_dims=True, effort="fast").report.head_dims
+    assert found.with_searched.keys() == found.distances.keys()
+    assert found.with_searched != found.distances
+    assert found.with_searched[found.taken] == min(found.with_searched.values())
+    assert "with those of the search" in str(found)
+    monkeypatch.setattr(narrowing_heads, "SURE", 0.0)
+    alone = pruned(target=MACs(0.5), head_dims=True, effort="fast").report.head_dims
+    assert alone.distances == found.distances
+    assert not alone.with_searched
+    assert alone.distances[alone.taken] == min(alone.distances.values())

@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stat_prune.data.batching import num_sequences
+from stat_prune.data.batching import masks_in, num_sequences
 from stat_prune.families import transformer_layers
 from stat_prune.measuring.objectives import distances, judged, output_distance
 from stat_prune.model.dispatched import input_device, loaded
@@ -39,16 +40,42 @@ def distance(
     objective: Objective,
 ) -> float:
     """Mean distance of a pruned model's output from the dense one's."""
+    return float(distances_by_sequence(model, pruned, batches, objective).mean())
+
+
+def distances_by_sequence(
+    model: PreTrainedModel,
+    pruned: PreTrainedModel,
+    batches: Iterable[Batch],
+    objective: Objective,
+) -> Tensor:
+    """What each sequence has of the distance, which is their mean; float64 of shape (n,)."""
     device = input_device(model)
     readers = judged(model, objective), judged(pruned, objective)
-    total, count = 0.0, 0
+    sums, count = [], 0
     with evaluating(model), evaluating(pruned):
         for batch in batches:
             dense, found = (one(**model_inputs(one, batch, device)) for one in readers)
             values = distances(objective, dense, found, batch)
-            total += float(values.double().sum())
+            sums.append(sums_by_sequence(values, batch))
             count += values.numel()
-    return total / max(count, 1)
+    every = torch.cat(sums)
+    return every * (len(every) / max(count, 1))
+
+
+def sums_by_sequence(values: Tensor, batch: Batch) -> Tensor:
+    """Sums of an objective's values over each sequence of a batch.
+
+    Where the values are neither one a sequence nor one a real token, all count as much.
+    """
+    values, count = values.double().cpu(), num_sequences(batch)
+    if values.numel() == count:
+        return values.reshape(-1)
+    for mask in reversed(masks_in(batch)):
+        lengths = batch[mask].reshape(count, -1).sum(1)
+        if int(lengths.sum()) == values.numel():
+            return torch.stack([part.sum() for part in values.split(lengths.tolist())])
+    return values.sum().expand(count) / count
 
 
 def probe(

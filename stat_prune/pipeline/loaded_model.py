@@ -40,7 +40,6 @@ from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.second_pass import (
     HELD_OUT,
-    RIDGES,
     SecondPass,
     best_pass,
     can_move,
@@ -231,9 +230,10 @@ def _second_pass(
 
 def _affordable(run: Run) -> CalibrationSet:
     """As many calibration sequences as a second pass can hold the states of."""
-    calibration, streams = run.calibration, 2 + 2 * len(RIDGES)
-    width = max(block.output_size for block in run.blocks)
-    part = MOST_STATES / (streams * width * calibration.num_tokens)
+    calibration = run.calibration
+    # Four states of a token, and the inputs of one consumer.
+    numbers = max(4 * block.output_size + block.num_channels for block in run.blocks)
+    part = MOST_STATES / (numbers * calibration.num_tokens)
     if part >= 1:
         return calibration
     count = max(int(part * calibration.num_samples), HELD_OUT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -108,21 +108,31 @@ class DimensionsOfHeads:
     sequences : int
         That this was measured on: those held out, where there are any.
     taken : str
-        The fraction that was best.
+        The fraction that was best on these, or on more.
     sizes : dict of str to list of int
         By block, dimensions of queries and keys, and of values, in each of its heads; of blocks
         that lost some.
+    with_searched : dict of str to float
+        The distances on these sequences and those of the search together, which decided where these
+        alone were not sure; else empty.
     """
 
     distances: dict[str, float]
     sequences: int
     taken: str
     sizes: dict[str, list[int]]
+    with_searched: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        judged = ", ".join(f"{name} {value:.3g}" for name, value in self.distances.items())
+        judged = _named(self.distances)
+        more = f", {_named(self.with_searched)} with those of the search" * bool(self.with_searched)
         sizes = ", ".join(f"{keys}/{values}" for keys, values in self.sizes.values())
         return (
-            f"heads and neurons to {judged} on {self.sequences} sequences; {self.taken} taken; "
+            f"heads and neurons to {judged} on {self.sequences} sequences{more}; {self.taken} "
+            "taken; "
             f"query-key/value dimensions {sizes or 'whole'}"
         )
+
+
+def _named(distances: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in distances.items())

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.data.batching import masks_in, num_sequences
+from stat_prune.data.batching import num_sequences
 from stat_prune.families import transformer_layers
 from stat_prune.machine.distributed import is_mine, merged, num_processes, together
 from stat_prune.measuring.objectives import distances, judged
-from stat_prune.measuring.sensitivity import recorded
+from stat_prune.measuring.sensitivity import recorded, sums_by_sequence
 from stat_prune.model.running import Batch, Objective, evaluating
 from stat_prune.surgery.layerwise import States, run_rest, stack_numbers
 
@@ -235,18 +235,3 @@ def _entries(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(_entries, value.values()))
     return sum(map(_entries, value)) if isinstance(value, list | tuple) else 0
-
-
-def sums_by_sequence(values: Tensor, batch: Batch) -> Tensor:
-    """Sums of an objective's values over each sequence of a batch.
-
-    Where the values are neither one a sequence nor one a real token, all count as much.
-    """
-    values, count = values.double().cpu(), num_sequences(batch)
-    if values.numel() == count:
-        return values.reshape(-1)
-    for mask in reversed(masks_in(batch)):
-        lengths = batch[mask].reshape(count, -1).sum(1)
-        if int(lengths.sum()) == values.numel():
-            return torch.stack([part.sum() for part in values.split(lengths.tolist())])
-    return values.sum().expand(count) / count

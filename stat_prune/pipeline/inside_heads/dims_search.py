@@ -19,6 +19,7 @@ from stat_prune.choosing.budget.whole_model import Measurement, WholeModel
 from stat_prune.choosing.head_dims import HeadDims
 from stat_prune.choosing.measured import Measured
 from stat_prune.choosing.rotary_pairs import rotary_of
+from stat_prune.data.calibration import CalibrationSet
 from stat_prune.errors import TargetError
 from stat_prune.families import stacks_of
 from stat_prune.measuring.collectors import collect_moments
@@ -116,12 +117,12 @@ class DimsSearch:
         Spread or None
             None where no start leaves heads as much as one dimension in each costs.
         """
-        run, trials = self._run, self._blocks.trials
+        run = self._run
         whole = WholeModel(
             run.model,
             self._layers,
             self._cut,
-            trials.sequences(1 if run.settings.effort == "fast" else 2).batches,
+            self.sequences.batches,
             self._objective,
             parts=NUM_PARTS,
         )
@@ -149,6 +150,11 @@ class DimsSearch:
                 return None
         blocks, dims, fraction = self._shared(best, budget)
         return Spread(fraction, blocks, self._narrowed(blocks, dims))
+
+    @property
+    def sequences(self) -> CalibrationSet:
+        """What spreads are compared on."""
+        return self._blocks.trials.sequences(1 if self._run.settings.effort == "fast" else 2)
 
     @cached_property
     def _dims(self) -> list[HeadDims]:

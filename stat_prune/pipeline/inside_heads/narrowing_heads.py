@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.costs import Budget
+from stat_prune.choosing.budget.exploring import is_better
+from stat_prune.data.calibration import CalibrationSet
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.families import stacks_of
 from stat_prune.machine.distributed import num_processes
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
-from stat_prune.measuring.sensitivity import distance
+from stat_prune.measuring.sensitivity import distances_by_sequence
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.pipeline.budgeting.sharing import with_table
 from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
@@ -62,6 +66,11 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
             )
 
 
+#: Standard errors of their difference by which one model has to be nearer than another on the
+#: sequences held out to be taken by these alone.
+SURE = 2.0
+
+
 def with_head_dims(
     run: Run,
     budget: Budget,
@@ -70,6 +79,10 @@ def with_head_dims(
     fold: Callable[[Sequence[int]], Decided],
 ) -> Decided:
     """The best way to share a budget with dimensions inside heads, or `whole` heads.
+
+    Held-out sequences decide where they are sure. A few, with one value each, scatter by more than
+    what there is to choose between; then those of the search have a say too, to which no more than
+    three numbers were fitted.
 
     Parameters
     ----------
@@ -82,8 +95,6 @@ def with_head_dims(
     fold : callable
         From the candidate of each block to their plans.
     """
-    objective = objective_named(run.settings.objective)
-    judges = run.calibration.held_out or run.calibration
     found = {f"{budget.target.fractions()['all']:.3g}": whole}
     with (
         run.stage("search dimensions of heads"),
@@ -94,17 +105,43 @@ def with_head_dims(
         name = f"{spread.fraction:.3g}"
         found[name] = replace(fold(spread.choice), narrowed=spread.narrowed)
     with run.stage("compare dimensions of heads"):
-        distances = {
-            name: distance(run.model, _copy(run, budget, one), judges.batches, objective)
+        cut_from = with_table(run, budget.target)
+        copies = {
+            name: narrowed_copy(cut_from, [plan.folded for plan in one.plans], one.narrowed)
             for name, one in found.items()
         }
-    taken = min(distances, key=lambda name: distances[name])
+        measured = [_distances(run, copies, run.calibration.held_out or run.calibration)]
+        if _unsure(*measured[0].values()):
+            more = _distances(run, copies, search.sequences)
+            measured.append({name: torch.cat([measured[0][name], more[name]]) for name in more})
+    judged = [{name: float(far.mean()) for name, far in one.items()} for one in measured]
+    taken = min(judged[-1], key=lambda name: judged[-1][name])
     best = found[taken]
-    sizes = {one.block.name: [one.query_key, one.value] for one in best.narrowed if one.layers}
-    report = DimensionsOfHeads(distances, judges.num_samples, taken, sizes)
+    report = DimensionsOfHeads(
+        distances=judged[0],
+        sequences=len(measured[0][taken]),
+        taken=taken,
+        sizes={one.block.name: [one.query_key, one.value] for one in best.narrowed if one.layers},
+        with_searched=judged[1] if judged[1:] else {},
+    )
     return replace(best, head_dims=report)
 
 
-def _copy(run: Run, budget: Budget, decided: Decided) -> PreTrainedModel:
-    cut_from = with_table(run, budget.target)
-    return narrowed_copy(cut_from, [one.folded for one in decided.plans], decided.narrowed)
+def _distances(
+    run: Run, copies: dict[str, PreTrainedModel], sequences: CalibrationSet
+) -> dict[str, Tensor]:
+    """By name, what each sequence has of the distance from the dense model."""
+    objective = objective_named(run.settings.objective)
+    return {
+        name: distances_by_sequence(run.model, copy, sequences.batches, objective)
+        for name, copy in copies.items()
+    }
+
+
+def _unsure(whole: Tensor, narrowed: Tensor | None = None) -> bool:
+    """Whether neither of two models is surely nearer."""
+    if narrowed is None:
+        return False
+    return not any(
+        is_better(one, other, errors=SURE) for one, other in ((whole, narrowed), (narrowed, whole))
+    )

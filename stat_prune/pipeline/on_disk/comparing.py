@@ -18,12 +18,12 @@ from stat_prune.choosing.budget.whole_model import (
     GivesUp,
     Measurement,
     size_of_part,
-    sums_by_sequence,
 )
 from stat_prune.choosing.folding import fold_candidate, in_float32
 from stat_prune.choosing.measured import Measured, weights_of
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import distances
+from stat_prune.measuring.sensitivity import sums_by_sequence
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.running import Batch, evaluating
 from stat_prune.pipeline.budgeting.efforts import NUM_PARTS, Trials
