@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -40,27 +40,40 @@ def distance(
     objective: Objective,
 ) -> float:
     """Mean distance of a pruned model's output from the dense one's."""
-    return float(distances_by_sequence(model, pruned, batches, objective).mean())
+    (found,) = distances_by_sequence(model, {"": pruned}, batches, objective).values()
+    return float(found.mean())
 
 
 def distances_by_sequence(
     model: PreTrainedModel,
-    pruned: PreTrainedModel,
+    pruned: Mapping[str, PreTrainedModel],
     batches: Iterable[Batch],
     objective: Objective,
-) -> Tensor:
-    """What each sequence has of the distance, which is their mean; float64 of shape (n,)."""
+) -> dict[str, Tensor]:
+    """For each of some pruned models, what each sequence has of its distance from the dense one's.
+
+    Returns
+    -------
+    dict of str to Tensor of shape (n,), float64
+        Their means are the distances.
+    """
     device = input_device(model)
-    readers = judged(model, objective), judged(pruned, objective)
-    sums, count = [], 0
-    with evaluating(model), evaluating(pruned):
+    sums: dict[str, list[Tensor]] = {name: [] for name in pruned}
+    count = 0
+    with ExitStack() as modes:
+        for one in (model, *pruned.values()):
+            modes.enter_context(evaluating(one))
         for batch in batches:
-            dense, found = (one(**model_inputs(one, batch, device)) for one in readers)
-            values = distances(objective, dense, found, batch)
-            sums.append(sums_by_sequence(values, batch))
+            dense, *found = (
+                reader(**model_inputs(reader, batch, device))
+                for reader in (judged(one, objective) for one in (model, *pruned.values()))
+            )
+            for of_model, output in zip(sums.values(), found, strict=True):
+                values = distances(objective, dense, output, batch)
+                of_model.append(sums_by_sequence(values, batch))
             count += values.numel()
-    every = torch.cat(sums)
-    return every * (len(every) / max(count, 1))
+    joined = {name: torch.cat(of_model) for name, of_model in sums.items()}
+    return {name: one * (len(one) / max(count, 1)) for name, one in joined.items()}
 
 
 def sums_by_sequence(values: Tensor, batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ from stat_prune.data.calibration import CalibrationSet
 from stat_prune.linalg import CrossMoments
 from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.measuring.collectors import by_token
-from stat_prune.measuring.sensitivity import distance
+from stat_prune.measuring.sensitivity import distances_by_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import loaded
 from stat_prune.model.folded_consumer import FoldedConsumer
@@ -105,10 +105,9 @@ def best_pass(
         advance=advance,
     )
     solutions = {"first pass": list(folded), "second pass": again}
-    distances = {
-        name: distance(model, pruned_copy(base, solution), held_out.batches, objective)
-        for name, solution in solutions.items()
-    }
+    copies = {name: pruned_copy(base, solution) for name, solution in solutions.items()}
+    by_sequence = distances_by_sequence(model, copies, held_out.batches, objective)
+    distances = {name: float(found.mean()) for name, found in by_sequence.items()}
     best = min(distances, key=lambda name: distances[name])
     return solutions[best], SecondPass(best == "second pass", distances, ridges)
 

@@ -7,11 +7,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.exploring import is_better
-from stat_prune.data.calibration import CalibrationSet
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.families import stacks_of
 from stat_prune.machine.distributed import num_processes
@@ -110,32 +108,24 @@ def with_head_dims(
             name: narrowed_copy(cut_from, [plan.folded for plan in one.plans], one.narrowed)
             for name, one in found.items()
         }
-        measured = [_distances(run, copies, run.calibration.held_out or run.calibration)]
+        judges = run.calibration.held_out or run.calibration
+        objective = objective_named(run.settings.objective)
+        measured = [distances_by_sequence(run.model, copies, judges.batches, objective)]
         if _unsure(*measured[0].values()):
-            more = _distances(run, copies, search.sequences)
+            others = search.sequences.batches
+            more = distances_by_sequence(run.model, copies, others, objective)
             measured.append({name: torch.cat([measured[0][name], more[name]]) for name in more})
     judged = [{name: float(far.mean()) for name, far in one.items()} for one in measured]
     taken = min(judged[-1], key=lambda name: judged[-1][name])
     best = found[taken]
     report = DimensionsOfHeads(
         distances=judged[0],
-        sequences=len(measured[0][taken]),
+        sequences=judges.num_samples,
         taken=taken,
         sizes={one.block.name: [one.query_key, one.value] for one in best.narrowed if one.layers},
         with_searched=judged[1] if judged[1:] else {},
     )
     return replace(best, head_dims=report)
-
-
-def _distances(
-    run: Run, copies: dict[str, PreTrainedModel], sequences: CalibrationSet
-) -> dict[str, Tensor]:
-    """By name, what each sequence has of the distance from the dense model."""
-    objective = objective_named(run.settings.objective)
-    return {
-        name: distances_by_sequence(run.model, copy, sequences.batches, objective)
-        for name, copy in copies.items()
-    }
 
 
 def _unsure(whole: Tensor, narrowed: Tensor | None = None) -> bool:
