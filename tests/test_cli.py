@@ -167,6 +167,24 @@ def test_embeddings_are_factored_alone_or_beside_blocks(others, classifier, text
     assert model.get_input_embeddings().weight.shape[1] == found["rank"]
 
 
+def test_heads_of_language_models_are_factored_where_there_are_some(
+    classifier, texts, run, tmp_path, word_tokenizer
+):
+    arguments = ("-d", texts, "-o", tmp_path / "out", "--json", "--effort", "fast")
+    done = run("prune", classifier, *arguments, "--lm-head", 0.5)
+    assert done.returncode == 1
+    assert "no head of a language model" in done.stderr
+    done = run("prune", classifier, *arguments, "--lm-head", 0.5, "--bytes", 0.5)
+    assert done.returncode == 2
+    assert "--lm-head" in done.stderr
+    tiny_llama(vocab_size=len(word_tokenizer)).save_pretrained(tmp_path / "llama")
+    word_tokenizer.save_pretrained(tmp_path / "llama")
+    done = run("prune", tmp_path / "llama", *arguments, "--parameters", 0.7, "--lm-head", 0.5)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["lm_head"]
+    assert found["parameters"] <= 0.5 * found["parameters_before"]
+
+
 def test_a_result_is_finished_where_asked(classifier, texts, run, tmp_path):
     done = run(
         *("prune", classifier, "-d", texts, "-o", tmp_path / "out", "--json", "--effort", "fast"),

@@ -22,7 +22,7 @@ from transformers import (
 
 import stat_prune
 from stat_prune import Bytes, MACs, Parameters
-from stat_prune.errors import ModelError, TargetError
+from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.linalg import low_rank
 from stat_prune.surgery.embeddings import decompose_head, factor_own_head
 
@@ -253,3 +253,39 @@ def test_states_without_end_are_named() -> None:
         model.model.norm.weight.fill_(3e38)
     with pytest.raises(stat_prune.errors.StatPruneError, match=r"head reads|finite"):
         pruned(model, HALF, rows)
+
+
+def test_a_bias_stays() -> None:
+    model = tiny_bert(BertForMaskedLM, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.get_output_embeddings().bias.uniform_(-1, 1)
+    result = pruned(model)
+    assert torch.equal(
+        result.model.get_output_embeddings().bias, model.get_output_embeddings().bias
+    )
+
+
+@pytest.mark.parametrize(
+    "target", [HALF, Parameters({"embeddings": 0.5}), Bytes(0.5), MACs(0.5, lm_head=True)], ids=repr
+)
+def test_layer_by_layer_they_are_refused_before_anything_is_read(
+    target: Any, tmp_path: Path
+) -> None:
+    tiny_llama().save_pretrained(tmp_path / "dense")
+    with pytest.raises(TargetError, match="layer by layer"):
+        stat_prune.prune_checkpoint(
+            tmp_path / "dense", ROWS, target=target, output_dir=tmp_path / "out"
+        )
+    pruned(tiny_llama()).save(tmp_path / "factored")
+    with pytest.raises(ModelError, match="factored head"):
+        stat_prune.prune_checkpoint(
+            tmp_path / "factored", ROWS, target=MACs(0.5), output_dir=tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("program", ["llama.cpp", "mlx", "vllm"])
+def test_programs_without_a_form_for_factors_are_named(program: str) -> None:
+    for target in (HALF, Bytes(0.6)):
+        with pytest.raises(SettingsError, match="two factors"):
+            pruned(tiny_llama(), target, serve_with=program)

@@ -185,7 +185,9 @@ def resize_layers(model: transformers.PreTrainedModel) -> None:
         model._init_weights(table.projection)
     for path, rank in record.get("lm_head", {}).items():
         if path in dict(model.named_modules()):  # not of a base model, or with another head
-            factor_head(model, path, rank)
+            head = factor_head(model, path, rank)
+            model._init_weights(head)
+            model._init_weights(head.projection)
 
 
 class FactoredEmbedding(torch.nn.Embedding):
@@ -288,7 +290,7 @@ def factor_embeddings(model: Any, path: str, rank: int) -> Any:
 def factor_head(model: Any, path: str, rank: int) -> Any:
     """Let a language model's head with weights of its own be of two factors, in place.
 
-    They are freshly initialised.
+    They are uninitialised; its bias stays.
 
     Returns
     -------
@@ -303,8 +305,6 @@ def factor_head(model: Any, path: str, rank: int) -> Any:
     projection = torch.nn.utils.skip_init(torch.nn.Linear, rank, width, **like)
     projection.requires_grad_(head.weight.requires_grad)
     made = FactoredHead(head, projection, weight).train(head.training)
-    model._init_weights(projection)
-    model._init_weights(made)
     model.set_submodule(path, made)
     return made
 

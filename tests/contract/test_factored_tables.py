@@ -1,18 +1,27 @@
-"""Every family that reads tokens keeps its promises with factored embeddings."""
+"""Every family that reads tokens keeps its promises with factored embeddings and heads."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+import pytest
 import torch
 from families import TEXT_FAMILIES, Family, output
 
 import stat_prune
 from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
-from stat_prune.surgery.embeddings import decompose_table, factor
+from stat_prune.surgery.embeddings import (
+    decompose_head,
+    decompose_table,
+    factor,
+    factor_own_head,
+    own_head,
+)
 
 ROWS = TEXT_FAMILIES
+
+LANGUAGE_MODELS = ("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration", "LMHeadModel")
 
 
 def test_factored_embeddings_compute_as_their_product_does_and_reload(
@@ -26,6 +35,31 @@ def test_factored_embeddings_compute_as_their_product_does_and_reload(
     with torch.no_grad():
         product = found.projection(found.weight)
         dense.get_input_embeddings().weight.copy_(product)
+        after = output(model, inputs)
+        torch.testing.assert_close(after, output(dense, inputs), rtol=1e-3, atol=1e-3)
+    save_checkpoint(tmp_path / "out", model=model)
+    with torch.no_grad():
+        assert torch.equal(output(stat_prune.load(tmp_path / "out"), inputs), after)
+
+
+def test_heads_of_their_own_compute_as_their_product_does_and_reload(
+    family: Family, inputs: Any, tmp_path
+) -> None:
+    names = [head for head in family.heads if head in LANGUAGE_MODELS]
+    if not names:
+        pytest.skip("No head of a language model.")
+    model = family.build(names[0], tie_word_embeddings=False)
+    if own_head(model) is None:
+        pytest.skip("Its head shares the embeddings, whatever the config says.")
+    dense, width = copy.deepcopy(model), own_head(model).weight.shape[1]
+    counts = torch.arange(len(own_head(model).weight)).double()
+    states = torch.eye(width, dtype=torch.float64)
+    factor_own_head(model, decompose_head(model, counts, states), 0.6)
+    as_pruned_class(model)
+    head = own_head(model)
+    with torch.no_grad():
+        product = head.weight @ head.projection.weight.T + head.projection.bias
+        own_head(dense).weight.copy_(product)
         after = output(model, inputs)
         torch.testing.assert_close(after, output(dense, inputs), rtol=1e-3, atol=1e-3)
     save_checkpoint(tmp_path / "out", model=model)
