@@ -417,14 +417,14 @@ def labelled(tmp_path_factory) -> Path:
 
 
 def test_finetune_trains_on_a_task_and_leaves_a_model_of_every_fraction(
-    classifier, labelled, tmp_path
+    classifier, labelled, run, tmp_path
 ):
     arguments = (
         *("finetune", classifier, "--task", "sst2", "-d", labelled, "-o", tmp_path / "run"),
         *("--config", labelled / "short.json", "--gradual", 0.8, "--macs", 0.6, "--json"),
     )
     done = start(*arguments)
-    again, resumed = start(*arguments), start(*arguments, "--resume")
+    again, resumed = run(*arguments), run(*arguments, "--resume")
 
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
@@ -799,3 +799,17 @@ def test_what_a_run_will_take_is_foreseen_from_its_settings(classifier, run, tmp
     done = run("plan", classifier, "--macs", 0.5, *config)
     assert done.returncode == 1
     assert "There is no setting sed. Did you mean 'seed'?" in done.stderr
+
+
+def test_a_plan_is_told_as_a_table_and_as_json(classifier, run):
+    command = ("plan", classifier, "--macs", "0.7")
+    assert "peak memory, layer by layer" in run(*command).stdout
+    found = json.loads(run(*command, "--json").stdout)
+    assert found["model"] == "BertForSequenceClassification"
+    assert found["after"]["block_macs"] == pytest.approx(0.7 * found["before"]["block_macs"])
+    nothing = run(*command[:-1], "0")
+    assert nothing.returncode == 1
+    assert "must lie in (0, 1], got 0" in nothing.stderr
+    wrong = run(*command[:-2])
+    assert wrong.returncode == 2
+    assert "--macs" in wrong.stderr

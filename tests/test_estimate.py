@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -19,12 +18,16 @@ from stat_prune.pipeline.foreseeing.rates import BlockSeconds, Rates
 from stat_prune.pipeline.foreseeing.search_cost import SearchCost
 
 
-def test_a_search_is_foreseen_by_its_effort(monkeypatch):
-    """On a machine of which every part takes the same time whenever it is measured."""
+@pytest.fixture
+def steady_machine(monkeypatch):
+    """One of which every part takes the same time whenever it is measured."""
     monkeypatch.setattr(estimating, "measure_rates", lambda *_args: Rates(1e-11, 1e-11))
     each = BlockSeconds(0.1, (0.1, 0.1), factor=0.1, trial=0.01)
     monkeypatch.setattr(estimating, "block_seconds", lambda *_args: each)
     monkeypatch.setattr(estimating, "taken_memory", lambda _device: 0)
+
+
+def test_a_search_is_foreseen_by_its_effort(steady_machine):
     config = config_of(hidden_size=64, intermediate_size=128, num_hidden_layers=4)
 
     def foreseen(**options):
@@ -84,7 +87,7 @@ def config_of(**sizes):
     ],
     ids=["Llama-2-7B", "Llama-2-70B"],
 )
-def test_sizes_of_large_models_are_the_published_ones(sizes, parameters):
+def test_sizes_of_large_models_are_the_published_ones(sizes, parameters, steady_machine):
     found = estimate(config_of(**sizes), target=stat_prune.Parameters(0.7))
     assert found.before.parameters == parameters
     assert found.before.bytes == 2 * parameters
@@ -162,7 +165,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 config, target = BertConfig(num_hidden_layers=4), stat_prune.MACs(0.5)
 config.architectures = ["BertForMaskedLM"]
-settings = {"num_calibration_samples": 16, "batch_size": 8}
+settings = {"num_calibration_samples": 16, "batch_size": 8, "effort": "fast"}
 found = estimate(config, target=target, seq_length=32, **settings)
 ids = torch.randint(3, 1000, (16, 32))
 report = stat_prune.prune(
@@ -193,7 +196,7 @@ def test_layers_that_share_weights_are_pruned_in_memory_only():
     assert estimate(config, target=stat_prune.MACs(0.7)).memory_by_layer is None
 
 
-def test_the_length_of_a_target_is_that_of_texts_and_not_of_images():
+def test_the_length_of_a_target_is_that_of_texts_and_not_of_images(steady_machine):
     config = ViTConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         image_size=16, patch_size=4,
@@ -209,21 +212,3 @@ def test_bad_input_is_refused(tmp_path):
         estimate(tmp_path / "nothing", target=stat_prune.MACs(0.5))
     with pytest.raises(TargetError, match="below the least that can be reached"):
         estimate(config_of(), target=stat_prune.MACs(0.001))
-
-
-def test_the_command_tells_it_as_a_table_and_as_json(tmp_path):
-    config_of(hidden_size=64, intermediate_size=128, num_hidden_layers=2).save_pretrained(tmp_path)
-    command = [sys.executable, "-m", "stat_prune", "plan", str(tmp_path), "--macs", "0.7"]
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "peak memory, layer by layer" in table
-    found = json.loads(
-        subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
-    )
-    assert found["model"] == "LlamaForCausalLM"
-    assert found["after"]["block_macs"] == pytest.approx(0.7 * found["before"]["block_macs"])
-    nothing = subprocess.run([*command[:-1], "0"], capture_output=True, text=True, check=False)
-    assert nothing.returncode == 1
-    assert "must lie in (0, 1], got 0" in nothing.stderr
-    wrong = subprocess.run(command[:-2], capture_output=True, text=True, check=False)
-    assert wrong.returncode == 2
-    assert "--macs" in wrong.stderr

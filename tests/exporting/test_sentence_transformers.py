@@ -65,6 +65,7 @@ def test_the_transformer_inside_is_pruned_in_place_and_saved_with_its_pooling(
         tokenizer=encoder.tokenizer,
         target=MACs(0.7),
         inplace=True,
+        budget="probed",
         progress=False,
     )
     pruned = encoder.encode(SENTENCES, convert_to_tensor=True)
