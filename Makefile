@@ -79,6 +79,11 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e .
 	touch $@
 
+# What it brings of the others is not asked for again.
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e ".[dev]"
+	touch $@ $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-docs
+
 $(VENV)/.installed-%: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e ".[$*]"
 	touch $@
