@@ -95,13 +95,22 @@ def prune(word_tokenizer: PreTrainedTokenizerFast, word_salads: list[str]) -> Pr
     Without a search for the budget, two thirds of the time, but where a test names a method or
     says what to spend.
     """
+    return _pruning(word_tokenizer, word_salads, "probed")
 
+
+@pytest.fixture(scope="session")
+def prune_unprobed(word_tokenizer: PreTrainedTokenizerFast, word_salads: list[str]) -> Prune:
+    """`prune` for what any pruned model shows: without probes, of which it takes half."""
+    return _pruning(word_tokenizer, word_salads, "unweighted")
+
+
+def _pruning(tokenizer: PreTrainedTokenizerFast, texts: list[str], budget: str) -> Prune:
     def run(model: PreTrainedModel, target: Any, dataset: Any = None, **settings: Any):
         if dataset is None:
-            dataset = examples(model, word_salads, word_tokenizer)
+            dataset = examples(model, texts, tokenizer)
         asked = {"method", "budget", "effort", "passes", "objective"} & settings.keys()
-        spent = {"effort": "fast"} if asked else {"budget": "probed"}
-        settings = {"tokenizer": word_tokenizer, "progress": False} | spent | settings
+        spent = {"effort": "fast"} if asked else {"budget": budget}
+        settings = {"tokenizer": tokenizer, "progress": False} | spent | settings
         return stat_prune.prune(model, dataset, target=target, **settings)
 
     return run

@@ -21,6 +21,11 @@ from stat_prune.measuring.collectors import collect_moments
 from stat_prune.model.projections import projection
 
 
+@pytest.fixture(scope="session")
+def prune(prune_unprobed):
+    return prune_unprobed
+
+
 def assert_untouched(model: PreTrainedModel, before: PreTrainedModel) -> None:
     """`model` is what the copy `before` says it was: class, config, modes, hooks, weights."""
     assert type(model) is type(before)

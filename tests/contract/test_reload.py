@@ -21,6 +21,11 @@ from stat_prune.families import find_blocks
 from stat_prune.model.modeling_stat_prune import auto_class_of, auto_classes
 
 
+@pytest.fixture(scope="session")
+def prune(prune_unprobed):
+    return prune_unprobed
+
+
 def assert_same_weights(loaded: PreTrainedModel, model: PreTrainedModel) -> None:
     expected, actual = model.state_dict(), loaded.state_dict()
     assert actual.keys() == expected.keys()

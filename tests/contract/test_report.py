@@ -22,6 +22,13 @@ SEQ_LENGTH = 16
 #: Nothing but matrix products of heads, neurons and experts is in their layers.
 COUNTED_TO_THE_LAST = ("Llama", "Mixtral", "T5", "T5-gated")
 ROUTERS = ("gate", "shared_expert_gate")
+#: One each with heads of its own, groups of them, experts, several stacks, and heads that stay.
+SEARCHED = ("Bert", "Llama", "Mixtral", "Bart", "Olmo2")
+
+
+@pytest.fixture(scope="session")
+def prune(prune_unprobed):
+    return prune_unprobed
 
 
 def counted_macs(model: PreTrainedModel, stacks: Sequence[str]) -> float:
@@ -62,11 +69,10 @@ def test_reported_parameters_and_bytes_are_those_of_the_model(family: Family, pr
         assert size.bytes == 2 * number
 
 
-@pytest.mark.parametrize(
-    ("fraction", "effort"), [(0.8, "fast"), (0.5, "normal"), (0.4, "fast")], ids=str
-)
-def test_the_target_is_met_and_nearly_used_up(family: Family, prune, fraction, effort):
+@pytest.mark.parametrize("fraction", [0.8, 0.5, 0.4])
+def test_the_target_is_met_and_nearly_used_up(family: Family, prune, fraction):
     model = family.build()
+    effort = "normal" if fraction == 0.5 and family.label in SEARCHED else "fast"
     for target, measure in ((MACs, "block_macs"), (Parameters, "block_parameters")):
         report = prune(model, target(fraction), effort=effort).report
         kept = getattr(report.after, measure) / getattr(report.before, measure)
