@@ -26,7 +26,7 @@ import retrieval
 
 @pytest.fixture
 def encoder(tmp_path, word_tokenizer) -> Path:
-    tiny_bert(num_hidden_layers=4).save_pretrained(tmp_path / "bert")
+    tiny_bert().save_pretrained(tmp_path / "bert")
     word_tokenizer.save_pretrained(tmp_path / "bert")
     first = Transformer(str(tmp_path / "bert"))
     SentenceTransformer(modules=[first, Pooling(32), Normalize()], device="cpu").save(
