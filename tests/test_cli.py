@@ -813,3 +813,13 @@ def test_a_plan_is_told_as_a_table_and_as_json(classifier, run):
     wrong = run(*command[:-2])
     assert wrong.returncode == 2
     assert "--macs" in wrong.stderr
+
+
+def test_a_plan_foresees_a_file_of_half_the_size(run, tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    command = ("plan", tmp_path, "--json", "--bytes", "0.5")
+    found = json.loads(run(*command).stdout)
+    assert found["after"]["bytes"] == pytest.approx(0.5 * found["before"]["bytes"], rel=0.05)
+    both = run(*command, "--macs", "0.5")
+    assert both.returncode == 2
+    assert "one of --macs, --parameters and --bytes" in both.stderr

@@ -145,19 +145,6 @@ def test_factors_alone_are_not_foreseen(tmp_path):
         estimate(tmp_path, target=stat_prune.Parameters({"embeddings": 0.5}))
 
 
-def test_the_command_foresees_a_file_of_half_the_size(tmp_path):
-    tiny_llama().save_pretrained(tmp_path)
-    command = [sys.executable, "-m", "stat_prune", "plan", str(tmp_path), "--json"]
-    done = subprocess.run([*command, "--bytes", "0.5"], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert found["after"]["bytes"] == pytest.approx(0.5 * found["before"]["bytes"], rel=0.05)
-    both = subprocess.run(
-        [*command, "--bytes", "0.5", "--macs", "0.5"], capture_output=True, text=True, check=False
-    )
-    assert both.returncode == 2
-    assert "one of --macs, --parameters and --bytes" in both.stderr
-
-
 PEAK = """
 import torch, stat_prune
 from stat_prune.pipeline.foreseeing.estimate import estimate
