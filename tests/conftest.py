@@ -49,7 +49,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `realdata` where no folder of real data is given."""
+    """Skip what is marked `realdata` where no folder of real data is given.
+
+    What one worker does all of begins first: at the end the others would wait for it.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     if os.environ.get("STAT_PRUNE_DATA"):
         return
     skip = pytest.mark.skip(reason="STAT_PRUNE_DATA does not name a folder of real data")
