@@ -74,15 +74,19 @@ class Trials:
     ----------
     run : Run
     effort : Effort
+    positions_per_sequence : float
+        Values that the objective has for a typical sequence.
     """
 
     run: Run
     effort: Effort
+    positions_per_sequence: float
 
     @classmethod
     def of(cls, run: Run, positions_per_sequence: float) -> Trials:
         """By how many values the objective has for a sequence."""
-        return cls(run, effort_of(run.settings.effort, positions_per_sequence))
+        effort = effort_of(run.settings.effort, positions_per_sequence)
+        return cls(run, effort, positions_per_sequence)
 
     @property
     def num_compared(self) -> int:

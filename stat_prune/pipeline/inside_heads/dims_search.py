@@ -24,7 +24,6 @@ from stat_prune.errors import TargetError
 from stat_prune.families import stacks_of
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
-from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.budgeting.efforts import NUM_PARTS
@@ -167,11 +166,6 @@ class DimsSearch:
             run.settings.first_precision,
         )
 
-    @cached_property
-    def _positions(self) -> float:
-        run = self._run
-        return positions_per_sequence(run.model, run.calibration.batches[0], self._objective)
-
     @property
     def _layers(self) -> list[int]:
         """Of all blocks, and of the two kinds of dimensions of each block of heads."""
@@ -242,7 +236,7 @@ class DimsSearch:
             run.model,
             self._layers,
             self._cut,
-            run.probe_batches(self._positions),
+            run.probe_batches(self._blocks.trials.positions_per_sequence),
             self._objective,
             parts=1,
         )
