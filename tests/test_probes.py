@@ -24,14 +24,7 @@ def probed(model, data) -> list[int]:
     with starting(model, data, None, Settings(progress=False)) as run:
         values = positions_per_sequence(model, run.calibration.batches[0], output_distance)
         batches = run.probe_batches(values)
-        reading = Reading.of(
-            model,
-            len(run.blocks),
-            num_samples=run.calibration.num_samples,
-            num_tokens=run.calibration.num_tokens,
-            length=run.calibration.batches[0]["input_ids"].shape[1],
-            batch_tokens=1,
-        )
+        reading = Reading.of(run)
     lengths = [int(n) for batch in batches for n in batch["attention_mask"].sum(1)]
     assert (len(lengths), max(lengths)) == (reading.num_probe_samples, reading.probe_length)
     return lengths

@@ -51,7 +51,7 @@ def decoder(real_data: Path):
     return model, AutoTokenizer.from_pretrained(folder), stories
 
 
-def pruned_decoder(decoder, method: str, kept: float = 0.8):
+def pruned_decoder(decoder, method: str = "stat", kept: float = 0.8, **options):
     model, tokenizer, stories = decoder
     return stat_prune.prune(
         model,
@@ -60,7 +60,13 @@ def pruned_decoder(decoder, method: str, kept: float = 0.8):
         target=Parameters(kept),
         method=method,
         progress=False,
+        **options,
     )
+
+
+@pytest.fixture(scope="module")
+def decoder_result(decoder):
+    return pruned_decoder(decoder)
 
 
 def test_the_encoder_keeps_its_similarity_judgements(encoder, encoder_family, real_data: Path):
@@ -73,29 +79,29 @@ def test_the_encoder_keeps_its_similarity_judgements(encoder, encoder_family, re
     assert scores[0] >= 0.864 and scores[1] >= 0.858 and scores[2] >= 0.853
 
 
-def test_the_decoder_keeps_its_perplexity_better_than_baselines(decoder):
+def test_the_decoder_keeps_its_perplexity_better_than_baselines(decoder, decoder_result):
     model, tokenizer, stories = decoder
 
     def score(one):
         return perplexity(one, tokenizer, stories[200:400])["perplexity"]
 
-    ours = score(pruned_decoder(decoder, "stat").model)
+    ours = score(decoder_result.model)
     assert ours <= 1.27 * score(model)
     for baseline in ("magnitude", "random", "id-uncorrected"):
         assert ours < score(pruned_decoder(decoder, baseline).model)
 
 
 def test_keeping_everything_keeps_the_outputs(encoder, encoder_family, decoder):
-    whole = pruned_decoder(decoder, "stat", kept=1.0).model
+    whole = pruned_decoder(decoder, kept=1.0, effort="fast").model
     with torch.no_grad():
         for dense, kept in ((encoder[0], encoder_family[0].model), (decoder[0], whole)):
             assert float((dense(IDS)[0] - kept(IDS)[0]).abs().max()) <= 1e-5
 
 
-def test_both_reload_to_the_bit_in_each_way(encoder_family, decoder, tmp_path: Path):
+def test_both_reload_to_the_bit_in_each_way(encoder_family, decoder_result, tmp_path: Path):
     results = {
         ("encoder", "AutoModel"): encoder_family[2],
-        ("decoder", "AutoModelForCausalLM"): pruned_decoder(decoder, "stat"),
+        ("decoder", "AutoModelForCausalLM"): decoder_result,
     }
     folders = [(tmp_path / name, auto_class) for name, auto_class in results]
     for (folder, _), result in zip(folders, results.values(), strict=True):
