@@ -152,7 +152,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 config, target = BertConfig(num_hidden_layers=4), stat_prune.MACs(0.5)
 config.architectures = ["BertForMaskedLM"]
-settings = {"num_calibration_samples": 16, "batch_size": 8, "effort": "fast"}
+settings = {"num_calibration_samples": 16, "batch_size": 8}
 found = estimate(config, target=target, seq_length=32, **settings)
 ids = torch.randint(3, 1000, (16, 32))
 report = stat_prune.prune(

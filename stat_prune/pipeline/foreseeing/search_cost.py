@@ -12,7 +12,7 @@ from stat_prune.pipeline.budgeting.efforts import BY_SEQUENCE, BY_TOKEN, NUM_PAR
 from stat_prune.pipeline.budgeting.starts import MAX_STARTS
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import HELD_OUT_PART
-from stat_prune.settings.targets import Target, Tolerance
+from stat_prune.settings.targets import Target
 
 #: Of an evaluation on average: the layers behind the first that has changed, on the sequences
 #: before it is given up; and the blocks that have to be folded for it.
@@ -21,7 +21,7 @@ COMPUTED, FOLDED = 0.5, 0.5
 
 def searches(recipe: Method, target: Target) -> bool:
     """Whether whole models are measured for a target."""
-    return recipe.allocation == "searched" and not isinstance(target, Tolerance)
+    return recipe.allocation == "searched" and not target.bounds_error
 
 
 @dataclass(frozen=True)
