@@ -118,7 +118,7 @@ class Method(_Named, Config):
         ``"fast"`` measures the whole pruned model at half a dozen ways to spread it and takes the
         nearest to the dense one; ``"normal"`` searches on from there for about three forward passes
         over the calibration set, and decides on examples held out; ``"thorough"`` for ten to
-        twelve. What is folded for each trial comes on top, and is most of it where texts are short.
+        twelve. What is folded for each trial comes on top.
         Where there are too few examples to hold any out, and of methods that do not search, nothing
         is searched; the report says what was done.
     precision : {"auto", "float64", "float32"}
