@@ -25,7 +25,7 @@ _efforts.BY_TOKEN["normal"] = _efforts.BY_TOKEN["fast"]
 FEW = {
     r"(AutoModel\.from_pretrained\(folder)\)": r"\1, num_hidden_layers=2)",
     r"encoder\.layer\[3\]": "encoder.layer[1]",
-    r"(\w+_steps=)\d+": r"\g<1>4",
+    r"(\b(?!total)\w+_steps=)\d+": r"\g<1>4",
     r"(num(?:_calibration)?_samples=)\d+": r"\g<1>64",
 }
 

@@ -47,7 +47,8 @@ def test_the_start_is_taken_that_is_taken_in_memory(head, kept, tmp_path):
     assert (found.taken, found.effort, found.sequences) == (wanted.taken, "fast", wanted.sequences)
     # Those that are given up halfway in memory are given up here.
     assert list(found.starts) == list(wanted.starts)
-    assert found.starts == pytest.approx(wanted.starts, rel=1e-6)
+    # In memory candidates are folded in float32.
+    assert found.starts == pytest.approx(wanted.starts, rel=2e-5)
     saved = PruningReport.from_dict(pruned.report.to_dict())
     assert saved.search == found
     assert '"search"' in (tmp_path / "out" / REPORT_FILE).read_text()
