@@ -151,7 +151,7 @@ class MomentsCollector:
         if block.expert_of:
             self._count(block, routed_rows(self._base, block, args, mask))
         elif self._transform is None:
-            self._count(block, _token_rows(args[0], mask))
+            self._count(block, token_rows(args[0], mask))
         else:
             kept = token_mask(self._batch, block.mask).to(args[0].device)
             for sequence, tokens in zip(by_token(args[0], kept), kept, strict=True):
@@ -185,6 +185,7 @@ def by_token(activations: Tensor, mask: Tensor) -> Tensor:
     return activations.reshape(*mask.shape, activations.shape[-1])
 
 
-def _token_rows(activations: Tensor, mask: Tensor | None) -> Tensor:
+def token_rows(activations: Tensor, mask: Tensor | None) -> Tensor:
+    """Those of real tokens, of shape (n, m); not copied where all are."""
     rows = activations.reshape(-1, activations.shape[-1])
-    return rows if mask is None else rows[mask.reshape(-1)]
+    return rows if mask is None or bool(mask.all()) else rows[mask.reshape(-1)]

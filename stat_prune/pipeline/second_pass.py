@@ -17,7 +17,7 @@ from stat_prune.data.batching import token_mask
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.linalg import CrossMoments
 from stat_prune.linalg.least_squares import solve_normal
-from stat_prune.measuring.collectors import by_token
+from stat_prune.measuring.collectors import token_rows
 from stat_prune.measuring.sensitivity import distances_by_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import loaded
@@ -250,7 +250,7 @@ def _moved(
         noted = (found.inputs[block.name], found.after[block.name], dense.after[block.name])
         mask = token_mask(batch, block.mask).to(noted[0].device)
         inputs, after, wanted_after = (
-            by_token(one.to(mask.device), mask)[mask].float() for one in noted
+            token_rows(one.to(mask.device), mask).float() for one in noted
         )
         judges = number >= len(entering.batches) - num_held_out
         (held_out if judges else solved_on).update(inputs, wanted_after - after)
