@@ -187,5 +187,5 @@ def by_token(activations: Tensor, mask: Tensor) -> Tensor:
 
 def token_rows(activations: Tensor, mask: Tensor | None) -> Tensor:
     """Those of real tokens, of shape (n, m); not copied where all are."""
-    rows = activations.reshape(-1, activations.shape[-1])
+    rows = activations.flatten(end_dim=-2)  # of which none may have a channel
     return rows if mask is None or bool(mask.all()) else rows[mask.reshape(-1)]
