@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from stat_prune.data.batching import masks_in, token_mask
 from stat_prune.errors import ModelError, NonFiniteActivationsError
 from stat_prune.linalg import Moments, NonFiniteError
+from stat_prune.measuring.collectors import token_rows
 from stat_prune.model.dispatched import input_device
 from stat_prune.model.running import Batch, evaluating, model_inputs
 
@@ -53,11 +54,12 @@ def head_moments(model: PreTrainedModel, head: nn.Module, batches: Iterable[Batc
 def _noting(head: nn.Module, batch: Batch, seen: list[Moments]) -> Iterator[None]:
     def note(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         states = args[0]
-        for name in reversed(masks_in(batch)):
-            if batch[name].shape == states.shape[:-1]:
-                states = states[token_mask(batch, name).to(states.device)]
-                break
-        rows = states.reshape(-1, states.shape[-1])
+        masks = (
+            name for name in reversed(masks_in(batch)) if batch[name].shape == states.shape[:-1]
+        )
+        name = next(masks, None)
+        mask = None if name is None else token_mask(batch, name).to(states.device)
+        rows = token_rows(states, mask)
         if not seen:
             seen.append(Moments(rows.shape[-1]))
         seen[0].update(rows)

@@ -259,14 +259,7 @@ def factor_embeddings(model: Any, path: str, rank: int) -> Any:
     FactoredEmbedding
     """
     table = model.base_model.get_submodule(path)
-    like = {"dtype": table.weight.dtype, "device": table.weight.device}
-    previous = getattr(table, "projection", None)
-    width = table.weight.shape[1] if previous is None else previous.out_features
-    trained = table.weight.requires_grad
-    empty = torch.empty(len(table.weight), rank, **like)
-    weight = torch.nn.Parameter(empty, requires_grad=trained)
-    projection = torch.nn.utils.skip_init(torch.nn.Linear, rank, width, **like)
-    projection.requires_grad_(trained)
+    projection, weight = _empty_factors(table, rank)
     sharing = sharing_modules(model, table)
     made: dict[int, torch.nn.Module] = {}
     for place, module in sharing.items():
@@ -287,6 +280,18 @@ def factor_embeddings(model: Any, path: str, rank: int) -> Any:
     return made[id(table)]
 
 
+def _empty_factors(old: Any, rank: int) -> tuple[torch.nn.Linear, torch.nn.Parameter]:
+    """The factor that all rows share, and that of each; for a module that may be factored."""
+    like = {"dtype": old.weight.dtype, "device": old.weight.device}
+    previous = getattr(old, "projection", None)
+    width = old.weight.shape[1] if previous is None else previous.out_features
+    trained = old.weight.requires_grad
+    empty = torch.empty(len(old.weight), rank, **like)
+    projection = torch.nn.utils.skip_init(torch.nn.Linear, rank, width, **like)
+    projection.requires_grad_(trained)
+    return projection, torch.nn.Parameter(empty, requires_grad=trained)
+
+
 def factor_head(model: Any, path: str, rank: int) -> Any:
     """Let a language model's head with weights of its own be of two factors, in place.
 
@@ -297,14 +302,7 @@ def factor_head(model: Any, path: str, rank: int) -> Any:
     FactoredHead
     """
     head = model.get_submodule(path)
-    like = {"dtype": head.weight.dtype, "device": head.weight.device}
-    previous = getattr(head, "projection", None)
-    width = head.weight.shape[1] if previous is None else previous.out_features
-    empty = torch.empty(len(head.weight), rank, **like)
-    weight = torch.nn.Parameter(empty, requires_grad=head.weight.requires_grad)
-    projection = torch.nn.utils.skip_init(torch.nn.Linear, rank, width, **like)
-    projection.requires_grad_(head.weight.requires_grad)
-    made = FactoredHead(head, projection, weight).train(head.training)
+    made = FactoredHead(head, *_empty_factors(head, rank)).train(head.training)
     model.set_submodule(path, made)
     return made
 

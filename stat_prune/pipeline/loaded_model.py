@@ -38,12 +38,7 @@ from stat_prune.pipeline.one_block import candidates_of, planned
 from stat_prune.pipeline.probes import distances
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.second_pass import (
-    HELD_OUT,
-    SecondPass,
-    best_pass,
-    can_move,
-)
+from stat_prune.pipeline.second_pass import HELD_OUT, SecondPass, best_pass, can_move
 from stat_prune.pipeline.sources import Cut, Decided, Probed
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import PruningResult
@@ -112,7 +107,7 @@ class LoadedModel:
         recipe, asked = run.settings.recipe, run.settings.num_passes > 1
         with run.stage("fold"):
             folded = fold_all(recipe, measured, choice, "the correction")
-        for_table = (target.of_embeddings < 1 or target.of_head < 1) and run.settings.passes is None
+        for_table = target.factors and run.settings.passes is None
         enough = run.calibration.num_samples >= HELD_OUT
         if (asked or for_table) and recipe.corrected and enough:
             calibration = run.calibration if asked else _affordable(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,40 +227,41 @@ def factor(
     FactoredTable or None
         None where all is kept, and nothing was done.
     """
-    table = find_table(model)
-    rank = table.rank_for(fraction, multiple)
-    if rank is None:
-        return None
-    with torch.no_grad():
-        found = _factors(token_embeddings(model), decomposition, rank)
-        _fill(factor_embeddings(model, table.path, rank), found)
-    _record(model, "embeddings", table.path, rank)
-    return _account(table, decomposition, rank)
+    table, old = find_table(model), token_embeddings(model)
+    return _factored(
+        model, "embeddings", table, old, factor_embeddings, decomposition, fraction, multiple
+    )
 
 
 def factor_own_head(
     model: PreTrainedModel, decomposition: LowRank, fraction: float, multiple: int = 1
 ) -> FactoredTable | None:
     """Factor the head of a language model, as `factor` does its embeddings."""
-    head = find_head(model)
-    rank = head.rank_for(fraction, multiple)
+    table, old = find_head(model), own_head(model)
+    return _factored(model, "lm_head", table, old, factor_head, decomposition, fraction, multiple)
+
+
+def _factored(
+    model: PreTrainedModel,
+    what: str,
+    table: Table,
+    old: Any,
+    replaced: Callable[[Any, str, int], Any],
+    decomposition: LowRank,
+    fraction: float,
+    multiple: int,
+) -> FactoredTable | None:
+    """Fill and record the factors that `replaced` puts in place of a module."""
+    rank = table.rank_for(fraction, multiple)
     if rank is None:
         return None
     with torch.no_grad():
-        found = _factors(own_head(model), decomposition, rank)
-        _fill(factor_head(model, head.path, rank), found)
-    _record(model, "lm_head", head.path, rank)
-    return _account(head, decomposition, rank)
-
-
-def _fill(new: Any, factors: tuple[Tensor, Tensor, Tensor]) -> None:
-    codes, basis, mean = factors
-    new.weight.copy_(codes)
-    new.projection.weight.copy_(basis.T)
-    new.projection.bias.copy_(mean)
-
-
-def _account(table: Table, decomposition: LowRank, rank: int) -> FactoredTable:
+        codes, basis, mean = _factors(old, decomposition, rank)
+        new = replaced(model, table.path, rank)
+        new.weight.copy_(codes)
+        new.projection.weight.copy_(basis.T)
+        new.projection.bias.copy_(mean)
+    _record(model, what, table.path, rank)
     return FactoredTable(
         name=table.path,
         num_rows=table.num_rows,

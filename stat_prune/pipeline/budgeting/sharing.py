@@ -273,7 +273,7 @@ def _held_out_distance(run: Run, share: Share, decided: Decided) -> float:
 
 def with_table(run: Run, target: Target) -> PreTrainedModel:
     """The dense model, or a copy whose embeddings or head are factored as a target says."""
-    if target.of_embeddings == 1 and target.of_head == 1:
+    if not target.factors:
         return run.model
     copied = shared_copy(run.model)
     factor_as(run, target, copied)

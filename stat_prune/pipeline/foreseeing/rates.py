@@ -121,9 +121,9 @@ def block_seconds(
     if is_factored(block, recipe):
         candidates = decompose()
         factored = FactoredBlock(known, candidates)
-        size = int((candidates.num_units - kept[-1] * small.num_units).abs().argmin())
+        index = int((candidates.num_units - kept[-1] * small.num_units).abs().argmin())
         factor = seconds(lambda: FactoredBlock(known, candidates))
-        trial = seconds(lambda: factored.fold(size))
+        trial = seconds(lambda: factored.fold(index))
     return BlockSeconds(seconds(decompose), folding, factor, trial)
 
 

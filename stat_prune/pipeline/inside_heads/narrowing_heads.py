@@ -25,6 +25,10 @@ from stat_prune.reporting.search_report import DimensionsOfHeads
 from stat_prune.settings.targets import MACs, Parameters, Target
 from stat_prune.surgery.narrowing import narrowed_copy
 
+#: Standard errors of their difference by which one model has to be nearer than another on the
+#: sequences held out to be taken by these alone.
+SURE = 2.0
+
 
 def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
     """Refuse what heads cannot be narrowed for.
@@ -62,11 +66,6 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
                 f"head_dims=True takes one fraction of MACs or parameters, got {target!r}. Use "
                 "MACs(0.5), or leave head_dims out."
             )
-
-
-#: Standard errors of their difference by which one model has to be nearer than another on the
-#: sequences held out to be taken by these alone.
-SURE = 2.0
 
 
 def with_head_dims(
