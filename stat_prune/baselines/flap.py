@@ -12,7 +12,7 @@ attention channels before it standardises them, of which the paper says nothing:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from stat_prune.baselines.ranking import budget_of, cost_of
 from stat_prune.choosing.budget.costs import Budget, CostFunction
 from stat_prune.choosing.budget.filling import filled
-from stat_prune.choosing.plan import BlockPlan
+from stat_prune.choosing.plan import BlockPlan, Sizes
 from stat_prune.errors import TargetError
 from stat_prune.linalg import Moments
 from stat_prune.measuring.collectors import collect_moments
@@ -43,6 +43,8 @@ class _Fluctuation:
         Of the consumer's input.
     weight : Tensor of shape (d, m), float64
         The consumer's.
+    channels : Tensor of shape (m,), float64
+        Standardised score of each channel.
     scores : Tensor of shape (g,), float64
         Standardised score of each key/value head (with its query heads) or neuron.
     """
@@ -50,6 +52,7 @@ class _Fluctuation:
     block: Block
     moments: Moments
     weight: Tensor
+    channels: Tensor
     scores: Tensor
 
     @classmethod
@@ -59,7 +62,8 @@ class _Fluctuation:
         channels = variance * weight.square().sum(0)
         deviation = channels.std()
         standardised = (channels - channels.mean()) / torch.where(deviation > 0, deviation, 1.0)
-        return cls(block, moments, weight, standardised.reshape(block.num_groups, -1).mean(1).cpu())
+        scores = standardised.reshape(block.num_groups, -1).mean(1).cpu()
+        return cls(block, moments, weight, standardised.cpu(), scores)
 
     def cost(self, count: int, cost: CostFunction) -> float:
         """Cost of so many key/value heads or neurons; of a bias too, where one has to be added."""
@@ -68,10 +72,17 @@ class _Fluctuation:
             block = replace(block, consumer_bias=True)
         return cost_of(block, count, cost)
 
-    def plan(self, groups: Tensor) -> BlockPlan:
-        """Keep these key/value heads or neurons, and the mean of the others."""
+    def best(self, num_units: int, num_groups: int) -> Tensor:
+        """The best key/value heads, and of each as many of its best query heads; or neurons."""
+        groups = self.scores.argsort(descending=True, stable=True)[:num_groups].sort().values
+        members = self.channels.reshape(self.block.num_groups, self.block.units_per_group, -1)
+        order = members.mean(2)[groups].argsort(dim=1, descending=True, stable=True)
+        kept = order[:, : num_units // num_groups].sort(1).values
+        return (groups[:, None] * self.block.units_per_group + kept).reshape(-1)
+
+    def plan(self, units: Tensor) -> BlockPlan:
+        """Keep these query heads or neurons, and the mean of the others."""
         block, moments = self.block, self.moments
-        units = block.units_at(groups)
         kept = block.channels(units.to(self.weight.device))
         dropped = complement(kept, block.num_channels)
         scatter = moments.scatter[dropped][:, dropped]
@@ -90,7 +101,7 @@ class _Fluctuation:
         )
 
 
-def plan(run: Run, budget: Budget) -> list[BlockPlan]:
+def plan(run: Run, budget: Budget, search: Callable[[], Sizes] | None = None) -> list[BlockPlan]:
     """Choose by fluctuation, and compensate with biases.
 
     Parameters
@@ -98,6 +109,9 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
     run : Run
     budget : Budget
         Of MACs or parameters.
+    search : callable, optional
+        What finds how many units and key/value heads each block keeps, in place of one threshold;
+        of a key/value head its best query heads stay then.
 
     Raises
     ------
@@ -111,6 +125,7 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
             "tolerances."
         )
     cost = budget.cost
+    sizes = None if search is None else search()
     with run.stage("collect"):
         moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
     with run.stage("score and compensate"):
@@ -119,6 +134,8 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
             with loaded(run.model.base_model, block.consumer) as consumer:
                 weight = consumer.weight.detach().double()
             measured.append(_Fluctuation.of(block, moments[block.name], weight))
+        if sizes is not None:
+            return [one.plan(one.best(*sizes[one.block.name])) for one in measured]
         kept = {one.block.name: torch.arange(one.block.num_groups) for one in measured}
         for members, fraction in target.budgets([*run.blocks, *run.untouched]):
             part = [one for one in measured if one.block in members]
@@ -126,7 +143,7 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
             allowed = budget_of([one.block for one in part], whole, fraction, cost)
             for one, groups in zip(part, _search(part, cost, allowed), strict=True):
                 kept[one.block.name] = groups
-        return [one.plan(kept[one.block.name]) for one in measured]
+        return [one.plan(one.block.units_at(kept[one.block.name])) for one in measured]
 
 
 def _search(part: Sequence[_Fluctuation], cost: CostFunction, budget: float) -> list[Tensor]:

@@ -34,9 +34,9 @@ from stat_prune.baselines.layer_inputs import (
 )
 from stat_prune.baselines.mask_gradients import mask_gradients
 from stat_prune.baselines.ranking import Ranking, budget_of, unit_cost
-from stat_prune.baselines.task_loss import decisions, divergences
+from stat_prune.baselines.task_loss import check_decides, decisions, divergences
 from stat_prune.choosing.budget.costs import Budget, CostFunction
-from stat_prune.choosing.plan import BlockPlan
+from stat_prune.choosing.plan import BlockPlan, Sizes
 from stat_prune.choosing.planned import planned
 from stat_prune.data.batching import token_mask
 from stat_prune.families import transformer_layers
@@ -58,7 +58,7 @@ REPRESENTATIONAL = 2.5e-4
 HEADS = 64.0
 
 
-def plan(run: Run, budget: Budget) -> list[BlockPlan]:
+def plan(run: Run, budget: Budget, search: Callable[[], Sizes] | None = None) -> list[BlockPlan]:
     """Measure, search and tune, sublayer by sublayer.
 
     Predictions of a regression are measured in units of their standard deviation over the
@@ -69,6 +69,8 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
     run : Run
     budget : Budget
         One fraction of MACs or parameters for heads and neurons together.
+    search : callable, optional
+        What finds how many units each block keeps, in place of one threshold over all that is left.
 
     Raises
     ------
@@ -79,6 +81,10 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
     """
     fraction = single_fraction(budget.target, "kprune")
     check_encoder(run, "kprune")
+    sizes = None
+    if search is not None:
+        check_decides(run)
+        sizes = search()
     cost = budget.cost
     left = budget_of(run.blocks, run.untouched, fraction, cost)
     batches = run.calibration.batches
@@ -97,15 +103,21 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
                 members = [one for one in statistics if one.block.layer == layer]
                 sums = dense_sums(dense, [one.block for one in members])
                 for one in members:
-                    remaining = run.blocks[len(plans) :]
+                    # Blocks that are looked at: one threshold is over all that is left.
+                    looked_at = statistics[len(plans) :] if sizes is None else [one]
+                    remaining = [other.block for other in looked_at]
                     known = (
-                        _knowledge_of_dense(statistics[len(plans) :])
+                        _knowledge_of_dense(looked_at)
                         if intact
                         else knowledge.of(pruned, remaining)
                     )
-                    scores = _importance(known, remaining, cost)
-                    ranking = Ranking(remaining, scores, cost)
-                    units = ranking.units(max(ranking.most_within(left), 0))[one.block.name]
+                    ranking = Ranking(remaining, _importance(known, remaining, cost), cost)
+                    beyond_one = (
+                        max(ranking.most_within(left), 0)
+                        if sizes is None
+                        else sizes[one.block.name][0] - 1
+                    )
+                    units = ranking.units(beyond_one)[one.block.name]
                     intact = intact and len(units) == one.block.num_units
                     plans.append(
                         planned(one, units)

@@ -11,7 +11,20 @@ from torch.nn import functional
 
 from stat_prune.data.batching import token_mask
 from stat_prune.errors import DataError, ModelError
-from stat_prune.model.running import Batch
+from stat_prune.model.running import Batch, evaluating, model_inputs
+from stat_prune.pipeline.run import Run
+
+
+def check_decides(run: Run) -> None:
+    """Refuse models that `decisions` does, on the shortest sequences, before any work.
+
+    Raises
+    ------
+    ModelError
+    """
+    batch = run.calibration.batches[-1]
+    with evaluating(run.model):
+        decisions(run.model(**model_inputs(run.model, batch, run.device)), batch)
 
 
 def decisions(output: Any, batch: Batch) -> list[Tensor]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stat_prune.model.folded_consumer import FoldedConsumer
+
+#: Units and key/value heads to keep of each block, by its name.
+Sizes = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ def check_method(run: Run, *, kept: bool) -> None:
     baseline = run.settings.baseline
     if baseline is not None:
         check_no_experts(run, baseline.name)
+        if run.settings.budget is not None and run.settings.objective is not None:
+            check_objective(run)
         if kept:
             raise SettingsError(
                 f"method={baseline.name!r} cannot be taken up again; leave out work_dir."

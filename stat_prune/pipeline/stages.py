@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.measured import Measured
+from stat_prune.choosing.plan import Sizes
 from stat_prune.pipeline.accounting import measure, measure_speed, report_of
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.budgeting.sharing import best_share, with_table
@@ -38,22 +40,13 @@ def results_of(
     """
     run = source.run
     if run.settings.baseline is not None:
-        planner = run.settings.baseline.planner
-        for budget in budgets:
-            yield _finished(source, budget, Decided.of(planner(run, budget)))
+        yield from _of_baseline(source, budgets, work)
         return
     if not run.blocks:  # targets are of embeddings alone
         for budget in budgets:
             yield _finished(source, budget, Decided())
         return
-    measured = source.measure()
-    weights = work.sensitivities(lambda: sensitivities(source, measured))
-    search = None
-    if weights is not None:
-        pairs = zip(measured, weights, strict=True)
-        measured = [replace(one, weights=weight) for one, weight in pairs]
-        if run.settings.recipe.allocation == "searched":
-            search = source.search(measured)
+    measured, search = _measured(source, work)
 
     def decided(budget: Budget) -> Decided:
         choice, found = work.choice(
@@ -74,6 +67,54 @@ def results_of(
             fold = partial(source.fold, measured, target=budget.target)
             best = with_head_dims(run, budget, best, inside, fold)
         yield _finished(source, budget, best)
+
+
+def _of_baseline(
+    source: Source[Result], budgets: Sequence[Budget], work: FinishedWork
+) -> Iterator[Result]:
+    """The model of each budget, by a method that is a pipeline of its own."""
+    run, baseline = source.run, source.run.settings.baseline
+    assert baseline is not None
+    if run.settings.budget is None:
+        for budget in budgets:
+            yield _finished(source, budget, Decided.of(baseline.planner(run, budget)))
+        return
+    # All at once, so that no statistics are left when the method collects its own.
+    found = cache(lambda: _searched(source, budgets, work))
+    for number, budget in enumerate(budgets):
+        decided = Decided.of(
+            baseline.planner(run, budget, lambda number=number: found()[number][0])
+        )
+        # Biases that the method adds come on top: the sizes are of one that adds none.
+        own = {block.name: block for block in run.blocks}
+        sizes = [(own[block.name], units, groups) for block, units, groups in decided.sizes]
+        yield _finished(source, budget, replace(decided, sizes=sizes, search=found()[number][1]))
+
+
+def _searched(
+    source: Source[Any], budgets: Sequence[Budget], work: FinishedWork
+) -> list[tuple[Sizes, Search | None]]:
+    """The sizes that `Settings.recipe` finds for each budget, and how."""
+    measured, search = _measured(source, work)
+    found: list[tuple[Sizes, Search | None]] = []
+    for budget in budgets:
+        choice, how = choose_sizes(source.run, measured, budget, search)
+        pairs = zip(measured, choice, strict=True)
+        sizes = {one.block.name: one.candidates.size(index)[1:] for one, index in pairs}
+        found.append((sizes, how))
+    return found
+
+
+def _measured(source: Source[Any], work: FinishedWork) -> tuple[list[Measured], Searching | None]:
+    """What is known of each block, and what compares whole models where they are searched."""
+    measured = source.measure()
+    weights = work.sensitivities(lambda: sensitivities(source, measured))
+    if weights is None:
+        return measured, None
+    pairs = zip(measured, weights, strict=True)
+    measured = [replace(one, weights=weight) for one, weight in pairs]
+    searched = source.run.settings.recipe.allocation == "searched"
+    return measured, source.search(measured) if searched else None
 
 
 def choose_sizes(

@@ -58,7 +58,7 @@ Finish = Literal["scales", "lora"]
 FINISHES: tuple[Finish, ...] = get_args(Finish)
 
 #: Fields that a representation has only where something was asked for.
-_SILENT = ("objective", "effort", "precision")
+_SILENT = ("objective", "effort", "precision", "takes_sizes")
 
 
 class _Named:
@@ -97,6 +97,10 @@ class Method(_Named, Config):
         How the budget is spread over blocks: searched, by what whole pruned models do to the
         output; probed, by the measured effect of each block alone; unweighted, by the blocks' own
         relative errors; even, the same fraction everywhere. Default: the method's own way.
+
+        Of methods that are pipelines of their own, "flap" and "kprune" take "searched": the sizes
+        of every block are those that method="stat" finds with the same seed and effort, units and
+        correction their own.
     passes : {1, 2}
         1: the correction is solved from the dense network's activations; 2: once more, on the
         pruned network. Default: what the method says, 1 for stat.
@@ -185,12 +189,17 @@ class Baseline(_Named):
         Whether the model's output has a say, and not activations alone.
     leaves_heads : bool
         Whether neurons alone leave.
+    takes_sizes : bool
+        Whether `plan` has a third argument: None, or what finds `stat_prune.choosing.plan.Sizes`
+        to keep to. That takes as long as ``method="stat"``, so `plan` calls it when it has refused
+        what it is not defined for.
     """
 
     name: str
     plan: Callable[..., Any] | str
     reads_output: bool = False
     leaves_heads: bool = False
+    takes_sizes: bool = False
 
     @property
     def planner(self) -> Callable[..., Any]:
@@ -205,10 +214,10 @@ BASELINES: dict[str, Baseline] = {
     one.name: one
     for one in (
         Baseline("stat-paper", f"{_BASELINES}stat_paper:plan"),
-        Baseline("flap", f"{_BASELINES}flap:plan"),
+        Baseline("flap", f"{_BASELINES}flap:plan", takes_sizes=True),
         Baseline("fisher", f"{_BASELINES}fisher:plan", reads_output=True),
         Baseline("fisher-untuned", f"{_BASELINES}fisher:plan_untuned", reads_output=True),
-        Baseline("kprune", f"{_BASELINES}kprune:plan", reads_output=True),
+        Baseline("kprune", f"{_BASELINES}kprune:plan", reads_output=True, takes_sizes=True),
         Baseline("kcm", f"{_BASELINES}kcm:plan", leaves_heads=True),
         Baseline("kcm-untuned", f"{_BASELINES}kcm:plan_untuned", leaves_heads=True),
     )

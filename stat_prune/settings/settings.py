@@ -16,6 +16,7 @@ from stat_prune.model.running import Objective
 from stat_prune.settings.arguments import entries, flag, usable_device
 from stat_prune.settings.fields import OneOf, check_known, checked, nearest
 from stat_prune.settings.methods import (
+    BASELINES,
     FINISHES,
     Allocation,
     Baseline,
@@ -85,7 +86,7 @@ class Settings(Constraints, Calibration):
         for name, of_method in _OF_METHOD.items():
             if getattr(self, name) is not None:
                 self._take(name, of_method.metadata["check"](name, getattr(self, name)))
-        parts = Method() if self.baseline is not None else self._named
+        parts = self._named
         for name in ("objective", "effort", "precision"):
             if getattr(self, name) is None:
                 self._take(name, getattr(parts, name))
@@ -103,12 +104,15 @@ class Settings(Constraints, Calibration):
             _ = self.recipe
         elif self.uniform:
             raise SettingsError(f"method={self.method!r} has no uniform mode; use method='stat'.")
-        elif self.budget is not None:
+        elif self.budget is not None and not (self._searches and self.baseline.takes_sizes):
+            able = ", ".join(f"{one.name!r}" for one in BASELINES.values() if one.takes_sizes)
             raise SettingsError(
                 f"method={self.method!r} spreads its budget itself, got budget={self.budget!r}. "
-                "Leave budget out, or use method='stat', 'obs' or another that ranks units."
+                "Leave budget out, or use method='stat', 'obs' or another that ranks units; "
+                f"budget='searched' also goes with {able}."
             )
-        if self.head_dims and (self.uniform or self.serve_with or not self._searches):
+        own = self.baseline is not None or not self._searches
+        if self.head_dims and (self.uniform or self.serve_with or own):
             raise SettingsError(
                 "head_dims=True measures whole pruned models and gives each layer sizes of its "
                 f"own, got method={self.method!r}, budget={self.budget!r}, uniform={self.uniform}, "
@@ -123,11 +127,15 @@ class Settings(Constraints, Calibration):
 
     @property
     def _named(self) -> Method:
+        if self.baseline is not None:
+            return Method()
         return method_named(cast("str | Method", self.method))
 
     @property
     def recipe(self) -> Method:
-        """The method's parts, with all that is asked for besides; not of a `baseline`.
+        """The method's parts, with all that is asked for besides.
+
+        Of a `baseline` those of the method that finds its sizes, where they are searched for.
 
         Raises
         ------
@@ -156,7 +164,8 @@ class Settings(Constraints, Calibration):
 
     @property
     def _searches(self) -> bool:
-        return self.baseline is None and self.recipe.allocation == "searched"
+        itself = self.baseline is not None and self.budget is None
+        return not itself and self.recipe.allocation == "searched"
 
     @property
     def reads_output(self) -> bool:
@@ -164,7 +173,7 @@ class Settings(Constraints, Calibration):
         if self.finish is not None:
             return True
         if self.baseline is not None:
-            return self.baseline.reads_output
+            return self.baseline.reads_output or self._searches
         return self.recipe.probes or self.num_passes == 2
 
     @property

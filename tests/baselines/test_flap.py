@@ -42,7 +42,7 @@ def test_scores_are_standardised_weighted_variances_averaged_over_each_head(bloc
 @pytest.mark.parametrize("block", BLOCKS, ids=["heads", "shared keys", "neurons"])
 def test_what_leaves_is_replaced_by_its_mean(block):
     found, activations, weight = fluctuation(block)
-    plan = found.plan(torch.tensor([0]))
+    plan = found.plan(block.units_at(torch.tensor([0])))
     size = block.num_channels // block.num_groups
     replaced = activations.clone()
     replaced[:, size:] = activations[:, size:].mean(0)
