@@ -21,8 +21,9 @@ from stat_prune.pipeline.budgeting import efforts as _efforts
 _efforts.BY_TOKEN["normal"] = _efforts.BY_TOKEN["fast"]
 """
 
-#: Two layers of six, few steps of training, and few examples to calibrate on.
+#: Two layers of six, few steps of training, one size of several, and few examples to calibrate on.
 FEW = {
+    r"(fractions = \([\d.]+,)[^)]*": r"\1",
     r"(AutoModel\.from_pretrained\(folder)\)": r"\1, num_hidden_layers=2)",
     r"encoder\.layer\[3\]": "encoder.layer[1]",
     r"(\b(?!total)\w+_steps=)\d+": r"\g<1>4",
@@ -43,7 +44,7 @@ def code_cells(path: Path) -> list[dict]:
 
 
 def test_there_are_notebooks():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07", "08"]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(1, 10)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
