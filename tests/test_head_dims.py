@@ -22,13 +22,13 @@ from transformers import (
 )
 
 import stat_prune
-from stat_prune import MACs, Parameters, Tolerance
+from stat_prune import Bytes, MACs, Parameters, Tolerance
 from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.choosing.head_dims import HeadDims
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.families import find_blocks
 from stat_prune.linalg import Moments
-from stat_prune.pipeline.inside_heads import narrowing_heads
+from stat_prune.pipeline.inside_heads import dims_search, narrowing_heads
 from stat_prune.pipeline.inside_heads.narrowing_heads import _unsure
 from stat_prune.reporting.report import PruningReport
 from stat_prune.surgery.narrowing import narrow, narrowed_copy
@@ -235,6 +235,36 @@ def test_a_budget_is_kept_and_the_nearest_model_taken(tmp_path):
     assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
 
 
+def test_one_budget_is_shared_with_embeddings_too(tmp_path):
+    model = tiny_bert(BertForSequenceClassification, vocab_size=256)
+    result = pruned(model, target=Bytes(0.6), head_dims=True, effort="fast")
+    assert result.report.head_dims.distances
+    whole, left = (
+        sum(one.numel() * one.element_size() for one in each.parameters())
+        for each in (model, result.model)
+    )
+    assert left <= 0.6 * whole
+    result.save(tmp_path / "out")
+    assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
+
+
+def test_trials_are_cut_from_the_model_that_is_compared_in_the_end(monkeypatch):
+    """With factored embeddings, where a target has them; what dimensions do is probed alone."""
+    factored = []
+
+    def noting(model, folded, narrowed):
+        table = model.get_input_embeddings()
+        factored.append(table.weight.shape[1] < WIDTH)
+        return narrowed_copy(model, folded, narrowed)
+
+    monkeypatch.setattr(dims_search, "narrowed_copy", noting)
+    pruned(target=MACs(0.5, embeddings=0.5), head_dims=True, effort="fast")
+    probed = 1 + 2 * SIZES["num_hidden_layers"]
+    assert not any(factored[:probed])
+    assert len(factored) > probed
+    assert all(factored[probed:])
+
+
 def test_dimensions_come_in_multiples():
     result = pruned(target=MACs(0.5), head_dims=True, round_to=4, effort="fast")
     for block in head_blocks(result.model):
@@ -246,7 +276,7 @@ def test_what_cannot_be_narrowed_is_refused_before_any_work():
     for model in (distil, tiny_bert(is_decoder=True)):
         with pytest.raises(ModelError, match="BERT's attention"):
             pruned(model, head_dims=True)
-    for target in (Tolerance(0.1), MACs({"heads": 0.5}), Parameters(0.5, embeddings=True)):
+    for target in (Tolerance(0.1), MACs({"heads": 0.5})):
         with pytest.raises(TargetError, match="one fraction"):
             pruned(target=target, head_dims=True)
     for options in (

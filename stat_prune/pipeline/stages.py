@@ -61,7 +61,7 @@ def results_of(
         if isinstance(search, BudgetSearch):
             if budget.target.is_joint:
                 budget = best_share(run, budget, search, partial(source.fold, measured))
-            search.cut_from(with_table(run, budget.target))
+            search.cut_from = with_table(run, budget.target)
         best = decided(budget)
         if inside is not None:
             fold = partial(source.fold, measured, target=budget.target)

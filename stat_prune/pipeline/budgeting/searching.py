@@ -46,11 +46,16 @@ class BudgetSearch:
     measured : sequence of Measured
         With statistics and weights.
     trials : Trials
+
+    Attributes
+    ----------
+    cut_from : PreTrainedModel
+        What whole pruned models are cut from: the dense model, but for its embeddings.
     """
 
     def __init__(self, run: Run, measured: Sequence[Measured], trials: Trials) -> None:
         self._run, self._measured, self.trials = run, measured, trials
-        self._cut_from = run.model
+        self.cut_from = run.model
         self._weights = weights_of(measured)
         self._objective = objective_named(run.settings.objective)
         self.folded = _Folded(run.settings.recipe, measured)
@@ -107,10 +112,6 @@ class BudgetSearch:
         choice = spread(self._run, self._measured, start.weights, budget, levels=LEVELS)
         with gathered_numerical_warnings("folding candidates in the search"):
             return self._on_calibration(1).measure(choice).distance, choice
-
-    def cut_from(self, model: PreTrainedModel) -> None:
-        """Take whole pruned models from this one: the dense model, but for its embeddings."""
-        self._cut_from = model
 
     def _nearest(
         self,
@@ -187,7 +188,7 @@ class BudgetSearch:
         return self._wholes[name]
 
     def _cut(self, choice: Sequence[int]) -> PreTrainedModel:
-        return pruned_copy(self._cut_from, [self.folded(*one) for one in enumerate(choice)])
+        return pruned_copy(self.cut_from, [self.folded(*one) for one in enumerate(choice)])
 
     @property
     def _passes(self) -> float:

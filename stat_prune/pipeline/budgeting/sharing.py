@@ -254,7 +254,7 @@ def _until_worse(
     for share in run.tracked(shares):
         if len(tried) - 1 - _nearest(tried) >= WORSE:
             break
-        search.cut_from(with_table(run, share))
+        search.cut_from = with_table(run, share)
         tried.append(_Tried(share, *search.foreseen(replace(budget, target=share))))
     return tried
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -120,7 +120,7 @@ class DimsSearch:
         whole = WholeModel(
             run.model,
             self._layers,
-            self._cut,
+            partial(self._cut, self._blocks.cut_from),
             self.sequences.batches,
             self._objective,
             parts=NUM_PARTS,
@@ -235,7 +235,7 @@ class DimsSearch:
         whole = WholeModel(
             run.model,
             self._layers,
-            self._cut,
+            partial(self._cut, run.model),
             run.probe_batches(self._blocks.trials.positions_per_sequence),
             self._objective,
             parts=1,
@@ -261,11 +261,11 @@ class DimsSearch:
             weights.append(torch.tensor(found.distance / error, dtype=torch.float64))
         return weights
 
-    def _cut(self, choice: Sequence[int]) -> PreTrainedModel:
+    def _cut(self, model: PreTrainedModel, choice: Sequence[int]) -> PreTrainedModel:
         count = len(self._candidates)
         folded = [self._blocks.folded(*one) for one in enumerate(choice[:count])]
         narrowed = self._narrowed(choice[:count], choice[count:])
-        return narrowed_copy(self._run.model, folded, narrowed)
+        return narrowed_copy(model, folded, narrowed)
 
     def _narrowed(self, choice: Sequence[int], dims: Sequence[int]) -> list[NarrowedHeads]:
         found = []

@@ -22,7 +22,7 @@ from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.sources import Decided
 from stat_prune.reporting.search_report import DimensionsOfHeads
-from stat_prune.settings.targets import MACs, Parameters, Target
+from stat_prune.settings.targets import Bytes, MACs, Parameters, Target
 from stat_prune.surgery.narrowing import narrowed_copy
 
 #: Standard errors of their difference by which one model has to be nearer than another on the
@@ -57,14 +57,10 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
             f"{name} alone. Leave one of the two out."
         )
     for target in targets:
-        if (
-            not isinstance(target, MACs | Parameters)
-            or target.is_joint
-            or "all" not in target.fractions()
-        ):
+        if not isinstance(target, MACs | Parameters | Bytes) or "all" not in target.fractions():
             raise TargetError(
-                f"head_dims=True takes one fraction of MACs or parameters, got {target!r}. Use "
-                "MACs(0.5), or leave head_dims out."
+                f"head_dims=True takes one fraction of MACs, parameters or bytes, got {target!r}. "
+                "Use MACs(0.5), or leave head_dims out."
             )
 
 
