@@ -13,10 +13,10 @@ from test_searching import pruned, rows
 from tiny_models import SIZES, tiny_bert
 from transformers import (
     BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertModel,
     ElectraConfig,
     ElectraForMaskedLM,
+    MPNetConfig,
+    MPNetModel,
     RobertaConfig,
     RobertaModel,
 )
@@ -272,8 +272,7 @@ def test_dimensions_come_in_multiples():
 
 
 def test_what_cannot_be_narrowed_is_refused_before_any_work():
-    distil = DistilBertModel(DistilBertConfig(vocab_size=64, dim=32, n_heads=4, n_layers=1))
-    for model in (distil, tiny_bert(is_decoder=True)):
+    for model in (built(MPNetModel, MPNetConfig), tiny_bert(is_decoder=True)):
         with pytest.raises(ModelError, match="BERT's attention"):
             pruned(model, head_dims=True)
     for target in (Tolerance(0.1), MACs({"heads": 0.5})):

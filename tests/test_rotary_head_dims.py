@@ -282,5 +282,5 @@ def test_a_budget_is_kept(name):
 
 def test_families_with_another_attention_are_refused():
     model = built(GPT2LMHeadModel, GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4))
-    with pytest.raises(ModelError, match="is neither"):
+    with pytest.raises(ModelError, match="has neither"):
         pruned(model, head_dims=True)

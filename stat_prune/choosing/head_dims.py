@@ -18,6 +18,7 @@ from stat_prune.choosing.rotary_pairs import Rotary, RotaryPairs
 from stat_prune.linalg import LowRank, Moments, low_rank
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.blocks import Block
+from stat_prune.model.modeling_stat_prune import score_scale
 from stat_prune.model.projections import Projection, projection
 from stat_prune.surgery.narrowing import NarrowedHeads
 
@@ -69,7 +70,7 @@ class HeadDims:
         )
         self._output = projection(base_model, block.consumer)
         ((path, _),) = block.attributes.items()
-        self._scaling = float(base_model.get_submodule(path).scaling)  # type: ignore[arg-type]
+        self._scaling = float(score_scale(base_model.get_submodule(path)))
         self._statistics = BlockStatistics.of(block, channels, self._output)
         self._score_maps = cache(self._maps_of_scores)
 

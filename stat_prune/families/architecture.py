@@ -64,8 +64,8 @@ class Attention:
         heads"``, it is given one for all heads of the dense model.
     own_dims : {"all", "values"}, optional
         Which dimensions inside heads can leave: those of queries and keys too, or those of values
-        alone, as where norms are over a head. `module` computes as BERT's does, with linear layers
-        ``query``, ``key`` and ``value`` and a ``scaling`` of its own, or as Llama's.
+        alone, as where norms are over a head. `module` computes as Llama's does, or as BERT's,
+        with layers of names that the modeling file knows, and remembers the scale of its scores.
     rotary : str, optional
         Path, below the base model, of the module with the frequencies by which queries and keys
         are turned.

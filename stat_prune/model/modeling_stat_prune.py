@@ -360,28 +360,33 @@ def compute_with_own_dims(
     Parameters
     ----------
     attention : Module
-        BERT's, or Llama's.
+        Llama's, or one with linear layers of names that `_OWN_LAYERS` has.
     query_key, value : int
     pairs : list of list of int, optional
         Of each key/value head, the pairs of dimensions that stay of those that rotary embeddings
         turn.
     """
     attention.query_key_size = query_key
-    stock = sys.modules[type(attention).__module__]
-    if not hasattr(attention, "o_proj"):
-        attention.attention_head_size = value
-        attention.forward = partial(_with_own_dims, attention, stock.eager_attention_forward)
+    eager = sys.modules[type(attention).__module__].eager_attention_forward
+    turn = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    set_attributes(attention, {size_attribute(attention): value})
+    if turn is None:
+        attention.forward = partial(_with_own_dims, attention, eager)
         return
-    attention.head_dim = value
     attention.rotary_pairs = pairs
     # A buffer would have no value where a model is made to be loaded.
     attention.rotary_columns = None if pairs is None else torch.tensor(pairs, device="cpu")
-    attention.forward = partial(
-        _turned_with_own_dims,
-        attention,
-        stock.eager_attention_forward,
-        stock.apply_rotary_pos_emb,
-    )
+    attention.forward = partial(_turned_with_own_dims, attention, eager, turn)
+
+
+def size_attribute(attention: Any) -> str:
+    """Name under which an attention layer remembers the size of its heads."""
+    return "head_dim" if hasattr(attention, "head_dim") else "attention_head_size"
+
+
+def score_scale(attention: Any) -> Any:
+    """What an attention layer multiplies its scores with."""
+    return attention.scale if hasattr(attention, "scale") else attention.scaling
 
 
 def _attend(
@@ -399,10 +404,19 @@ def _attend(
         size = max(key.shape[-1], width)
         query, key, value = (pad(one, (0, size - one.shape[-1])) for one in (query, key, value))
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-    context, weights = attend(
-        attention, query, key, value, *args, scaling=attention.scaling, **kwargs
-    )
+    scale = score_scale(attention)
+    context, weights = attend(attention, query, key, value, *args, scaling=scale, **kwargs)
     return context[..., :width].flatten(-2).contiguous(), weights
+
+
+#: Layers of queries, keys and values, by family, and what comes after the heads where the same
+#: module has it: BERT's; DistilBERT's; ViT's and DINOv2's; CLIP's and OPT's.
+_OWN_LAYERS = (
+    ("query", "key", "value", None),
+    ("q_lin", "k_lin", "v_lin", "out_lin"),
+    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("q_proj", "k_proj", "v_proj", "out_proj"),
+)
 
 
 def _with_own_dims(
@@ -410,17 +424,29 @@ def _with_own_dims(
     eager: Any,
     hidden_states: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
-    _past_key_values: Any = None,
+    past_key_values: Any = None,
     **kwargs: Any,
 ) -> tuple[Any, ...]:
-    """The forward method of an encoder's attention layer whose linear layers say the sizes."""
-    kwargs.pop("past_key_values", None)  # an encoder is given none
-    query, key, value = (
-        layer(hidden_states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-        for layer in (attention.query, attention.key, attention.value)
+    """The forward method of an attention layer whose queries and keys are not turned."""
+    *layers, output = next(
+        names
+        for names in _OWN_LAYERS
+        if all(name is None or hasattr(attention, name) for name in names)
     )
-    dropout = attention.dropout.p if attention.training else 0.0
-    return _attend(attention, eager, query, key, value, attention_mask, dropout=dropout, **kwargs)
+    width = getattr(attention, size_attribute(attention))
+    sizes = (attention.query_key_size, attention.query_key_size, width)
+    query, key, value = (
+        getattr(attention, layer)(hidden_states).unflatten(-1, (-1, size)).transpose(1, 2)
+        for layer, size in zip(layers, sizes, strict=True)
+    )
+    if past_key_values is not None:
+        key, value = past_key_values.update(key, value, attention.layer_idx)
+    dropout = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0))
+    dropout = getattr(dropout, "p", dropout) if attention.training else 0.0
+    context, weights = _attend(
+        attention, eager, query, key, value, attention_mask, dropout=dropout, **kwargs
+    )
+    return (context if output is None else getattr(attention, output)(context)), weights
 
 
 def _turned_with_own_dims(

@@ -25,6 +25,7 @@ OPT = Architecture(
             head_size="head_dim",
             counts={"num_heads": "heads"},
             stream_after="final_layer_norm",
+            own_dims="all",
         ),
     ),
     feed_forwards=(FeedForward(("fc1",), "fc2", config_neurons="ffn_dim"),),

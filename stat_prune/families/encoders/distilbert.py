@@ -15,6 +15,7 @@ DISTILBERT = Architecture(
             head_size="attention_head_size",
             counts={"n_heads": "heads"},
             stream_after="sa_layer_norm",
+            own_dims="all",
         ),
     ),
     feed_forwards=(

@@ -14,6 +14,7 @@ _ATTENTION = Attention(
     head_size="head_dim",
     counts={"num_heads": "heads"},
     stream_after="layer_norm2",
+    own_dims="all",
 )
 _NEURONS = FeedForward(inputs=("mlp.fc1",), output="mlp.fc2", config_neurons="intermediate_size")
 

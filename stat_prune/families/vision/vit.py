@@ -38,6 +38,7 @@ VIT = Architecture(
             head_size="head_dim",
             counts={"num_attention_heads": "heads"},
             stream_after="layernorm_after",
+            own_dims="all",
         ),
     ),
     feed_forwards=(

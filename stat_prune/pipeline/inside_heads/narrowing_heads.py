@@ -42,9 +42,9 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
     is_decoder = getattr(run.model.config, "is_decoder", False)
     if is_decoder or not all(one.own_dims for one in attentions):
         raise ModelError(
-            f"head_dims=True is for encoders with BERT's attention (BERT, RoBERTa, XLM-RoBERTa, "
-            "CamemBERT, ELECTRA) and decoders with Llama's (Llama, Mistral, Qwen2, Qwen3, Gemma "
-            f"3), and {name} is neither. Leave head_dims out."
+            "head_dims=True is for models with BERT's attention (BERT, RoBERTa, XLM-RoBERTa, "
+            "CamemBERT, ELECTRA, DistilBERT, ViT, DINOv2, CLIP; OPT) or Llama's (Llama, Mistral, "
+            f"Qwen2, Qwen3, Gemma 3), and {name} has neither. Leave head_dims out."
         )
     if is_dispatched(run.model) or num_processes() > 1:
         raise ModelError(
