@@ -129,6 +129,13 @@ def test_starts_are_as_far_away_as_models_that_are_really_pruned_so():
     assert taken == pytest.approx(search.starts[search.taken], rel=1e-3)
 
 
+def test_a_thorough_search_tries_a_second_pass_unless_passes_say_otherwise():
+    reports = [pruned(effort="thorough", **asked).report for asked in ({}, {"passes": 1})]
+    assert reports[0].second_pass["distances"]
+    assert reports[1].second_pass is None
+    assert pruned(effort="normal").report.second_pass is None
+
+
 def test_each_effort_does_what_it_says():
     fast, normal, thorough = (
         pruned(effort=effort).report.search for effort in ("fast", "normal", "thorough")

@@ -38,7 +38,14 @@ from stat_prune.pipeline.one_block import candidates_of, planned
 from stat_prune.pipeline.probes import distances
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.second_pass import HELD_OUT, SecondPass, best_pass, can_move
+from stat_prune.pipeline.second_pass import (
+    HELD_OUT,
+    MOST_STATES,
+    SecondPass,
+    best_pass,
+    can_move,
+    states_of_token,
+)
 from stat_prune.pipeline.sources import Cut, Decided, Probed
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import PruningResult
@@ -46,10 +53,6 @@ from stat_prune.settings.targets import Target
 from stat_prune.surgery.alignment import renumber_alignment_heads
 from stat_prune.surgery.cut import apply
 from stat_prune.surgery.narrowing import narrow
-
-#: Numbers of hidden states that a second pass holds for the sake of factored embeddings, about: on
-#: so many tokens as give them.
-MOST_STATES = 2**28
 
 
 class LoadedModel:
@@ -100,8 +103,8 @@ class LoadedModel:
     def fold(self, measured: Sequence[Measured], choice: Sequence[int], target: Target) -> Decided:
         """The correction of each block's candidate, solved once or twice.
 
-        What factored embeddings do to all blocks is known on the second pass alone, which is made
-        for their sake where nobody says how many there are to be.
+        Where nobody says how often, twice with factored embeddings, as what they do to all blocks
+        is known on the second pass alone, and in a thorough search.
         """
         run, second = self.run, None
         recipe, asked = run.settings.recipe, run.settings.num_passes > 1
@@ -109,7 +112,7 @@ class LoadedModel:
             folded = fold_all(recipe, measured, choice, "the correction")
         for_table = target.factors and run.settings.passes is None
         enough = run.calibration.num_samples >= HELD_OUT
-        if (asked or for_table) and recipe.corrected and enough:
+        if (run.settings.tries_second_pass or for_table) and recipe.corrected and enough:
             calibration = run.calibration if asked else _affordable(run)
             folded, second = _second_pass(run, folded, calibration, with_table(run, target))
         pairs = zip(folded, measured, choice, strict=True)
@@ -224,11 +227,9 @@ def _second_pass(
 
 
 def _affordable(run: Run) -> CalibrationSet:
-    """As many calibration sequences as a second pass can hold the states of."""
+    """As many calibration sequences as a second pass nobody asked for may hold the states of."""
     calibration = run.calibration
-    # Four states of a token, and the inputs of one consumer.
-    numbers = max(4 * block.output_size + block.num_channels for block in run.blocks)
-    part = MOST_STATES / (numbers * calibration.num_tokens)
+    part = MOST_STATES / (states_of_token(run.blocks) * calibration.num_tokens)
     if part >= 1:
         return calibration
     count = max(int(part * calibration.num_samples), HELD_OUT)

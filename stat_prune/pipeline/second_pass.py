@@ -33,6 +33,10 @@ RIDGES = (1.0, 0.3)
 #: One calibration sequence in so many is held out, to choose with; fewer allow no second pass.
 HELD_OUT = 8
 
+#: Numbers of hidden states that a second pass holds which nobody asked for, about: on so many
+#: tokens as give them.
+MOST_STATES = 2**28
+
 
 @dataclass(frozen=True)
 class SecondPass:
@@ -192,6 +196,11 @@ def restream(
             for state, output in zip(states, outputs, strict=True):
                 state[stack] = output
     return results, taken
+
+
+def states_of_token(blocks: Sequence[Block]) -> int:
+    """Numbers that are held for a token: four states, and the inputs of one consumer."""
+    return max(4 * block.output_size + block.num_channels for block in blocks)
 
 
 def can_move(block: Block) -> bool:

@@ -103,7 +103,7 @@ class Method(_Named, Config):
         correction their own.
     passes : {1, 2}
         1: the correction is solved from the dense network's activations; 2: once more, on the
-        pruned network. Default: what the method says, 1 for stat.
+        pruned network. Default: what the method says, 1 for stat; 2 with a thorough `effort`.
 
         The second is solved from the pruned network's own activations, and the solution that does
         best on calibration sequences held out is taken.
@@ -122,7 +122,8 @@ class Method(_Named, Config):
         ``"fast"`` measures the whole pruned model at half a dozen ways to spread it and takes the
         nearest to the dense one; ``"normal"`` searches on from there for about three forward passes
         over the calibration set, and decides on examples held out; ``"thorough"`` for ten to
-        twelve. What is folded for each trial comes on top.
+        twelve, and tries a second pass of the correction where `passes` is not said. What is folded
+        for each trial comes on top.
         Where there are too few examples to hold any out, and of methods that do not search, nothing
         is searched; the report says what was done.
     precision : {"auto", "float64", "float32"}

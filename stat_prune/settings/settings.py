@@ -156,6 +156,12 @@ class Settings(Constraints, Calibration):
         return self.recipe.passes
 
     @property
+    def tries_second_pass(self) -> bool:
+        """Whether a second pass is asked for, or part of a thorough search."""
+        thorough = self.passes is None and self._searches and self.effort == "thorough"
+        return self.num_passes == 2 or (thorough and self.recipe.corrected)
+
+    @property
     def num_held_out(self) -> int:
         """Examples to draw besides those of the calibration set, to choose with at the end."""
         if not self._searches or self.effort == "fast":

@@ -41,6 +41,9 @@ from stat_prune.settings.options import Arguments
 from stat_prune.settings.settings import Settings, settings_of
 from stat_prune.settings.targets import Target, checked_target
 
+#: Forward passes over the calibration set that a second pass takes, as measured.
+SECOND_PASS = 3.0
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -152,8 +155,8 @@ def estimate(
         As for `stat_prune.prune_checkpoint`, but for models that can only be pruned in memory.
     """
     chosen = settings_of(estimate, settings)
-    # Layer by layer starts are compared, whatever the effort in memory.
-    recipe = supported_method(replace(chosen, effort="fast"), checked_target(target))
+    # Layer by layer starts are compared, whatever the effort in memory, and corrected once.
+    recipe = supported_method(replace(chosen, effort="fast", passes=1), checked_target(target))
     seq_length = integer("seq_length", seq_length)
     if not isinstance(model, PreTrainedConfig):
         check_path("model", model)
@@ -171,9 +174,10 @@ def estimate(
         budget = replace(budget, target=target)
     reading = Reading.of(run)
     taken = taken_memory(run.device)
-    whole = needs_in_memory(empty, run.blocks, reading, recipe, target, chosen.effort)
+    whole = needs_in_memory(empty, run.blocks, reading, recipe, target, chosen)
     needs = needs_of(empty, run.blocks, reading, recipe, target)
     before = measure(empty, budget.lengths)
+    whole_alone = target.factors or chosen.num_passes > 1
     return Estimate(
         model=type(empty).__name__,
         dtype=str(empty.dtype).removeprefix("torch."),
@@ -183,7 +187,7 @@ def estimate(
         num_samples=reading.num_samples,
         seconds=_seconds(run, recipe, reading, target),
         memory=taken + whole,
-        memory_by_layer=None if target.factors or obstacle(empty) else taken + needs.memory,
+        memory_by_layer=None if whole_alone or obstacle(empty) else taken + needs.memory,
         disk=needs.disk,
     )
 
@@ -281,7 +285,11 @@ def _seconds(run: Run, recipe: Method, reading: Reading, target: Target) -> dict
         head = length * _head_weights(model)
         forward = reading.num_samples * (sequence(length) + head) * rates.forward
         seconds["search the budget"] = most.passes * forward + trials
-    return seconds | {"fold": folding}
+    seconds["fold"] = folding
+    if settings.tries_second_pass:
+        again = sequence(length) * rates.forward
+        seconds["second pass"] = SECOND_PASS * reading.num_samples * again
+    return seconds
 
 
 def _head_weights(model: PreTrainedModel) -> int:

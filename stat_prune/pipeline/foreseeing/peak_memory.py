@@ -20,7 +20,9 @@ from stat_prune.pipeline.budgeting.searching import num_remembered
 from stat_prune.pipeline.budgeting.starts import MAX_STARTS
 from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
 from stat_prune.pipeline.run import Run, num_probe_samples, probe_length
+from stat_prune.pipeline.second_pass import MOST_STATES, states_of_token
 from stat_prune.settings.methods import Method
+from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Target
 
 #: Bytes of a float32 and of a float64.
@@ -159,7 +161,7 @@ def needs_in_memory(
     reading: Reading,
     recipe: Method,
     target: Target,
-    effort: str,
+    settings: Settings,
 ) -> int:
     """Bytes that `stat_prune.prune` will take: the model, its copy, the statistics of all blocks.
 
@@ -180,10 +182,14 @@ def needs_in_memory(
     most = max(activations + copies + comparing, solving, cutting)
     if searches(recipe, target):
         # Blocks are factored, folded consumers remembered, and a pruned copy is measured.
-        searching = _searching(model, reading, effort) + kept_of(target) * sum(layers)
+        searching = _searching(model, reading, settings.effort) + kept_of(target) * sum(layers)
         remembered = _SINGLE * (num_factored(blocks, recipe) + num_remembered(blocks))
         at_a_time = max(activations + copies, factoring_bytes(blocks, recipe))
         most = max(most, at_a_time + remembered + searching)
+    if settings.tries_second_pass:
+        states = states_of_token(blocks) * reading.num_samples * reading.length
+        held = states if settings.num_passes == 2 else min(states, MOST_STATES)
+        most = max(most, _SINGLE * held + kept_of(target) * (consumers + sum(layers)))
     return round(weights + statistics_bytes(blocks) + consumers + most)
 
 
