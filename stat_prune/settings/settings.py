@@ -158,8 +158,10 @@ class Settings(Constraints, Calibration):
     @property
     def tries_second_pass(self) -> bool:
         """Whether a second pass is asked for, or part of a thorough search."""
+        if self.baseline is not None or not self.recipe.corrected:
+            return False
         thorough = self.passes is None and self._searches and self.effort == "thorough"
-        return self.num_passes == 2 or (thorough and self.recipe.corrected)
+        return self.num_passes == 2 or thorough
 
     @property
     def num_held_out(self) -> int:
