@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import transformers
 from isolation import outputs_without_stat_prune
+from safetensors.torch import load_file
 from tiny_models import tiny_bert, tiny_llama
 from torch import Tensor, nn
 from transformers import (
@@ -26,12 +28,13 @@ from transformers import (
 
 import stat_prune
 from stat_prune import Bytes, MACs, Parameters
+from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
-from stat_prune.model.modeling_stat_prune import auto_class_of
+from stat_prune.model.modeling_stat_prune import ExactRows, auto_class_of
 from stat_prune.pipeline import loaded_model
-from stat_prune.surgery.embeddings import is_factored
+from stat_prune.surgery.embeddings import decompose_table, factor, is_factored
 
 IDS = torch.tensor([[2, 5, 9, 7, 3], [2, 11, 4, 6, 3]])
 ROWS = [{"input_ids": ids} for ids in IDS] * 20
@@ -111,9 +114,12 @@ def table(model: PreTrainedModel) -> Tensor:
     """The embeddings of all tokens, as the model reads them, without what they are scaled by."""
     embeddings: Any = model.get_input_embeddings()
     if is_factored(embeddings):
-        return nn.functional.linear(
+        rows = nn.functional.linear(
             embeddings.weight, embeddings.projection.weight, embeddings.projection.bias
         ).detach()
+        if embeddings.exact is not None:
+            rows[embeddings.exact.ids.long()] = embeddings.exact.weight.detach()
+        return rows
     return embeddings.weight.detach()
 
 
@@ -194,6 +200,7 @@ def test_the_folder_opens_where_stat_prune_cannot_be_imported(tmp_path: Path) ->
     folders = [(tmp_path / name, auto_class_of_model(one.model)) for name, one in results.items()]
     for (folder, _), one in zip(folders, results.values(), strict=True):
         one.save(folder)
+        assert len(exact_of(one.model).ids)
     batches = []
     for one in results.values():
         decoder = {"decoder_input_ids": IDS} if one.model.config.is_encoder_decoder else {}
@@ -214,11 +221,101 @@ def test_generating_with_a_tied_head_goes_on_as_one_forward_pass_does() -> None:
 def test_frequent_tokens_are_kept_best() -> None:
     model = tiny_bert()
     rows = [{"input_ids": torch.tensor([2, *[7] * 20, 3])}] * 64 + ROWS
-    errors = []
-    for data in (ROWS, rows):
-        result = stat_prune.prune(model, data, target=HALF, progress=False)
-        errors.append(float((table(result.model) - table(model))[7].norm()))
-    assert errors[1] < 0.2 * errors[0]
+    result = stat_prune.prune(model, rows, target=HALF, progress=False)
+    errors = (table(result.model) - table(model)).norm(dim=1)
+    assert errors[7] < 0.1 * errors[20:].mean()  # those are in no text
+
+
+def exact_of(model: PreTrainedModel) -> ExactRows:
+    exact = cast(Any, model.get_input_embeddings()).exact
+    assert len(exact.ids)
+    return exact
+
+
+def test_rows_that_weigh_most_are_looked_up_as_they_were(model: PreTrainedModel) -> None:
+    result = factored(model)
+    ids = exact_of(result.model).ids.long()
+    assert torch.equal(table(result.model)[ids], table(model)[ids])
+    scale = getattr(result.model.get_input_embeddings(), "embed_scale", 1.0)
+    with torch.no_grad():
+        found = result.model.get_input_embeddings()(ids[None])
+    assert torch.equal(found[0], table(model)[ids] * scale)
+    assert set(ids.tolist()) <= {0, *IDS.flatten().tolist()}  # read; decoders begin with 0
+    assert result.report.embeddings.num_exact == len(ids)
+    assert f"{len(ids)} rows exact" in str(result.report)
+
+
+@pytest.mark.parametrize("name", ["BERT with a tied head", "Llama", "GPT-2", "BART"])
+def test_tied_heads_have_exact_logits_of_these_tokens(name: str) -> None:
+    model = BUILD[name]()
+    pruned = factored(model).model
+    ids, head = exact_of(pruned).ids.long(), cast(Any, pruned.get_output_embeddings())
+    states = torch.randn(3, 32)
+    with torch.no_grad():
+        found = head(states)
+        own = states @ table(model)[ids].T
+        others = states @ table(pruned).T
+    bias = 0.0 if head.bias is None else head.bias.detach()
+    torch.testing.assert_close((found - bias)[:, ids], own, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found - bias, others, rtol=0, atol=1e-5)
+
+
+def test_the_file_has_the_bytes_that_are_reported(model: PreTrainedModel, tmp_path: Path) -> None:
+    """Numbers of tokens among them; buffers of positions, which are as before, are not counted."""
+    result = factored(model)
+    result.model.save_pretrained(tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    known = {name for name, _ in result.model.named_parameters(remove_duplicate=False)}
+    counted = [
+        tensor for name, tensor in stored.items() if name in known or name.endswith("exact.ids")
+    ]
+    assert sum(one.nbytes for one in counted) == result.report.after.bytes
+    assert result.report.after.bytes == 4 * (
+        result.report.after.parameters + result.report.embeddings.num_exact
+    )
+
+
+@pytest.mark.parametrize("size", [70, 8, 1])
+@pytest.mark.parametrize("name", ["Llama", "Llama with a head of its own"])
+def test_exact_rows_follow_where_tokens_are_added_or_cut_off(
+    name: str, size: int, tmp_path: Path
+) -> None:
+    model = factored(BUILD[name]()).model
+    before, ids = table(model), exact_of(model).ids
+    model.resize_token_embeddings(size, mean_resizing=False)
+    left = min(size, 64)
+    torch.testing.assert_close(table(model)[:left], before[:left], rtol=0, atol=1e-6)
+    exact = cast(Any, model.get_input_embeddings()).exact
+    assert exact.ids.tolist() == [one for one in ids.tolist() if one < size]
+    model.save_pretrained(tmp_path / "out")
+    loaded = stat_prune.load(tmp_path / "out")
+    inputs = {"input_ids": torch.arange(left)[None]}
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_exact_rows_are_exact_when_a_result_is_pruned_again() -> None:
+    model = tiny_llama(tie_word_embeddings=True)
+    once = factored(model, Parameters({"embeddings": 0.7})).model
+    twice = factored(once, Parameters({"embeddings": 0.7})).model
+    ids = [set(exact_of(one).ids.tolist()) for one in (once, twice)]
+    both = sorted(ids[0] & ids[1])
+    assert both
+    assert torch.equal(table(twice)[both], table(model)[both])
+
+
+def test_a_folder_without_exact_rows_is_of_an_earlier_format_and_loads(tmp_path: Path) -> None:
+    model = tiny_bert()
+    factor(model, decompose_table(model, torch.ones(64)), 0.5)
+    as_pruned_class(model)
+    assert cast(Any, model.get_input_embeddings()).exact is None
+    assert "exact_rows" not in model.config.stat_prune
+    save_checkpoint(tmp_path / "out", model=model)
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    config["stat_prune"]["format"] = 6
+    path.write_text(json.dumps(config))
+    assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -227,6 +324,10 @@ def test_half_precision_comes_back_as_it_was(dtype: torch.dtype, tmp_path: Path)
     model = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
     result = factored(model)
     assert {p.dtype for p in result.model.parameters()} == {dtype}
+    ids = exact_of(result.model).ids.long()
+    with torch.no_grad():
+        found = result.model.get_input_embeddings()(ids)
+    assert torch.equal(found, cast(Any, model.get_input_embeddings()).weight[ids])
     result.save(tmp_path / "out")
     assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
 

@@ -67,7 +67,10 @@ def weight(head: Any) -> Tensor:
     """Of a head, as a single matrix."""
     if not hasattr(head, "projection"):
         return head.weight.detach()
-    return (head.weight @ head.projection.weight.T + head.projection.bias).detach()
+    rows = (head.weight @ head.projection.weight.T + head.projection.bias).detach()
+    if head.exact is not None:
+        rows[head.exact.ids.long()] = head.exact.weight.detach()
+    return rows
 
 
 def test_the_model_is_the_dense_one_with_another_head(model: PreTrainedModel) -> None:

@@ -8,6 +8,7 @@ from .block_pivoting import BlockPivoting, block_pivoting
 from .cholesky import pivoted_cholesky, randomly_pivoted_cholesky
 from .cross_moments import CrossMoments
 from .decomposition import InterpolativeDecomposition
+from .exact_rows import ExactRows, exact_rows
 from .exceptions import NonFiniteError, NumericalWarning
 from .factor import PivotedCholesky
 from .interpolative import interpolative_decomposition
@@ -26,6 +27,7 @@ __all__ = [
     "CrossMoments",
     "GaussianSketch",
     "InterpolativeDecomposition",
+    "ExactRows",
     "LowRank",
     "Moments",
     "NonFiniteError",
@@ -38,6 +40,7 @@ __all__ = [
     "interpolative_decomposition",
     "jittered_cholesky",
     "least_squares_from_moments",
+    "exact_rows",
     "low_rank",
     "pivoted_cholesky",
     "randomly_pivoted_cholesky",

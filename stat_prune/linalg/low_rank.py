@@ -14,7 +14,7 @@ from .checks import check_choice, check_finite, check_gram, check_matrix, check_
 from .cholesky import pivoted_cholesky
 from .ranks import relative_errors
 
-_BLOCK_ROWS = 4096
+BLOCK_ROWS = 4096
 
 
 @dataclass
@@ -29,10 +29,13 @@ class LowRank:
         ‖D(E - F T - 1 cᵀ)M^½‖_F / ‖D(E - 1 meanᵀ)M^½‖_F for the ranks 0..r, D² holding the weights
         of the rows and M the metric of the columns; r is the numerical rank where columns are
         chosen, else m.
+    energy : float
+        ‖D(E - 1 meanᵀ)M^½‖²_F, which these are relative to.
     """
 
     mean: Float64[Tensor, " m"]
     error_curve: Float64[Tensor, " curve"]
+    energy: float
     _basis: Callable[[int], Tensor] = field(repr=False)
     _encoder: Tensor | None = field(default=None, repr=False)
     _columns: Tensor | None = field(default=None, repr=False)
@@ -70,7 +73,7 @@ class LowRank:
             return table[:, kept], basis, self.mean - self.mean[kept] @ basis
         assert self._encoder is not None
         encoder = self._encoder[:, :rank]
-        codes = [((rows - self.mean) @ encoder).to(table.dtype) for rows in _blocks(table)]
+        codes = [((rows - self.mean) @ encoder).to(table.dtype) for rows in blocks_of(table)]
         return torch.cat(codes), basis, self.mean
 
 
@@ -129,21 +132,29 @@ def low_rank(
     """
     check_choice(decomposition, "decomposition", ("svd", "interpolative"))
     check_finite(check_matrix(table, "table"), "table")
-    n, m = table.shape
-    weights = _row_weights(row_weights, n, table.device)
-    mean = table.new_zeros(m, dtype=torch.float64)
-    if centered:
-        for rows, w in zip(_blocks(table), weights.split(_BLOCK_ROWS), strict=True):
-            mean += w @ rows
-        mean /= weights.sum()
-    gram = table.new_zeros(m, m, dtype=torch.float64)
-    for rows, w in zip(_blocks(table), weights.split(_BLOCK_ROWS), strict=True):
-        add_upper_gram(gram, (rows - mean) * w.sqrt()[:, None])
-    mirror_upper(gram)
-    root, inverse = _roots(metric, gram)
+    weights = weights_of_rows(row_weights, len(table), table.device)
+    gram, mean = weighted_gram(table, weights, centered=centered)
+    root, inverse = metric_roots(metric, gram)
     if decomposition == "svd":
         return _truncated_svd(gram, mean, root, inverse)
     return _interpolative(gram, mean, root)
+
+
+def weighted_gram(
+    table: Float[Tensor, "n m"], weights: Float64[Tensor, " n"], *, centered: bool
+) -> tuple[Float64[Tensor, "m m"], Float64[Tensor, " m"]]:
+    """The Gram matrix of the rows around their mean, each by its weight, and the mean, or zero."""
+    m = table.shape[1]
+    mean = table.new_zeros(m, dtype=torch.float64)
+    if centered:
+        for rows, w in zip(blocks_of(table), weights.split(BLOCK_ROWS), strict=True):
+            mean += w @ rows
+        mean /= weights.sum()
+    gram = table.new_zeros(m, m, dtype=torch.float64)
+    for rows, w in zip(blocks_of(table), weights.split(BLOCK_ROWS), strict=True):
+        add_upper_gram(gram, (rows - mean) * w.sqrt()[:, None])
+    mirror_upper(gram)
+    return gram, mean
 
 
 def _truncated_svd(
@@ -156,7 +167,13 @@ def _truncated_svd(
     values, vectors = values.clamp(min=0.0).flip(0), vectors.flip(1)
     left_out = torch.cat([values, values.new_zeros(1)]).flip(0).cumsum(0).flip(0)
     basis = vectors.T @ inverse
-    return LowRank(mean, relative_errors(left_out), lambda k: basis[:k], _encoder=root @ vectors)
+    return LowRank(
+        mean,
+        relative_errors(left_out),
+        float(left_out[0]),
+        lambda k: basis[:k],
+        _encoder=root @ vectors,
+    )
 
 
 def _interpolative(
@@ -165,13 +182,14 @@ def _interpolative(
     root: Float64[Tensor, "m m"],
 ) -> LowRank:
     factor = pivoted_cholesky(gram, column_weights=torch.linalg.vector_norm(root, dim=0))
-    curve = relative_errors(factor.residual_curve(root))
-    return LowRank(mean, curve, factor.interpolation, _columns=factor.order)
+    left_out = factor.residual_curve(root)
+    curve, energy = relative_errors(left_out), float(left_out[0])
+    return LowRank(mean, curve, energy, factor.interpolation, _columns=factor.order)
 
 
-def _blocks(table: Float[Tensor, "n m"]) -> Iterator[Float64[Tensor, "rows m"]]:
+def blocks_of(table: Float[Tensor, "n m"]) -> Iterator[Float64[Tensor, "rows m"]]:
     """Some rows at a time in float64: the table itself may be all that fits."""
-    return (rows.detach().to(torch.float64) for rows in table.split(_BLOCK_ROWS))
+    return (rows.detach().to(torch.float64) for rows in table.split(BLOCK_ROWS))
 
 
 def _check_width(table: Tensor, num_columns: int) -> None:
@@ -182,9 +200,10 @@ def _check_width(table: Tensor, num_columns: int) -> None:
         )
 
 
-def _row_weights(
+def weights_of_rows(
     row_weights: Tensor | None, num_rows: int, device: torch.device
 ) -> Float64[Tensor, " n"]:
+    """Checked weights of the rows, by default 1 each."""
     if row_weights is None:
         return torch.ones(num_rows, dtype=torch.float64, device=device)
     weights = torch.as_tensor(row_weights, dtype=torch.float64, device=device)
@@ -202,7 +221,7 @@ def _row_weights(
     return weights
 
 
-def _roots(
+def metric_roots(
     metric: Tensor | None, like: Float64[Tensor, "m m"]
 ) -> tuple[Float64[Tensor, "m m"], Float64[Tensor, "m m"]]:
     """The symmetric square root of the metric, and its inverse."""

@@ -28,6 +28,8 @@ class FactoredTable:
         and how far each takes the model's output from the dense one's.
     corrected : dict of str to float, or None
         The same on held-out sequences, of those whose blocks were corrected for the factors.
+    num_exact : int
+        Rows that are kept as they are beside the factors: those that weigh the most.
     """
 
     name: str
@@ -41,12 +43,15 @@ class FactoredTable:
     tied_heads: list[str]
     shares: dict[str, float] | None = None
     corrected: dict[str, float] | None = None
+    num_exact: int = 0
 
     def __str__(self) -> str:
         tied = f", shared with {', '.join(self.tied_heads)}" if self.tied_heads else ""
+        exact = f", {self.num_exact:,} rows exact" if self.num_exact else ""
         share = self.parameters / self.parameters_before
         return (
-            f"{self.num_rows:,} x {self.width} by rank {self.rank} ({self.decomposition}){tied}; "
+            f"{self.num_rows:,} x {self.width} by rank {self.rank} ({self.decomposition}){exact}"
+            f"{tied}; "
             f"error {self.error:.4f}; parameters {self.parameters_before:,} -> "
             f"{self.parameters:,} ({share:.1%} kept)"
             + (f", the best of {len(self.shares)} shares of the budget" if self.shares else "")

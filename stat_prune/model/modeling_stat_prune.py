@@ -4,7 +4,7 @@
 all layers. A model pruned by stat-prune has layers of different sizes; its ``config.json`` lists
 them under ``stat_prune``::
 
-    {"format": 6,
+    {"format": 7,
      "linear": {"encoder.layer.0.intermediate.dense": [out_features, in_features, has_bias], ...},
      "parameters": {"layers.0.mlp.experts.down_proj": [experts, out_features, in_features], ...},
      "attributes": {"encoder.layer.0.attention.self": {"num_attention_heads": 7, ...}, ...},
@@ -12,6 +12,7 @@ them under ``stat_prune``::
      "no_heads": {"layers.3.self_attn": {"output": "o_proj"}, ...},
      "embeddings": {"embeddings.word_embeddings": rank},
      "lm_head": {"lm_head": rank},
+     "exact_rows": {"embeddings": number, "lm_head": number},
      "head_dims": {"encoder.layer.0.attention.self": {"query_key": 16, "value": 24},
                    "layers.1.self_attn": {"query_key": 4, "value": 6, "pairs": [[0, 3], ...]}, ...}}
 
@@ -19,7 +20,8 @@ with paths below the base model, so that one record serves the base class and ev
 that of a language model's head with weights of its own, which is below the model itself. An
 attribute ``config.x`` is what the module at that path reads as ``self.config.x``. Format 1 had
 neither those nor parameters, format 2 no layers without heads, format 3 no factored embeddings,
-format 4 no dimensions of heads, format 5 no factored heads of language models.
+format 4 no dimensions of heads, format 5 no factored heads of language models, format 6 no exact
+rows beside factors.
 Asked for ``BertForMaskedLM``, this module makes a subclass of `transformers.BertForMaskedLM` with
 the same name, which builds the stock model and then gives the recorded layers their sizes. Nothing
 else changes: forward methods stay, but for those of attention layers that have lost all their
@@ -50,7 +52,7 @@ from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
 #: What this file reads; it is written in the last.
-FORMATS = (1, 2, 3, 4, 5, 6)
+FORMATS = (1, 2, 3, 4, 5, 6, 7)
 
 #: Goes before a class's name in ``architectures``. Servers have classes of their own for stock
 #: names, and pass over the modeling file.
@@ -179,19 +181,64 @@ def resize_layers(model: transformers.PreTrainedModel) -> None:
         compute_with_own_dims(base.get_submodule(path), **values)
     for path, values in record.get("no_heads", {}).items():
         compute_without_heads(base.get_submodule(path), **values)
+    exact = record.get("exact_rows", {})
     for path, rank in record.get("embeddings", {}).items():
-        table = factor_embeddings(model, path, rank)
+        table = factor_embeddings(model, path, rank, exact.get("embeddings"))
         model._init_weights(table)
         model._init_weights(table.projection)
     for path, rank in record.get("lm_head", {}).items():
         if path in dict(model.named_modules()):  # not of a base model, or with another head
-            head = factor_head(model, path, rank)
+            head = factor_head(model, path, rank, exact.get("lm_head"))
             model._init_weights(head)
             model._init_weights(head.projection)
 
 
-class FactoredEmbedding(torch.nn.Embedding):
-    """Embeddings F T + 1 cᵀ: looks up a row of F and multiplies it.
+class ExactRows(torch.nn.Module):
+    """Rows of a table that are kept as they are, beside its factors.
+
+    Attributes
+    ----------
+    weight : Parameter of shape (exact rows, hidden)
+    ids : Tensor of shape (exact rows,), int32
+        The tokens that they are of.
+    """
+
+    def __init__(self, like: torch.Tensor, num_rows: int, width: int) -> None:
+        super().__init__()
+        trained = like.requires_grad
+        self.weight = torch.nn.Parameter(like.new_zeros(num_rows, width), requires_grad=trained)
+        ids = torch.zeros(num_rows, dtype=torch.int32, device=like.device)
+        self.register_buffer("ids", ids)
+
+    def keep(self, places: torch.Tensor, ids: torch.Tensor) -> None:
+        """Keep some of the rows, which are now those of other tokens."""
+        self.weight.data = self.weight.data[places]
+        self.ids: torch.Tensor = ids.to(self.ids)
+
+    def among(self, rows: torch.Tensor, asked: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """The rows of the tokens that are asked for, of which some are exact."""
+        if not len(self.ids):
+            return rows  # its tokens have all been trimmed
+        numbers = torch.arange(len(self.ids), device=self.ids.device)
+        places = numbers.new_full((num_tokens,), -1).index_copy(0, self.ids.long(), numbers)[asked]
+        return torch.where((places >= 0)[..., None], self.weight[places.clamp(min=0)], rows)
+
+
+class _BesideExactRows(torch.nn.Module):
+    """A form of factors, beside exact rows or not."""
+
+    exact: ExactRows | None
+
+    def borrow_exact(self) -> None:
+        """Leave the exact rows to the embeddings that share them, and go on reading them there.
+
+        transformers would have to tie them by name, and ties no buffers.
+        """
+        self.__dict__["exact"] = self._modules.pop("exact", None)
+
+
+class FactoredEmbedding(torch.nn.Embedding, _BesideExactRows):
+    """Embeddings F T + 1 cᵀ: looks up a row of F and multiplies it; or looks up an exact row.
 
     Attributes
     ----------
@@ -199,14 +246,21 @@ class FactoredEmbedding(torch.nn.Embedding):
         F.
     projection : nn.Linear
         Its weight, of shape (hidden, rank), is Tᵀ; its bias is c.
+    exact : ExactRows or None
     embed_scale : float
         What the stock embeddings multiply a row with.
     """
 
-    def __init__(self, stock: Any, projection: torch.nn.Linear, weight: torch.nn.Parameter) -> None:
+    def __init__(
+        self,
+        stock: Any,
+        projection: torch.nn.Linear,
+        weight: torch.nn.Parameter,
+        exact: ExactRows | None = None,
+    ) -> None:
         super().__init__(len(weight), weight.shape[1], stock.padding_idx, _weight=weight)
         self.weight = weight  # a parameter of its own has been made of it
-        self.projection = projection
+        self.projection, self.exact = projection, exact
         self.embedding_dim = projection.out_features  # adapters go by it
         # A number, as a buffer has no value where a model is made to be loaded.
         self.embed_scale = getattr(stock, "scalar_embed_scale", getattr(stock, "embed_scale", 1.0))
@@ -214,22 +268,63 @@ class FactoredEmbedding(torch.nn.Embedding):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The embeddings of ids."""
         embedded: torch.Tensor = self.projection(super().forward(input))
+        if self.exact is not None:
+            embedded = self.exact.among(embedded, input, len(self.weight))
         return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
 
 
-class FactoredHead(torch.nn.Linear):
-    """A linear layer whose weight is F T + 1 cᵀ: that of `FactoredEmbedding`, or its own."""
+class FactoredHead(torch.nn.Linear, _BesideExactRows):
+    """A linear layer whose weight is that of `FactoredEmbedding`, or of such a form of its own."""
 
-    def __init__(self, stock: Any, projection: torch.nn.Linear, weight: torch.nn.Parameter) -> None:
+    def __init__(
+        self,
+        stock: Any,
+        projection: torch.nn.Linear,
+        weight: torch.nn.Parameter,
+        exact: ExactRows | None = None,
+    ) -> None:
         with torch.device("meta"):
             super().__init__(weight.shape[1], len(weight), bias=False)
         self.weight, self.bias, self.projection = weight, stock.bias, projection
+        self.exact = exact
         self.in_features = projection.out_features
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The logits of hidden states."""
         to_rank, mean = self.projection.weight, self.projection.bias
-        return linear(input @ to_rank, self.weight, self.bias) + (input @ mean)[..., None]
+        logits = linear(input @ to_rank, self.weight, self.bias) + (input @ mean)[..., None]
+        if self.exact is None:
+            return logits
+        ids = self.exact.ids.long()
+        own = linear(input, self.exact.weight, None if self.bias is None else self.bias[ids])
+        return logits.index_copy(-1, ids, own.to(logits.dtype))
+
+
+def keep_exact_rows(model: Any, what: str, table: Any, new_ids: torch.Tensor) -> None:
+    """Let exact rows of a table or head follow their tokens, in place, and the config say so.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    what : {"embeddings", "lm_head"}
+    table : FactoredEmbedding or FactoredHead
+        Or another, of which nothing is to be done.
+    new_ids : Tensor of shape (tokens,), int64
+        By old id the new one; -1 of tokens that leave.
+    """
+    exact = getattr(table, "exact", None)
+    if exact is None:
+        return
+    ids = new_ids.to(exact.ids.device)[exact.ids.long()]
+    exact.keep(ids >= 0, ids[ids >= 0])
+    record = model.config.stat_prune
+    counts = {**record["exact_rows"], what: len(exact.ids)}
+    model.config.stat_prune = {**record, "exact_rows": counts}
+
+
+def _up_to(ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Ids of tokens of which those from a number on leave."""
+    return ids.masked_fill(ids >= num_tokens, -1)
 
 
 def sharing_modules(model: Any, table: torch.nn.Embedding) -> dict[str, Any]:
@@ -249,8 +344,10 @@ def sharing_modules(model: Any, table: torch.nn.Embedding) -> dict[str, Any]:
     return {path: one for path, one in named.items() if path in found}
 
 
-def factor_embeddings(model: Any, path: str, rank: int) -> Any:
+def factor_embeddings(model: Any, path: str, rank: int, num_exact: int | None = None) -> Any:
     """Let the embeddings at a path below the base model be of two factors, uninitialised, in place.
+
+    With `num_exact`, so many rows are kept beside them.
 
     So are all layers that share their weight: embeddings of other stacks, and tied heads.
 
@@ -259,13 +356,15 @@ def factor_embeddings(model: Any, path: str, rank: int) -> Any:
     FactoredEmbedding
     """
     table = model.base_model.get_submodule(path)
-    projection, weight = _empty_factors(table, rank)
+    factors = _empty_factors(table, rank, num_exact)
     sharing = sharing_modules(model, table)
-    made: dict[int, torch.nn.Module] = {}
+    made: dict[int, Any] = {}
     for place, module in sharing.items():
         if id(module) not in made:
             kind = FactoredEmbedding if isinstance(module, torch.nn.Embedding) else FactoredHead
-            made[id(module)] = kind(module, projection, weight).train(module.training)
+            made[id(module)] = kind(module, *factors).train(module.training)
+            if module is not table:
+                made[id(module)].borrow_exact()
         model.set_submodule(place, made[id(module)])
     first, *others = sorted(sharing, key=lambda place: sharing[place] is not table)
     # transformers ties weights by name: it writes them once, and misses no other.
@@ -280,8 +379,10 @@ def factor_embeddings(model: Any, path: str, rank: int) -> Any:
     return made[id(table)]
 
 
-def _empty_factors(old: Any, rank: int) -> tuple[torch.nn.Linear, torch.nn.Parameter]:
-    """The factor that all rows share, and that of each; for a module that may be factored."""
+def _empty_factors(
+    old: Any, rank: int, num_exact: int | None
+) -> tuple[torch.nn.Linear, torch.nn.Parameter, ExactRows | None]:
+    """The factor that all rows share, that of each, and exact rows; of one that may be factored."""
     like = {"dtype": old.weight.dtype, "device": old.weight.device}
     previous = getattr(old, "projection", None)
     width = old.weight.shape[1] if previous is None else previous.out_features
@@ -289,10 +390,11 @@ def _empty_factors(old: Any, rank: int) -> tuple[torch.nn.Linear, torch.nn.Param
     empty = torch.empty(len(old.weight), rank, **like)
     projection = torch.nn.utils.skip_init(torch.nn.Linear, rank, width, **like)
     projection.requires_grad_(trained)
-    return projection, torch.nn.Parameter(empty, requires_grad=trained)
+    exact = None if num_exact is None else ExactRows(old.weight, num_exact, width)
+    return projection, torch.nn.Parameter(empty, requires_grad=trained), exact
 
 
-def factor_head(model: Any, path: str, rank: int) -> Any:
+def factor_head(model: Any, path: str, rank: int, num_exact: int | None = None) -> Any:
     """Let a language model's head with weights of its own be of two factors, in place.
 
     They are uninitialised; its bias stays.
@@ -302,7 +404,7 @@ def factor_head(model: Any, path: str, rank: int) -> Any:
     FactoredHead
     """
     head = model.get_submodule(path)
-    made = FactoredHead(head, *_empty_factors(head, rank)).train(head.training)
+    made = FactoredHead(head, *_empty_factors(head, rank, num_exact)).train(head.training)
     model.set_submodule(path, made)
     return made
 
@@ -621,12 +723,20 @@ def _make_pruned_class(stock: Any) -> Any:
             if is_main_process:
                 name_architecture(save_directory, stock.__name__)
 
+    def _get_resized_embeddings(self: Any, old: Any, *args: Any, **kwargs: Any) -> Any:
+        before = torch.arange(len(old.weight))
+        resized = super(made, self)._get_resized_embeddings(old, *args, **kwargs)
+        keep_exact_rows(self, "embeddings", resized, _up_to(before, len(resized.weight)))
+        return resized
+
     def _get_resized_lm_head(self: Any, old_lm_head: Any, *args: Any, **kwargs: Any) -> Any:
         resized = super(made, self)._get_resized_lm_head(old_lm_head, *args, **kwargs)
         if resized is old_lm_head or not hasattr(old_lm_head, "projection"):
             return resized
+        before = torch.arange(len(old_lm_head.weight))
+        keep_exact_rows(self, "lm_head", old_lm_head, _up_to(before, len(resized.weight)))
         # A layer without the factor that all rows share has been made of the rows.
-        return FactoredHead(resized, old_lm_head.projection, resized.weight)
+        return FactoredHead(resized, old_lm_head.projection, resized.weight, old_lm_head.exact)
 
     def init_continuous_batching(self: Any, *args: Any, **kwargs: Any) -> Any:
         check_cache_of_one_size(self.config)
@@ -646,6 +756,7 @@ def _make_pruned_class(stock: Any) -> Any:
         "__init__": __init__,
         "save_pretrained": save_pretrained,
         "from_pretrained": from_pretrained,
+        "_get_resized_embeddings": _get_resized_embeddings,
         "_get_resized_lm_head": _get_resized_lm_head,
         # With `_auto_class` set, save_pretrained copies this file beside the weights and enters the
         # class in the config's `auto_map`. It could not find a class that is not of transformers.

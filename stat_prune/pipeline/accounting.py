@@ -22,6 +22,7 @@ from stat_prune.model.dispatched import own_parameters
 from stat_prune.pipeline.run import Run
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport, Size, Speed
+from stat_prune.surgery.embeddings import bytes_of_ids
 
 #: Relative distance of the measured speed-up from the one asked for that is worth a warning.
 TOLERANCE = 0.05
@@ -35,7 +36,7 @@ def measure(model: PreTrainedModel, seq_length: SeqLength) -> Size:
         block_macs=sum(b.macs(b.num_units, b.num_groups, seq_length) for b in blocks),
         block_parameters=sum(b.parameters(b.num_units, b.num_groups) for b in blocks),
         parameters=sum(p.numel() for p in parameters),
-        bytes=sum(p.numel() * p.element_size() for p in parameters),
+        bytes=sum(p.numel() * p.element_size() for p in parameters) + bytes_of_ids(model),
     )
 
 

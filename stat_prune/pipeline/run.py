@@ -21,7 +21,6 @@ from stat_prune.errors import CalibrationWarning, ModelError
 from stat_prune.exporting.serving import check_servable
 from stat_prune.families import find_blocks
 from stat_prune.inferring import describe
-from stat_prune.linalg import LowRank
 from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.distributed import check_same, rank, together
 from stat_prune.machine.ordinary_tensors import outside_modes_of_caller
@@ -40,10 +39,12 @@ from stat_prune.model.model_checks import (
 )
 from stat_prune.model.one_run import model_of_run
 from stat_prune.model.running import Batch
+from stat_prune.pipeline.second_pass import with_held_out
 from stat_prune.settings.settings import Settings, kinds_left_alone
 from stat_prune.settings.targets import Target
 from stat_prune.surgery.config_checks import of_sizes_that_configs_say
 from stat_prune.surgery.embeddings import (
+    TableFactors,
     decompose_head,
     decompose_table,
     find_head,
@@ -96,19 +97,31 @@ class Run:
         return torch.device(self.settings.device or "cpu") if where.type == "meta" else where
 
     @cached_property
-    def decomposed_table(self) -> LowRank:
+    def decomposed_table(self) -> TableFactors:
         """Factors of every rank of the token embeddings, by the tokens of the calibration set."""
-        counts = token_counts(self.calibration.batches, find_table(self.model).num_rows)
+        counts = token_counts(self._counted, find_table(self.model).num_rows)
         return decompose_table(self.model, counts)
 
     @cached_property
-    def decomposed_head(self) -> LowRank:
+    def decomposed_head(self) -> TableFactors:
         """Factors of every rank of a head of its own, by the states that it reads, in one pass."""
         batches = self.calibration.batches
-        counts = token_counts(batches, find_head(self.model).num_rows)
+        counts = token_counts(self._counted, find_head(self.model).num_rows)
         with self.stage("collect at the head"):
             moments = head_moments(self.model, own_head(self.model), self.tracked(batches))
         return decompose_head(self.model, counts, moments)
+
+    @property
+    def _counted(self) -> Sequence[Batch]:
+        """What tokens are counted in.
+
+        Where factors and blocks are judged on a part of the calibration set, the tokens of that
+        part are not to be exact because they are in it.
+        """
+        if not self.blocks:
+            return self.calibration.batches
+        solved_on, _ = with_held_out(self.calibration, seed=self.settings.seed)
+        return solved_on.batches
 
     @property
     def masks(self) -> list[str]:

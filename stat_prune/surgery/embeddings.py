@@ -1,9 +1,12 @@
-"""Token embeddings and heads of language models, tied to them or not, as two thin factors."""
+"""Token embeddings and heads of language models, tied to them or not, as two thin factors.
+
+Rows that weigh the most are kept as they are beside them, where that leaves a smaller error.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.errors import ModelError, NonFiniteWeightsError, TargetError
 from stat_prune.families import token_embeddings
-from stat_prune.linalg import LowRank, low_rank
+from stat_prune.linalg import ExactRows, LowRank, exact_rows, low_rank
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.model_checks import beyond_range
@@ -25,6 +28,9 @@ from stat_prune.model.modeling_stat_prune import (
 
 #: What stacks that read tokens call their embeddings.
 _OF_STACKS = {"embed_tokens", "shared"}
+
+#: Bytes of the number of an exact row's token.
+_ID = 4
 
 #: Of the mean square of the states that a head reads, what every direction is taken to have.
 STATES_UNSEEN = 0.01
@@ -46,6 +52,10 @@ class Table:
         Paths of the heads that share it.
     name : str
         What it is in a sentence.
+    num_exact : int
+        Rows that are kept beside the factors.
+    itemsize : int
+        Bytes of a number.
     """
 
     path: str
@@ -54,15 +64,44 @@ class Table:
     rank: int | None
     tied_heads: tuple[str, ...] = ()
     name: str = "embeddings"
+    num_exact: int = 0
+    itemsize: int = 4
 
     @property
     def parameters(self) -> int:
         """As the table is."""
-        return self.num_rows * self.width if self.rank is None else self.cost(self.rank)
+        if self.rank is None:
+            return self.num_rows * self.width
+        return self.cost(self.rank, self.num_exact)
 
-    def cost(self, rank: int) -> int:
-        """Parameters of the factors and the mean row."""
-        return rank * (self.num_rows + self.width) + self.width
+    def cost(self, rank: int, num_exact: int = 0) -> int:
+        """Parameters of the factors, the mean row and exact rows."""
+        return rank * (self.num_rows + self.width) + (num_exact + 1) * self.width
+
+    def shape_for(
+        self, fraction: float, errors: ExactRows, multiple: int = 1
+    ) -> tuple[int, int] | None:
+        """Rank and number of exact rows within a fraction that leave least; None for all of it.
+
+        Raises
+        ------
+        TargetError
+            If there are none.
+        """
+        if self.rank_for(fraction, multiple) is None:
+            return None
+        found = errors.within(
+            fraction * self.parameters - self.width,
+            per_rank=float(self.num_rows + self.width),
+            per_row=self.width + self.ids(1),
+            multiple=multiple,
+        )
+        assert found is not None  # that rank, without exact rows, is among them
+        return found
+
+    def ids(self, num_exact: int) -> float:
+        """What says which rows are exact, in numbers of the table's size."""
+        return num_exact * _ID / self.itemsize
 
     def rank_for(self, fraction: float, multiple: int = 1) -> int | None:
         """The largest rank within a fraction of the parameters; None for all of them.
@@ -120,6 +159,8 @@ def find_table(model: PreTrainedModel) -> Table:
         num_rows=len(table.weight),
         width=table.projection.out_features if factored else table.weight.shape[1],
         rank=table.weight.shape[1] if factored else None,
+        num_exact=_num_exact(table),
+        itemsize=table.weight.element_size(),
         tied_heads=tuple(path for path, one in sharing.items() if isinstance(one, nn.Linear)),
     )
 
@@ -152,6 +193,8 @@ def find_head(model: PreTrainedModel) -> Table:
         num_rows=len(head.weight),
         width=head.projection.out_features if factored else head.weight.shape[1],
         rank=head.weight.shape[1] if factored else None,
+        num_exact=_num_exact(head),
+        itemsize=head.weight.element_size(),
         name="language-model head",
     )
 
@@ -167,7 +210,49 @@ def own_head(model: PreTrainedModel) -> Any:
     return None if tied else head
 
 
-def decompose_head(model: PreTrainedModel, counts: Tensor, moments: Tensor) -> LowRank:
+@dataclass(frozen=True)
+class TableFactors:
+    """Factors of every rank of a table, beside any number of exact rows.
+
+    Attributes
+    ----------
+    row_weights : Tensor of shape (tokens,), float64
+    metric : Tensor of shape (hidden, hidden), float64, or None
+    errors : ExactRows
+        What they leave of the other rows.
+    """
+
+    row_weights: Tensor
+    metric: Tensor | None
+    errors: ExactRows
+    _found: dict[int, LowRank] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, rows: Tensor, counts: Tensor, metric: Tensor | None = None) -> TableFactors:
+        """Of a table, tokens x hidden, by how often each token is read.
+
+        There are as many exact rows at most as tokens that are read more than once. Which ones are
+        read once is chance: the correction of blocks, which reads the same texts, would be solved
+        for embeddings without the errors that other texts have.
+        """
+        weights, most = (counts + counts.mean()).to(rows.device), int((counts > 1).sum())
+        errors = exact_rows(rows, row_weights=weights, metric=metric, most=most)
+        return cls(weights, metric, errors)
+
+    def beside(self, rows: Tensor, num_exact: int) -> LowRank:
+        """The factors of the other rows of this table; remembered, as budgets come back to few."""
+        if num_exact not in self._found:
+            others = self.row_weights.index_fill(0, self.errors.order[:num_exact], 0.0)
+            self._found[num_exact] = low_rank(rows, row_weights=others, metric=self.metric)
+        return self._found[num_exact]
+
+    def relative_error(self, found: LowRank, rank: int) -> float:
+        """Of factors, relative to that of the mean row alone, without exact rows."""
+        whole = float(self.errors.errors[0, 0])
+        return float(found.error_curve[rank]) * (found.energy / whole) ** 0.5 if whole else 0.0
+
+
+def decompose_head(model: PreTrainedModel, counts: Tensor, moments: Tensor) -> TableFactors:
     """Factors of every rank of a language model's head, in the metric of the states it reads.
 
     Parameters
@@ -179,18 +264,13 @@ def decompose_head(model: PreTrainedModel, counts: Tensor, moments: Tensor) -> L
         Second moments E[h hᵀ] of the states. `STATES_UNSEEN` of their mean square is added to every
         direction: of those that calibration has not seen nothing is known.
     """
-    head = own_head(model)
     mean = moments.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     metric = moments + STATES_UNSEEN * mean * torch.eye(len(moments)).to(moments)
-    outer = _outer(head)
-    if outer is not None:
-        metric = outer @ metric @ outer.T
-    smoothed = (counts + counts.mean()).to(head.weight.device)
-    return low_rank(head.weight.detach(), row_weights=smoothed, metric=metric)
+    return TableFactors.of(whole_rows(own_head(model)), counts, metric)
 
 
-def decompose_table(model: PreTrainedModel, counts: Tensor) -> LowRank:
-    """Factors of every rank of a model's token embeddings; of a factored table, of its codes.
+def decompose_table(model: PreTrainedModel, counts: Tensor) -> TableFactors:
+    """Factors of every rank of a model's token embeddings, also of those that are factored.
 
     Parameters
     ----------
@@ -199,23 +279,35 @@ def decompose_table(model: PreTrainedModel, counts: Tensor) -> LowRank:
         How often each is read, at least one at all. Their mean is added to each: what calibration
         has not seen may come, and the less it has read the less it knows of that.
     """
-    table: Any = token_embeddings(model)
-    weight, outer = table.weight.detach(), _outer(table)
-    # What is left out of the codes of a factored table is seen through its basis.
-    metric = None if outer is None else outer @ outer.T
-    smoothed = (counts + counts.mean()).to(weight.device)
-    return low_rank(weight, row_weights=smoothed, metric=metric)
+    return TableFactors.of(whole_rows(token_embeddings(model)), counts)
+
+
+def whole_rows(table: Any) -> Tensor:
+    """The rows of embeddings or of a head, factored or not, tokens x hidden.
+
+    Those of factors are products, in float32 at least.
+    """
+    weight: Tensor = table.weight.detach()
+    if not is_factored(table):
+        return weight
+    basis, mean = table.projection.weight.detach(), table.projection.bias.detach()
+    kind = torch.promote_types(weight.dtype, torch.float32)
+    rows = torch.addmm(mean.to(kind), weight.to(kind), basis.to(kind).T)
+    exact = getattr(table, "exact", None)
+    if exact is not None:
+        rows[exact.ids.long()] = exact.weight.detach().to(kind)
+    return rows
 
 
 def factor(
-    model: PreTrainedModel, decomposition: LowRank, fraction: float, multiple: int = 1
+    model: PreTrainedModel, decomposition: TableFactors, fraction: float, multiple: int = 1
 ) -> FactoredTable | None:
     """Factor the token embeddings of a model, in place, and record it in the config.
 
     Parameters
     ----------
     model : PreTrainedModel
-    decomposition : LowRank
+    decomposition : TableFactors
         Of its table.
     fraction : float
         Of the table's parameters to keep.
@@ -234,7 +326,7 @@ def factor(
 
 
 def factor_own_head(
-    model: PreTrainedModel, decomposition: LowRank, fraction: float, multiple: int = 1
+    model: PreTrainedModel, decomposition: TableFactors, fraction: float, multiple: int = 1
 ) -> FactoredTable | None:
     """Factor the head of a language model, as `factor` does its embeddings."""
     table, old = find_head(model), own_head(model)
@@ -246,59 +338,75 @@ def _factored(
     what: str,
     table: Table,
     old: Any,
-    replaced: Callable[[Any, str, int], Any],
-    decomposition: LowRank,
+    replaced: Callable[[Any, str, int, int | None], Any],
+    decomposition: TableFactors,
     fraction: float,
     multiple: int,
 ) -> FactoredTable | None:
     """Fill and record the factors that `replaced` puts in place of a module."""
-    rank = table.rank_for(fraction, multiple)
-    if rank is None:
+    shape = table.shape_for(fraction, decomposition.errors, multiple)
+    if shape is None:
         return None
+    rank, num_exact = shape
     with torch.no_grad():
-        codes, basis, mean = _factors(old, decomposition, rank)
-        new = replaced(model, table.path, rank)
+        rows = whole_rows(old)
+        found = decomposition.beside(rows, num_exact)
+        codes, basis, mean = _factors(found, rows, rank, old.weight.dtype)
+        new = replaced(model, table.path, rank, num_exact or None)
         new.weight.copy_(codes)
         new.projection.weight.copy_(basis.T)
         new.projection.bias.copy_(mean)
-    _record(model, what, table.path, rank)
+        if num_exact:
+            ids = decomposition.errors.order[:num_exact].sort().values
+            new.exact.ids.copy_(ids)
+            new.exact.weight.copy_(rows[ids])
+    _record(model, what, table.path, rank, num_exact)
     return FactoredTable(
         name=table.path,
         num_rows=table.num_rows,
         width=table.width,
         rank=rank,
         parameters_before=table.parameters,
-        parameters=table.cost(rank),
+        parameters=table.cost(rank, num_exact),
         decomposition="truncated SVD",
-        error=float(decomposition.error_curve[rank]),
+        error=decomposition.relative_error(found, rank),
         tied_heads=list(table.tied_heads),
+        num_exact=num_exact,
     )
 
 
-def _factors(old: Any, decomposition: LowRank, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def _factors(
+    found: LowRank, rows: Tensor, rank: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """F, T and the mean row."""
-    weight, outer = old.weight.detach(), _outer(old)
-    codes, basis, mean = decomposition.factors(weight, rank)
-    if outer is not None:
-        basis, mean = basis @ outer, old.projection.bias.detach().double() + mean @ outer
-    largest = beyond_range((codes, basis, mean), weight.dtype)
+    codes, basis, mean = found.factors(rows, rank)
+    largest = beyond_range((codes, basis, mean), dtype)
     if largest is not None:
         raise NonFiniteWeightsError(
-            f"Factors of the embeddings or of the head reach {largest:.3g}, which {weight.dtype} "
+            f"Factors of the embeddings or of the head reach {largest:.3g}, which {dtype} "
             "cannot hold. Prune the model in float32, and convert the result."
         )
     return codes, basis, mean
 
 
-def _outer(table: Any) -> Tensor | None:
-    """T of a table that is factored, in float64."""
-    return table.projection.weight.detach().double().T if is_factored(table) else None
-
-
-def _record(model: PreTrainedModel, what: str, path: str, rank: int) -> None:
+def _record(model: PreTrainedModel, what: str, path: str, rank: int, num_exact: int) -> None:
     record = getattr(model.config, "stat_prune", None) or {"linear": {}, "attributes": {}}
-    ranks = record.get(what, {}) | {path: rank}
-    model.config.stat_prune = {**record, "format": FORMATS[-1], what: ranks}
+    exact = {name: n for name, n in record.get("exact_rows", {}).items() if name != what}
+    exact |= {what: num_exact} if num_exact else {}
+    record = {name: entry for name, entry in record.items() if name != "exact_rows"}
+    record |= {"format": FORMATS[-1], what: {**record.get(what, {}), path: rank}}
+    model.config.stat_prune = record | ({"exact_rows": exact} if exact else {})
+
+
+def _num_exact(table: Any) -> int:
+    exact = getattr(table, "exact", None)
+    return 0 if exact is None else len(exact.ids)
+
+
+def bytes_of_ids(model: PreTrainedModel) -> int:
+    """Bytes that say which rows are exact, each once."""
+    modules: list[Any] = [one for one in model.modules() if _num_exact(one)]
+    return sum({id(one.exact): one.exact.ids.nbytes for one in modules}.values())
 
 
 def is_factored(table: nn.Module) -> bool:

@@ -12,7 +12,8 @@ from stat_prune.surgery.config_checks import set_fields, takes
 from stat_prune.surgery.per_layer_config import forget_layer_sizes, say_layer_sizes
 
 #: Entries of the record that are there only where they say something.
-_OPTIONAL = ("position_bias", "no_heads", "added_biases", "embeddings", "lm_head", "head_dims")
+_OF_TABLES = ("embeddings", "lm_head", "exact_rows")
+_OPTIONAL = ("position_bias", "no_heads", "added_biases", "head_dims", *_OF_TABLES)
 
 
 def record(model: PreTrainedModel, changes: dict[str, Any]) -> None:
@@ -38,7 +39,7 @@ def record(model: PreTrainedModel, changes: dict[str, Any]) -> None:
         return
     forget_layer_sizes(config)
     set_fields(config, stock)
-    factored = {name: whole[name] for name in ("embeddings", "lm_head") if name in whole}
+    factored = {name: whole[name] for name in _OF_TABLES if name in whole}
     if factored:
         config.stat_prune = {"format": FORMATS[-1], "linear": {}, "attributes": {}, **factored}
     elif hasattr(config, "stat_prune"):
@@ -63,9 +64,8 @@ def _merged(before: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         "position_bias": both("position_bias"),
         "no_heads": both("no_heads"),
         "added_biases": [*before.get("added_biases", []), *changes.get("added_biases", [])],
-        "embeddings": both("embeddings"),
-        "lm_head": both("lm_head"),
         "head_dims": both("head_dims"),
+        **{name: both(name) for name in _OF_TABLES},
     }
     return {name: entry for name, entry in merged.items() if entry or name not in _OPTIONAL}
 

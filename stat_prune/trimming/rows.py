@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from stat_prune.errors import ModelError
 from stat_prune.families import token_embeddings
-from stat_prune.model.modeling_stat_prune import sharing_modules
-from stat_prune.surgery.embeddings import find_table
+from stat_prune.model.modeling_stat_prune import keep_exact_rows, sharing_modules
+from stat_prune.surgery.embeddings import find_table, own_head
 
 #: Fields of configs with ids of tokens, besides those that end in these.
 _ENDINGS = ("token_id", "token_ids", "token_index")
@@ -50,6 +50,10 @@ def keep_rows(model: PreTrainedModel, new: Mapping[int, int]) -> PreTrainedModel
     order = torch.cat([kept, others.nonzero()[:, 0]])
     for tensor, axis in _of_the_vocabulary(trimmed, len(order)):
         tensor.data = tensor.data.index_select(axis, order)
+    new_ids = torch.full((len(order),), -1)
+    new_ids[kept.cpu()] = torch.arange(len(kept))
+    keep_exact_rows(trimmed, "embeddings", table, new_ids)
+    keep_exact_rows(trimmed, "lm_head", own_head(trimmed), new_ids)
     trimmed.resize_token_embeddings(len(kept), mean_resizing=False)
     for one, at in zip(embeddings, padding, strict=True):
         one.padding_idx = new.get(at)

@@ -218,6 +218,10 @@ def test_a_pruned_and_factored_model_is_trimmed_too(tmp_path: Path) -> None:
         progress=False, effort="fast",
     ).model  # fmt: skip
     found = trimmed(pruned, tokenizer)
+    exact = pruned.get_input_embeddings().exact
+    kept = [one for one in exact.ids.tolist() if one in found.kept]
+    assert 0 < len(kept) < len(exact.ids)
+    assert len(found.model.get_input_embeddings().exact.ids) == len(kept)
     before, after = tokenizer(KEPT[0])["input_ids"], found.tokenizer(KEPT[0])["input_ids"]
     assert torch.equal(states(found.model, after), states(pruned, before))
     found.save(tmp_path / "out")

@@ -82,6 +82,9 @@ class Shares:
     ----------
     run : Run
     budget : Budget
+    foreseen : bool
+        Whether tables are priced without being decomposed, as of factors alone, which take as much
+        or a little more.
 
     Raises
     ------
@@ -91,8 +94,9 @@ class Shares:
         If there is nothing but the blocks that could share the budget.
     """
 
-    def __init__(self, run: Run, budget: Budget) -> None:
+    def __init__(self, run: Run, budget: Budget, *, foreseen: bool = False) -> None:
         self._run, self._budget, target = run, budget, budget.target
+        self._foreseen = foreseen
         self._of_macs = isinstance(target, MACs)
         own = own_head(run.model) is not None
         self._head = find_head(run.model) if own else None
@@ -105,7 +109,7 @@ class Shares:
         cost = Share(1.0, asked=target).cost(budget.lengths)
         self._in_blocks = sum(full_cost(block, cost) for block in blocks)
         parts = [one for one in (self._table, self._head) if one is not None]
-        self._whole = self._in_blocks + sum(self._cost(one, None) for one in parts)
+        self._whole = self._in_blocks + sum(self._cost(one, one.parameters) for one in parts)
         self._allowed = self._allowance(parts)
         self.first = [*filter(None, (self._share(one, one) for one in self._fractions()))]
         if not self.first:
@@ -133,13 +137,25 @@ class Shares:
         alone = spare / max(self._whole - self._in_blocks, 1)
         return sorted({*FRACTIONS, *([alone] if 0 < alone < 1 else [])}, reverse=True)
 
-    def _cost(self, table: Table, rank: int | None) -> float:
-        """In what the target limits, of the factors or of what is there now."""
-        parameters = float(table.parameters if rank is None else table.cost(rank))
+    def _cost(self, table: Table, parameters: float) -> float:
+        """In what the target limits, of so many numbers of a table or head."""
         if not self._of_macs:
             return parameters
         lengths = self._budget.lengths
         return parameters * lengths.get("decoder_attention_mask", self._budget.seq_length)
+
+    def _spent(self, table: Table, fraction: float) -> float:
+        """What is left of a table or head takes."""
+        multiple = self._run.settings.round_to
+        if self._foreseen:
+            rank = table.rank_for(fraction, multiple)
+            return self._cost(table, table.parameters if rank is None else table.cost(rank))
+        run = self._run
+        found = run.decomposed_table if table is self._table else run.decomposed_head
+        shape = table.shape_for(fraction, found.errors, multiple)
+        if shape is None:
+            return self._cost(table, table.parameters + table.ids(table.num_exact))
+        return self._cost(table, table.cost(*shape) + table.ids(shape[1]))
 
     def _allowance(self, parts: Sequence[Table]) -> float:
         """What may be spent on blocks, table and head together."""
@@ -158,9 +174,7 @@ class Shares:
         asked = [(self._table, of_table), (self._head, of_head)]
         try:
             spent = sum(
-                self._cost(table, table.rank_for(fraction, run.settings.round_to))
-                for table, fraction in asked
-                if table is not None
+                self._spent(table, fraction) for table, fraction in asked if table is not None
             )
             left = (self._allowed - spent) / self._in_blocks
             if left <= 0:
@@ -187,7 +201,7 @@ def even_share(run: Run, budget: Budget) -> Share:
     """That of a joint budget which keeps about the same fraction of everything."""
     fraction = budget.target.fractions()["all"]
     return min(
-        Shares(run, budget).first,
+        Shares(run, budget, foreseen=True).first,
         key=lambda one: abs(min(one.of_embeddings, one.of_head) - fraction),
     )
 

@@ -1,0 +1,146 @@
+"""Low-rank factors of a tall matrix of which some rows are kept as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from .checks import check_finite, check_matrix
+from .low_rank import BLOCK_ROWS, blocks_of, metric_roots, weighted_gram, weights_of_rows
+
+#: Of the whole table's squared norm, what sums of eigenvalues may be wrong by.
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class ExactRows:
+    """What factors F T + 1 cᵀ leave of the other rows of E, by rank and number of exact rows.
+
+    Attributes
+    ----------
+    order : Tensor of shape (n,), int64
+        Rows, the one with the largest ‖(E - 1 meanᵀ)M^½‖² times its weight first: exact rows are
+        the first of these.
+    counts : sequence of int
+        Numbers of exact rows, ascending from 0.
+    errors : Tensor of shape (counts, m + 1), float64
+        ‖D(E - F T - 1 cᵀ)M^½‖² of the other rows, for the ranks 0..m of their best factors.
+    """
+
+    order: Int64[Tensor, " n"]
+    counts: Sequence[int]
+    errors: Float64[Tensor, "counts ranks"]
+
+    def within(
+        self, room: float, *, per_rank: float, per_row: float, multiple: int = 1
+    ) -> tuple[int, int] | None:
+        """The rank, and the number of exact rows, of the least error for what they take together.
+
+        Parameters
+        ----------
+        room : float
+            What rank and rows may take.
+        per_rank, per_row : float
+            What each takes.
+        multiple : int
+            What the rank is kept to multiples of, where it is not smaller.
+
+        Returns
+        -------
+        rank, num_exact : int
+            Of these numbers of exact rows the best, and as many more as there is room for beside
+            its rank. Of equal errors that of the fewest rows. None where no rank of 1 fits.
+        """
+        rounding = _ROUNDING * float(self.errors[0, 0])
+        best: tuple[float, int, int] | None = None
+        for count, errors in zip(self.counts, self.errors, strict=True):
+            rank = min(int((room - count * per_row) / per_rank * (1 + 1e-12)), len(errors) - 1)
+            rank -= rank % multiple if rank >= multiple else 0
+            if rank >= 1 and (best is None or float(errors[rank]) < best[0] - rounding):
+                best = float(errors[rank]), rank, count
+        if best is None:
+            return None
+        _, rank, count = best
+        if count:
+            count = max(count, min(int((room - rank * per_rank) / per_row), self.counts[-1]))
+        return rank, count
+
+
+def exact_rows(
+    table: Tensor,
+    *,
+    row_weights: Tensor | None = None,
+    metric: Tensor | None = None,
+    most: int | None = None,
+) -> ExactRows:
+    """What is left of a matrix E by factors of every rank beside some rows that are kept exactly.
+
+    Low rank and row-sparse parts together are what robust principal components by outlier pursuit
+    find [1]_; here the rows are those of the largest weighted distance from the mean row, nested,
+    so that one Gram matrix, from which the rows leave one after another, has the errors of all
+    ranks and numbers of rows. They are exact: the eigenvalues left out of the Gram matrix of the
+    rows that stay, around their own mean [2]_.
+
+    Parameters
+    ----------
+    table : Tensor of shape (n, m)
+        E, any floating-point dtype.
+    row_weights : Tensor of shape (n,), optional
+        Diagonal of D². Default: 1 each.
+    metric : Tensor of shape (m, m), float64, optional
+        M, positive definite. Default: the identity.
+    most : int, optional
+        Exact rows at most, fewer than n. Default: n - 1.
+
+    Returns
+    -------
+    ExactRows
+        For `most` rows, half of that, a quarter and so on, and none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `low_rank` does.
+
+    References
+    ----------
+    .. [1] Xu, Caramanis and Sanghavi (2012), Robust PCA via outlier pursuit, IEEE Transactions on
+       Information Theory 58.
+    .. [2] Eckart and Young (1936), The approximation of one matrix by another of lower rank,
+       Psychometrika 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stat_prune.linalg import exact_rows
+    >>> table = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [9.0, -9.0]])
+    >>> exact_rows(table).within(6.0, per_rank=4.0, per_row=2.0)
+    (1, 1)
+    """
+    check_finite(check_matrix(table, "table"), "table")
+    n, m = table.shape
+    weights = weights_of_rows(row_weights, n, table.device)
+    gram, mean = weighted_gram(table, weights, centered=True)
+    root, _ = metric_roots(metric, gram)
+    gram = root @ gram @ root
+    sizes = [((rows - mean) @ root).square().sum(1) for rows in blocks_of(table)]
+    order = (torch.cat(sizes) * weights).argsort(descending=True, stable=True)
+    most = n - 1 if most is None else max(min(most, n - 1), 0)
+    counts = sorted({most >> halvings for halvings in range(most.bit_length() + 1)})
+    shift, total, errors, done = table.new_zeros(m, dtype=torch.float64), weights.sum(), [], 0
+    for count in counts:
+        for at in order[done:count].split(BLOCK_ROWS):
+            rows = (table[at].detach().to(torch.float64) - mean) @ root
+            weighed = rows * weights[at][:, None]
+            gram = gram - weighed.T @ rows
+            shift, total = shift - weighed.sum(0), total - weights[at].sum()
+        done = count
+        # The mean of the rows that stay is another one.
+        kept = gram - shift.outer(shift) / total.clamp_min(torch.finfo(torch.float64).tiny)
+        values = torch.linalg.eigvalsh(kept).clamp(min=0.0)
+        errors.append(torch.cat([values.new_zeros(1), values.cumsum(0)]).flip(0))
+    return ExactRows(order, counts, torch.stack(errors))
