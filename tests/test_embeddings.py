@@ -118,7 +118,7 @@ def table(model: PreTrainedModel) -> Tensor:
             embeddings.weight, embeddings.projection.weight, embeddings.projection.bias
         ).detach()
         if embeddings.exact is not None:
-            rows[embeddings.exact.ids.long()] = embeddings.exact.weight.detach()
+            rows[embeddings.exact.ids.long()] = embeddings.exact.rows(embeddings.weight).detach()
         return rows
     return embeddings.weight.detach()
 

@@ -69,7 +69,7 @@ def weight(head: Any) -> Tensor:
         return head.weight.detach()
     rows = (head.weight @ head.projection.weight.T + head.projection.bias).detach()
     if head.exact is not None:
-        rows[head.exact.ids.long()] = head.exact.weight.detach()
+        rows[head.exact.ids.long()] = head.exact.rows(head.weight).detach()
     return rows
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .checks import check_finite, check_matrix
+from .checks import check_finite, check_matrix, check_rank
 from .low_rank import BLOCK_ROWS, blocks_of, metric_roots, weighted_gram, weights_of_rows
 
 #: Of the whole table's squared norm, what sums of eigenvalues may be wrong by.
@@ -23,8 +23,7 @@ class ExactRows:
     Attributes
     ----------
     order : Tensor of shape (n,), int64
-        Rows, the one with the largest ‖(E - 1 meanᵀ)M^½‖² times its weight first: exact rows are
-        the first of these.
+        Rows, the one with the largest error first: exact rows are the first of these.
     counts : sequence of int
         Numbers of exact rows, ascending from 0.
     errors : Tensor of shape (counts, m + 1), float64
@@ -45,7 +44,8 @@ class ExactRows:
         room : float
             What rank and rows may take.
         per_rank, per_row : float
-            What each takes.
+            What each takes; but an exact row takes one number less for each rank, as it has no row
+            of F.
         multiple : int
             What the rank is kept to multiples of, where it is not smaller.
 
@@ -58,7 +58,8 @@ class ExactRows:
         rounding = _ROUNDING * float(self.errors[0, 0])
         best: tuple[float, int, int] | None = None
         for count, errors in zip(self.counts, self.errors, strict=True):
-            rank = min(int((room - count * per_row) / per_rank * (1 + 1e-12)), len(errors) - 1)
+            most = (room - count * per_row) / (per_rank - count)
+            rank = min(int(most * (1 + 1e-12)), len(errors) - 1)
             rank -= rank % multiple if rank >= multiple else 0
             if rank >= 1 and (best is None or float(errors[rank]) < best[0] - rounding):
                 best = float(errors[rank]), rank, count
@@ -66,7 +67,9 @@ class ExactRows:
             return None
         _, rank, count = best
         if count:
-            count = max(count, min(int((room - rank * per_rank) / per_row), self.counts[-1]))
+            count = max(
+                count, min(int((room - rank * per_rank) / (per_row - rank)), self.counts[-1])
+            )
         return rank, count
 
 
@@ -75,15 +78,16 @@ def exact_rows(
     *,
     row_weights: Tensor | None = None,
     metric: Tensor | None = None,
+    rank: int = 0,
     most: int | None = None,
 ) -> ExactRows:
     """What is left of a matrix E by factors of every rank beside some rows that are kept exactly.
 
     Low rank and row-sparse parts together are what robust principal components by outlier pursuit
-    find [1]_; here the rows are those of the largest weighted distance from the mean row, nested,
-    so that one Gram matrix, from which the rows leave one after another, has the errors of all
-    ranks and numbers of rows. They are exact: the eigenvalues left out of the Gram matrix of the
-    rows that stay, around their own mean [2]_.
+    find [1]_; here the rows are those of which the best factors of all rows, of one rank, leave
+    most. They are nested, so that one Gram matrix, from which they leave one after another, has
+    the errors of all ranks and numbers of rows: the eigenvalues left out of that of the rows that
+    stay, around their own mean [2]_.
 
     Parameters
     ----------
@@ -93,6 +97,8 @@ def exact_rows(
         Diagonal of D². Default: 1 each.
     metric : Tensor of shape (m, m), float64, optional
         M, positive definite. Default: the identity.
+    rank : int
+        Of the factors that say which rows are the first. Default: of the mean row alone.
     most : int, optional
         Exact rows at most, fewer than n. Default: n - 1.
 
@@ -118,7 +124,7 @@ def exact_rows(
     >>> import torch
     >>> from stat_prune.linalg import exact_rows
     >>> table = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [9.0, -9.0]])
-    >>> exact_rows(table).within(6.0, per_rank=4.0, per_row=2.0)
+    >>> exact_rows(table).within(7.0, per_rank=6.0, per_row=2.0)
     (1, 1)
     """
     check_finite(check_matrix(table, "table"), "table")
@@ -127,7 +133,9 @@ def exact_rows(
     gram, mean = weighted_gram(table, weights, centered=True)
     root, _ = metric_roots(metric, gram)
     gram = root @ gram @ root
-    sizes = [((rows - mean) @ root).square().sum(1) for rows in blocks_of(table)]
+    check_rank(rank, m)
+    left_out = root @ torch.linalg.eigh(gram).eigenvectors[:, : m - rank]
+    sizes = [((rows - mean) @ left_out).square().sum(1) for rows in blocks_of(table)]
     order = (torch.cat(sizes) * weights).argsort(descending=True, stable=True)
     most = n - 1 if most is None else max(min(most, n - 1), 0)
     counts = sorted({most >> halvings for halvings in range(most.bit_length() + 1)})

@@ -194,11 +194,14 @@ def resize_layers(model: transformers.PreTrainedModel) -> None:
 
 
 class ExactRows(torch.nn.Module):
-    """Rows of a table that are kept as they are, beside its factors.
+    """What makes some rows of F whole rows of a table, which are kept as they are.
+
+    These rows of F are not multiplied, but are the first numbers of the rows of the table.
 
     Attributes
     ----------
-    weight : Parameter of shape (exact rows, hidden)
+    weight : Parameter of shape (exact rows, hidden - rank)
+        The other numbers.
     ids : Tensor of shape (exact rows,), int32
         The tokens that they are of.
     """
@@ -215,13 +218,30 @@ class ExactRows(torch.nn.Module):
         self.weight.data = self.weight.data[places]
         self.ids: torch.Tensor = ids.to(self.ids)
 
-    def among(self, rows: torch.Tensor, asked: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """The rows of the tokens that are asked for, of which some are exact."""
+    def rows(self, codes: torch.Tensor) -> torch.Tensor:
+        """The whole rows, by F."""
+        return torch.cat([codes[self.ids.long()], self.weight], dim=-1)
+
+    def among(
+        self, products: torch.Tensor, codes: torch.Tensor, asked: torch.Tensor, num_tokens: int
+    ) -> torch.Tensor:
+        """The rows of the tokens that are asked for, by their rows of F and what T makes of them.
+
+        Parameters
+        ----------
+        products : Tensor of shape (..., hidden)
+        codes : Tensor of shape (..., rank)
+        asked : Tensor of shape (...), int
+            The tokens.
+        num_tokens : int
+            Of the vocabulary.
+        """
         if not len(self.ids):
-            return rows  # its tokens have all been trimmed
+            return products  # its tokens have all been trimmed
         numbers = torch.arange(len(self.ids), device=self.ids.device)
         places = numbers.new_full((num_tokens,), -1).index_copy(0, self.ids.long(), numbers)[asked]
-        return torch.where((places >= 0)[..., None], self.weight[places.clamp(min=0)], rows)
+        own = torch.cat([codes, self.weight[places.clamp(min=0)]], dim=-1)
+        return torch.where((places >= 0)[..., None], own.to(products.dtype), products)
 
 
 class _BesideExactRows(torch.nn.Module):
@@ -267,9 +287,10 @@ class FactoredEmbedding(torch.nn.Embedding, _BesideExactRows):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The embeddings of ids."""
-        embedded: torch.Tensor = self.projection(super().forward(input))
+        codes = super().forward(input)
+        embedded: torch.Tensor = self.projection(codes)
         if self.exact is not None:
-            embedded = self.exact.among(embedded, input, len(self.weight))
+            embedded = self.exact.among(embedded, codes, input, len(self.weight))
         return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
 
 
@@ -296,7 +317,8 @@ class FactoredHead(torch.nn.Linear, _BesideExactRows):
         if self.exact is None:
             return logits
         ids = self.exact.ids.long()
-        own = linear(input, self.exact.weight, None if self.bias is None else self.bias[ids])
+        rows = self.exact.rows(self.weight)
+        own = linear(input, rows, None if self.bias is None else self.bias[ids])
         return logits.index_copy(-1, ids, own.to(logits.dtype))
 
 
@@ -390,7 +412,7 @@ def _empty_factors(
     empty = torch.empty(len(old.weight), rank, **like)
     projection = torch.nn.utils.skip_init(torch.nn.Linear, rank, width, **like)
     projection.requires_grad_(trained)
-    exact = None if num_exact is None else ExactRows(old.weight, num_exact, width)
+    exact = None if num_exact is None else ExactRows(old.weight, num_exact, width - rank)
     return projection, torch.nn.Parameter(empty, requires_grad=trained), exact
 
 

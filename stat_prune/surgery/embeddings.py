@@ -6,8 +6,8 @@ Rows that weigh the most are kept as they are beside them, where that leaves a s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,13 @@ _ID = 4
 
 #: Of the mean square of the states that a head reads, what every direction is taken to have.
 STATES_UNSEEN = 0.01
+
+
+class Shape(NamedTuple):
+    """Of factors: their rank, and the tokens whose rows are kept as they are, ascending."""
+
+    rank: int
+    exact: Tensor
 
 
 @dataclass(frozen=True)
@@ -75,29 +82,30 @@ class Table:
         return self.cost(self.rank, self.num_exact)
 
     def cost(self, rank: int, num_exact: int = 0) -> int:
-        """Parameters of the factors, the mean row and exact rows."""
-        return rank * (self.num_rows + self.width) + (num_exact + 1) * self.width
+        """Parameters of the factors, the mean row and what exact rows have more than those of F."""
+        in_factors = rank * (self.num_rows + self.width) + self.width
+        return in_factors + num_exact * (self.width - rank)
 
-    def shape_for(
-        self, fraction: float, errors: ExactRows, multiple: int = 1
-    ) -> tuple[int, int] | None:
-        """Rank and number of exact rows within a fraction that leave least; None for all of it.
+    def shape_for(self, fraction: float, found: TableFactors, multiple: int = 1) -> Shape | None:
+        """Rank and exact rows within a fraction that leave least; None for all of it.
 
         Raises
         ------
         TargetError
             If there are none.
         """
-        if self.rank_for(fraction, multiple) is None:
+        rank = self.rank_for(fraction, multiple)
+        if rank is None:
             return None
-        found = errors.within(
+        errors = found.errors(rank)
+        shape = errors.within(
             fraction * self.parameters - self.width,
             per_rank=float(self.num_rows + self.width),
             per_row=self.width + self.ids(1),
             multiple=multiple,
         )
-        assert found is not None  # that rank, without exact rows, is among them
-        return found
+        assert shape is not None  # that rank, without exact rows, is among them
+        return Shape(shape[0], errors.order[: shape[1]].sort().values)
 
     def ids(self, num_exact: int) -> float:
         """What says which rows are exact, in numbers of the table's size."""
@@ -210,45 +218,50 @@ def own_head(model: PreTrainedModel) -> Any:
     return None if tied else head
 
 
-@dataclass(frozen=True)
 class TableFactors:
-    """Factors of every rank of a table, beside any number of exact rows.
+    """Factors of a table, beside any number of exact rows.
 
-    Attributes
+    There are as many of these at most as tokens that are read more than once. Which ones are read
+    once is chance: the correction of blocks, which reads the same texts, would be solved for
+    embeddings without the errors that other texts have.
+
+    Parameters
     ----------
-    row_weights : Tensor of shape (tokens,), float64
-    metric : Tensor of shape (hidden, hidden), float64, or None
-    errors : ExactRows
-        What they leave of the other rows.
+    rows : Tensor of shape (tokens, hidden)
+    counts : Tensor of shape (tokens,), float64
+        How often each is read. Their mean is added to each.
+    metric : Tensor of shape (hidden, hidden), float64, optional
     """
 
-    row_weights: Tensor
-    metric: Tensor | None
-    errors: ExactRows
-    _found: dict[int, LowRank] = field(default_factory=dict, repr=False)
+    def __init__(self, rows: Tensor, counts: Tensor, metric: Tensor | None = None) -> None:
+        self.rows, self._metric = rows, metric
+        self._weights = (counts + counts.mean()).to(rows.device)
+        self._most = int((counts > 1).sum())
+        self._errors: dict[int, ExactRows] = {}
 
-    @classmethod
-    def of(cls, rows: Tensor, counts: Tensor, metric: Tensor | None = None) -> TableFactors:
-        """Of a table, tokens x hidden, by how often each token is read.
+    def errors(self, rank: int) -> ExactRows:
+        """What they leave, where exact rows are those that factors of a rank alone leave most of.
 
-        There are as many exact rows at most as tokens that are read more than once. Which ones are
-        read once is chance: the correction of blocks, which reads the same texts, would be solved
-        for embeddings without the errors that other texts have.
+        Remembered, as budgets come back to few.
         """
-        weights, most = (counts + counts.mean()).to(rows.device), int((counts > 1).sum())
-        errors = exact_rows(rows, row_weights=weights, metric=metric, most=most)
-        return cls(weights, metric, errors)
+        if rank not in self._errors:
+            self._errors[rank] = exact_rows(
+                self.rows,
+                row_weights=self._weights,
+                metric=self._metric,
+                rank=rank,
+                most=self._most,
+            )
+        return self._errors[rank]
 
-    def beside(self, rows: Tensor, num_exact: int) -> LowRank:
-        """The factors of the other rows of this table; remembered, as budgets come back to few."""
-        if num_exact not in self._found:
-            others = self.row_weights.index_fill(0, self.errors.order[:num_exact], 0.0)
-            self._found[num_exact] = low_rank(rows, row_weights=others, metric=self.metric)
-        return self._found[num_exact]
+    def beside(self, exact: Tensor) -> LowRank:
+        """The factors of all rows but exact ones."""
+        others = self._weights.index_fill(0, exact, 0.0)
+        return low_rank(self.rows, row_weights=others, metric=self._metric)
 
     def relative_error(self, found: LowRank, rank: int) -> float:
         """Of factors, relative to that of the mean row alone, without exact rows."""
-        whole = float(self.errors.errors[0, 0])
+        whole = float(next(iter(self._errors.values())).errors[0, 0])
         return float(found.error_curve[rank]) * (found.energy / whole) ** 0.5 if whole else 0.0
 
 
@@ -266,7 +279,7 @@ def decompose_head(model: PreTrainedModel, counts: Tensor, moments: Tensor) -> T
     """
     mean = moments.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     metric = moments + STATES_UNSEEN * mean * torch.eye(len(moments)).to(moments)
-    return TableFactors.of(whole_rows(own_head(model)), counts, metric)
+    return TableFactors(whole_rows(own_head(model)), counts, metric)
 
 
 def decompose_table(model: PreTrainedModel, counts: Tensor) -> TableFactors:
@@ -279,7 +292,7 @@ def decompose_table(model: PreTrainedModel, counts: Tensor) -> TableFactors:
         How often each is read, at least one at all. Their mean is added to each: what calibration
         has not seen may come, and the less it has read the less it knows of that.
     """
-    return TableFactors.of(whole_rows(token_embeddings(model)), counts)
+    return TableFactors(whole_rows(token_embeddings(model)), counts)
 
 
 def whole_rows(table: Any) -> Tensor:
@@ -295,7 +308,7 @@ def whole_rows(table: Any) -> Tensor:
     rows = torch.addmm(mean.to(kind), weight.to(kind), basis.to(kind).T)
     exact = getattr(table, "exact", None)
     if exact is not None:
-        rows[exact.ids.long()] = exact.weight.detach().to(kind)
+        rows[exact.ids.long()] = exact.rows(weight).detach().to(kind)
     return rows
 
 
@@ -344,22 +357,22 @@ def _factored(
     multiple: int,
 ) -> FactoredTable | None:
     """Fill and record the factors that `replaced` puts in place of a module."""
-    shape = table.shape_for(fraction, decomposition.errors, multiple)
+    shape = table.shape_for(fraction, decomposition, multiple)
     if shape is None:
         return None
-    rank, num_exact = shape
+    rank, exact = shape
+    num_exact, rows = len(exact), decomposition.rows
     with torch.no_grad():
-        rows = whole_rows(old)
-        found = decomposition.beside(rows, num_exact)
+        found = decomposition.beside(exact)
         codes, basis, mean = _factors(found, rows, rank, old.weight.dtype)
         new = replaced(model, table.path, rank, num_exact or None)
         new.weight.copy_(codes)
         new.projection.weight.copy_(basis.T)
         new.projection.bias.copy_(mean)
         if num_exact:
-            ids = decomposition.errors.order[:num_exact].sort().values
-            new.exact.ids.copy_(ids)
-            new.exact.weight.copy_(rows[ids])
+            new.exact.ids.copy_(exact)
+            new.weight[exact] = rows[exact, :rank].to(new.weight)
+            new.exact.weight.copy_(rows[exact, rank:])
     _record(model, what, table.path, rank, num_exact)
     return FactoredTable(
         name=table.path,

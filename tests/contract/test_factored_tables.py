@@ -28,7 +28,7 @@ LANGUAGE_MODELS = ("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration", "LM
 def with_exact_rows(product: Tensor, table: Any) -> Tensor:
     """What factors make of all rows, and those beside them."""
     if table.exact is not None:
-        product[table.exact.ids.long()] = table.exact.weight
+        product[table.exact.ids.long()] = table.exact.rows(table.weight)
     return product
 
 

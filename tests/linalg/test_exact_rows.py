@@ -65,13 +65,13 @@ def test_no_other_shape_within_the_room_leaves_less(seed: int, room: float, mult
         float(found.errors[place, rank])
         for place, count in enumerate(found.counts)
         for rank in range(1, 13)
-        if 72 * rank + 13 * count <= room and (rank < multiple or rank % multiple == 0)
+        if 72 * rank + (13 - rank) * count <= room and (rank < multiple or rank % multiple == 0)
     ]
     if shape is None:
         assert not fitting
         return
     rank, count = shape
-    assert 72 * rank + 13 * count <= room
+    assert 72 * rank + (13 - rank) * count <= room
     assert count <= 20
     own = weights.index_fill(0, found.order[:count], 0.0)
     factors = low_rank(table, row_weights=own)

@@ -152,10 +152,11 @@ class Shares:
             return self._cost(table, table.parameters if rank is None else table.cost(rank))
         run = self._run
         found = run.decomposed_table if table is self._table else run.decomposed_head
-        shape = table.shape_for(fraction, found.errors, multiple)
+        shape = table.shape_for(fraction, found, multiple)
         if shape is None:
             return self._cost(table, table.parameters + table.ids(table.num_exact))
-        return self._cost(table, table.cost(*shape) + table.ids(shape[1]))
+        num_exact = len(shape.exact)
+        return self._cost(table, table.cost(shape.rank, num_exact) + table.ids(num_exact))
 
     def _allowance(self, parts: Sequence[Table]) -> float:
         """What may be spent on blocks, table and head together."""
