@@ -294,14 +294,18 @@ def test_exact_rows_follow_where_tokens_are_added_or_cut_off(
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
-def test_exact_rows_are_exact_when_a_result_is_pruned_again() -> None:
-    model = tiny_llama(tie_word_embeddings=True)
-    once = factored(model, Parameters({"embeddings": 0.7})).model
-    twice = factored(once, Parameters({"embeddings": 0.7})).model
-    ids = [set(exact_of(one).ids.tolist()) for one in (once, twice)]
-    both = sorted(ids[0] & ids[1])
-    assert both
-    assert torch.equal(table(twice)[both], table(model)[both])
+@pytest.mark.parametrize("fraction", [0.8, 0.5])
+def test_rows_are_exact_too_when_a_result_is_pruned_again(fraction: float) -> None:
+    once = factored(tiny_llama(tie_word_embeddings=True), Parameters({"embeddings": 0.7})).model
+    target = Parameters({"embeddings": fraction})
+    twice = factored(once, target, ROWS[:6]).model
+    exact = cast(Any, twice.get_input_embeddings()).exact
+    ids = [] if exact is None else exact.ids.tolist()
+    assert torch.equal(table(twice)[ids], table(once)[ids])
+    assert twice.config.stat_prune.get("exact_rows", {}) == (
+        {"embeddings": len(ids)} if ids else {}
+    )
+    assert len(exact_of(once).ids)
 
 
 def test_a_folder_without_exact_rows_is_of_an_earlier_format_and_loads(tmp_path: Path) -> None:

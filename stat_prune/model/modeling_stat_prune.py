@@ -210,8 +210,9 @@ class ExactRows(torch.nn.Module):
         super().__init__()
         trained = like.requires_grad
         self.weight = torch.nn.Parameter(like.new_zeros(num_rows, width), requires_grad=trained)
-        ids = torch.zeros(num_rows, dtype=torch.int32, device=like.device)
-        self.register_buffer("ids", ids)
+        # Of a model without weights buffers may have values.
+        device = None if like.is_meta else like.device
+        self.register_buffer("ids", torch.zeros(num_rows, dtype=torch.int32, device=device))
 
     def keep(self, places: torch.Tensor, ids: torch.Tensor) -> None:
         """Keep some of the rows, which are now those of other tokens."""
