@@ -106,7 +106,7 @@ class LoadedModel:
         Where nobody says how often, twice with factored embeddings, as what they do to all blocks
         is known on the second pass alone, and in a thorough search.
         """
-        run, second = self.run, None
+        run, second, held_out = self.run, None, None
         recipe, asked = run.settings.recipe, run.settings.num_passes > 1
         with run.stage("fold"):
             folded = fold_all(recipe, measured, choice, "the correction")
@@ -115,8 +115,11 @@ class LoadedModel:
         if (run.settings.tries_second_pass or for_table) and recipe.corrected and enough:
             calibration = run.calibration if asked else _affordable(run)
             folded, second = _second_pass(run, folded, calibration, with_table(run, target))
+            whole = calibration is run.calibration or calibration.held_out is not None
+            if second is not None and whole:
+                held_out = min(second.distances.values())
         pairs = zip(folded, measured, choice, strict=True)
-        return Decided.of([planned(*one) for one in pairs], second)
+        return Decided.of([planned(*one) for one in pairs], second, held_out)
 
     def cut(self, budget: Budget, decided: Decided) -> Cut:
         """Smaller layers in place of the dense ones, in a copy that shares the others."""

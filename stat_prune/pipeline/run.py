@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -79,6 +79,8 @@ class Run:
     stopwatch : Stopwatch
     bar : tqdm or LogLines
         The progress bar.
+    factored : dict
+        By the fractions of embeddings and head, the copy with such factors that was made last.
     """
 
     model: PreTrainedModel
@@ -89,6 +91,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase | None
     stopwatch: Stopwatch
     bar: Any
+    factored: dict[tuple[float, float], PreTrainedModel] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:

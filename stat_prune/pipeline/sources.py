@@ -61,6 +61,9 @@ class Decided:
     choice : sequence of int
         The candidate of each, where they are folded when they are cut.
     second_pass : SecondPass or None
+    held_out : float or None
+        How far the model is from the dense one on all that the calibration set holds out
+        (`second_pass.with_held_out`), where a second pass has measured that.
     search : Search or None
     narrowed : sequence of NarrowedHeads
     head_dims : DimensionsOfHeads or None
@@ -71,14 +74,21 @@ class Decided:
     measured: Sequence[Measured] = ()
     choice: Sequence[int] = ()
     second_pass: SecondPass | None = None
+    held_out: float | None = None
     search: Search | None = None
     narrowed: Sequence[NarrowedHeads] = ()
     head_dims: DimensionsOfHeads | None = None
 
     @classmethod
-    def of(cls, plans: Sequence[BlockPlan], second_pass: SecondPass | None = None) -> Decided:
+    def of(
+        cls,
+        plans: Sequence[BlockPlan],
+        second_pass: SecondPass | None = None,
+        held_out: float | None = None,
+    ) -> Decided:
         """Of blocks that are folded."""
-        return cls([_size_of(plan) for plan in plans], plans, second_pass=second_pass)
+        sizes = [_size_of(plan) for plan in plans]
+        return cls(sizes, plans, second_pass=second_pass, held_out=held_out)
 
 
 def _size_of(plan: BlockPlan) -> tuple[Block, int, int]:

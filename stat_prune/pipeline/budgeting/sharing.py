@@ -281,18 +281,27 @@ def _nearest(tried: Sequence[_Tried]) -> int:
 
 def _held_out_distance(run: Run, share: Share, decided: Decided) -> float:
     """Of a model that is cut so, on what the correction was not solved on."""
+    if decided.held_out is not None:
+        return decided.held_out
     _, judges = with_held_out(run.calibration, seed=run.settings.seed)
     cut = pruned_copy(with_table(run, share), [plan.folded for plan in decided.plans])
     return distance(run.model, cut, judges.batches, objective_named(run.settings.objective))
 
 
 def with_table(run: Run, target: Target) -> PreTrainedModel:
-    """The dense model, or a copy whose embeddings or head are factored as a target says."""
+    """The dense model, or a copy whose embeddings or head are factored as a target says.
+
+    The last one is remembered, as a share is corrected, judged and cut in turn: to be copied, and
+    not changed.
+    """
     if not target.factors:
         return run.model
-    copied = shared_copy(run.model)
-    factor_as(run, target, copied)
-    return copied
+    asked = target.of_embeddings, target.of_head
+    if asked not in run.factored:
+        copied = shared_copy(run.model)
+        factor_as(run, target, copied)
+        run.factored = {asked: copied}
+    return run.factored[asked]
 
 
 def factor_as(
