@@ -239,8 +239,9 @@ class ExactRows(torch.nn.Module):
         """
         if not len(self.ids):
             return products  # its tokens have all been trimmed
-        numbers = torch.arange(len(self.ids), device=self.ids.device)
-        places = numbers.new_full((num_tokens,), -1).index_copy(0, self.ids.long(), numbers)[asked]
+        ids = self.ids.long()
+        none = torch.full((num_tokens,), -1, device=ids.device)
+        places = none.scatter(0, ids, torch.arange(len(ids), device=ids.device))[asked]
         own = torch.cat([codes, self.weight[places.clamp(min=0)]], dim=-1)
         return torch.where((places >= 0)[..., None], own.to(products.dtype), products)
 
