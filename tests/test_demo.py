@@ -47,6 +47,10 @@ def test_the_demo_compares_saves_and_reports(sentences, word_tokenizer, tmp_path
     assert report.rows[0].cosine == pytest.approx(1)
     for fractions in kept.values():
         assert all(f <= limit for f, limit in zip(fractions, (0.8, 0.6, 0.4), strict=True))
+    (factored,) = [r for r in report.rows if r.method == "stat, embeddings"]
+    saved = report.rows[2]
+    assert factored.macs == saved.macs
+    assert factored.mebibytes < saved.mebibytes
     loaded = stat_prune.load(folder / "model")
     assert type(loaded).__name__ == "BertModel"
     page = (folder / "report.md").read_text()
