@@ -150,6 +150,8 @@ def test_each_effort_does_what_it_says():
         )
         if any(one.accepted for one in search.rounds):
             assert search.held_out_sequences == 8
+            # All of them, whatever the first sequences say.
+            assert len(search.held_out) == 1 + sum(one.accepted > 0 for one in search.rounds)
             # The start is judged beside what was found; the nearest is taken.
             assert next(iter(search.held_out)) in search.starts
             assert search.taken == min(search.held_out, key=search.held_out.__getitem__)

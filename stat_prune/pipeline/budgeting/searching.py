@@ -173,9 +173,12 @@ class BudgetSearch:
         return self._whole(f"calibration x {times}", lambda: self.trials.sequences(times))
 
     def _on_held_out(self) -> WholeModel:
-        return self._whole("held out", self.trials.held_out)
+        """Where nothing is given up: the last word is that of all sequences, which are few."""
+        return self._whole("held out", self.trials.held_out, parts=1)
 
-    def _whole(self, name: str, sequences: Callable[[], CalibrationSet]) -> WholeModel:
+    def _whole(
+        self, name: str, sequences: Callable[[], CalibrationSet], *, parts: int = NUM_PARTS
+    ) -> WholeModel:
         if name not in self._wholes:
             self._wholes[name] = WholeModel(
                 self._run.model,
@@ -183,7 +186,7 @@ class BudgetSearch:
                 self._cut,
                 sequences().batches,
                 self._objective,
-                parts=NUM_PARTS,
+                parts=parts,
             )
         return self._wholes[name]
 
