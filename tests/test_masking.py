@@ -17,6 +17,8 @@ import stat_prune
 from stat_prune.data.masking import Masking
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import CalibrationWarning, SettingsError
+from stat_prune.measuring.distillation import logit_distance
+from stat_prune.measuring.objectives import output_distance
 
 WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then".split()
 MASK = 30
@@ -206,3 +208,29 @@ def test_masks_in_the_calibration_set_keep_more_of_a_real_model(real_data):
         return float((found == ids)[masked].double().mean())
 
     assert accuracy(0.15) > accuracy(0.0) + 0.02
+
+
+def test_what_is_preserved_is_what_is_predicted(texts, tokenizer):
+    """A divergence counts at masks, and where nothing is masked at every token."""
+    calibration = read(tiny_bert(BertForMaskedLM), texts, tokenizer)
+    batch = calibration.batches[0]
+    generator = torch.Generator().manual_seed(0)
+    shape = (*batch["input_ids"].shape, 40)
+    dense, pruned = ({"logits": torch.randn(shape, generator=generator)} for _ in range(2))
+    found = output_distance(dense, pruned, batch)
+    plain = {name: value for name, value in batch.items() if name != "masked_tokens"}
+    everywhere = output_distance(dense, pruned, plain)
+    masked = (batch["input_ids"] == tokenizer.mask_token_id)[batch["attention_mask"].bool()]
+    assert 0 < int(masked.sum()) < len(masked)
+    assert torch.equal(found, everywhere * masked)
+    # All tokens teach.
+    assert logit_distance(pruned, dense, batch, 1.0) == everywhere.mean().float()
+
+
+def test_masks_that_are_there_are_what_is_predicted(texts, tokenizer):
+    rows = [dict(tokenizer(f"{text} {tokenizer.mask_token}")) for text in texts]
+    for batch in read(tiny_bert(BertForMaskedLM), rows, tokenizer).batches:
+        assert torch.equal(
+            batch["masked_tokens"].bool(), batch["input_ids"] == tokenizer.mask_token_id
+        )
+        assert int(batch["masked_tokens"].sum()) == len(batch["input_ids"])

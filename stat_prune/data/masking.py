@@ -36,14 +36,15 @@ class Masking:
     seed: int
 
     def __call__(self, rows: Sequence[TokenRow]) -> list[TokenRow]:
-        """The rows with masks; as they are, where a single one has some already.
+        """The rows with masks, or with those that are there, where a single one has some already.
 
-        Which tokens are masked follows from the seed and a text's own tokens: neither the order
-        nor the batches nor the other texts have a part in it.
+        And with ``masked_tokens``, which says where: what a model is to predict. Which tokens are
+        masked follows from the seed and a text's own tokens: neither the order nor the batches nor
+        the other texts have a part in it.
         """
-        if self.count(rows):
-            return list(rows)
-        return [{**row, "input_ids": self._masked(row)} for row in rows]
+        if not self.count(rows):
+            rows = [{**row, "input_ids": self._masked(row)} for row in rows]
+        return [{**row, "masked_tokens": (row["input_ids"] == self.mask_id).long()} for row in rows]
 
     def count(self, rows: Sequence[TokenRow]) -> int:
         """Masks in all rows."""

@@ -18,7 +18,13 @@ of the decoder), floating-point images and sounds."""
 # Token-level inputs by the mask that says which tokens are real. Whatever else a batch holds, but
 # for labels and signals, is left behind.
 TOKENS_OF = {
-    "attention_mask": ("input_ids", "attention_mask", "token_type_ids", "position_ids"),
+    "attention_mask": (
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+        "position_ids",
+        "masked_tokens",
+    ),
     "decoder_attention_mask": ("decoder_input_ids", "decoder_attention_mask"),
 }
 

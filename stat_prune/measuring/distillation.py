@@ -82,8 +82,9 @@ def layer_map_of(
 def logit_distance(student: Any, teacher: Any, batch: Batch, temperature: float) -> Tensor | None:
     """``T^2 KL(teacher || student)`` at temperature T, mean over positions; None without a head.
 
-    Hinton, Vinyals and Dean 2015. Padding does not count. The predictions of a regression are
-    compared by their squared difference, at no temperature.
+    Hinton, Vinyals and Dean 2015. Padding does not count; tokens beside masked ones do, as all of
+    them teach. The predictions of a regression are compared by their squared difference, at no
+    temperature.
 
     Parameters
     ----------
@@ -99,7 +100,8 @@ def logit_distance(student: Any, teacher: Any, batch: Batch, temperature: float)
     expected, found = (
         {name: output[name] / temperature for name in present} for output in (teacher, student)
     )
-    return temperature**2 * output_distance(expected, found, batch).mean().float()
+    every = {name: value for name, value in batch.items() if name != "masked_tokens"}
+    return temperature**2 * output_distance(expected, found, every).mean().float()
 
 
 def hidden_distance(

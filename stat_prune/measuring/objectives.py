@@ -87,7 +87,8 @@ def output_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
 
     - Classes (sequence or token classification, question answering, language models):
       Kullback-Leibler divergence from the dense distribution, in nats; at every token that is
-      not padding where there is one distribution a token.
+      not padding where there is one distribution a token; where tokens are masked (the batch's
+      ``masked_tokens``), at these, and none at the others, which are there to be copied.
     - Regression (one output): squared difference.
     - No head: squared error of the final hidden state of every token that is not padding (of the
       decoder, where there is one; of every patch of an image), relative to the dense state's
@@ -133,6 +134,9 @@ def logits_distance(dense: Any, pruned: Any, batch: Batch) -> Tensor:
         distance = (after - before).square().squeeze(-1)
     else:
         distance = _divergence(before, after)
+    masked = batch.get("masked_tokens")
+    if masked is not None and masked.shape == distance.shape:
+        distance = distance * masked.to(distance)
     return _of_tokens(distance, batch)
 
 
