@@ -476,6 +476,16 @@ def _with_own_bias(
     return (*args[:place], own, *args[place + 1 :]), kwargs
 
 
+#: Layers of queries, keys and values, by family, and what comes after the heads where the same
+#: module has it: BERT's; DistilBERT's; ViT's and DINOv2's; CLIP's and OPT's.
+_OWN_LAYERS = (
+    ("query", "key", "value", None),
+    ("q_lin", "k_lin", "v_lin", "out_lin"),
+    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("q_proj", "k_proj", "v_proj", "out_proj"),
+)
+
+
 def compute_with_own_dims(
     attention: Any, query_key: int, value: int, pairs: list[list[int]] | None = None
 ) -> None:
@@ -493,11 +503,16 @@ def compute_with_own_dims(
         turn.
     """
     attention.query_key_size = query_key
-    eager = sys.modules[type(attention).__module__].eager_attention_forward
-    turn = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
-    set_attributes(attention, {size_attribute(attention): value})
+    stock = sys.modules[type(attention).__module__]
+    eager, turn = stock.eager_attention_forward, getattr(stock, "apply_rotary_pos_emb", None)
+    setattr(attention, size_attribute(attention), value)
     if turn is None:
-        attention.forward = partial(_with_own_dims, attention, eager)
+        layers = next(
+            names
+            for names in _OWN_LAYERS
+            if all(name is None or hasattr(attention, name) for name in names)
+        )
+        attention.forward = partial(_with_own_dims, attention, eager, layers)
         return
     attention.rotary_pairs = pairs
     # A buffer would have no value where a model is made to be loaded.
@@ -513,6 +528,16 @@ def size_attribute(attention: Any) -> str:
 def score_scale(attention: Any) -> Any:
     """What an attention layer multiplies its scores with."""
     return attention.scale if hasattr(attention, "scale") else attention.scaling
+
+
+def _by_head(attention: Any, layers: Any, hidden_states: torch.Tensor) -> list[torch.Tensor]:
+    """Queries, keys and values of each head, by the layers of these names."""
+    width = getattr(attention, size_attribute(attention))
+    sizes = (attention.query_key_size, attention.query_key_size, width)
+    return [
+        getattr(attention, layer)(hidden_states).unflatten(-1, (-1, size)).transpose(1, 2)
+        for layer, size in zip(layers, sizes, strict=True)
+    ]
 
 
 def _attend(
@@ -535,36 +560,18 @@ def _attend(
     return context[..., :width].flatten(-2).contiguous(), weights
 
 
-#: Layers of queries, keys and values, by family, and what comes after the heads where the same
-#: module has it: BERT's; DistilBERT's; ViT's and DINOv2's; CLIP's and OPT's.
-_OWN_LAYERS = (
-    ("query", "key", "value", None),
-    ("q_lin", "k_lin", "v_lin", "out_lin"),
-    ("q_proj", "k_proj", "v_proj", "o_proj"),
-    ("q_proj", "k_proj", "v_proj", "out_proj"),
-)
-
-
 def _with_own_dims(
     attention: Any,
     eager: Any,
+    layers: tuple[str | None, ...],
     hidden_states: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     past_key_values: Any = None,
     **kwargs: Any,
 ) -> tuple[Any, ...]:
     """The forward method of an attention layer whose queries and keys are not turned."""
-    *layers, output = next(
-        names
-        for names in _OWN_LAYERS
-        if all(name is None or hasattr(attention, name) for name in names)
-    )
-    width = getattr(attention, size_attribute(attention))
-    sizes = (attention.query_key_size, attention.query_key_size, width)
-    query, key, value = (
-        getattr(attention, layer)(hidden_states).unflatten(-1, (-1, size)).transpose(1, 2)
-        for layer, size in zip(layers, sizes, strict=True)
-    )
+    *inputs, output = layers
+    query, key, value = _by_head(attention, inputs, hidden_states)
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, attention.layer_idx)
     dropout = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0))
@@ -586,12 +593,7 @@ def _turned_with_own_dims(
     **kwargs: Any,
 ) -> tuple[Any, ...]:
     """The forward method of a decoder's attention layer with rotary embeddings, likewise."""
-    sizes = (attention.query_key_size, attention.query_key_size, attention.head_dim)
-    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
-    query, key, value = (
-        layer(hidden_states).unflatten(-1, (-1, size)).transpose(1, 2)
-        for layer, size in zip(layers, sizes, strict=True)
-    )
+    query, key, value = _by_head(attention, ("q_proj", "k_proj", "v_proj"), hidden_states)
     if hasattr(attention, "q_norm"):
         query, key = attention.q_norm(query), attention.k_norm(key)
     cos, sin = position_embeddings

@@ -11,8 +11,9 @@ from stat_prune.model.modeling_stat_prune import FORMATS
 from stat_prune.surgery.config_checks import set_fields, takes
 from stat_prune.surgery.per_layer_config import forget_layer_sizes, say_layer_sizes
 
-#: Entries of the record that are there only where they say something.
+#: Entries of the record about factored embeddings and heads, which no config can say otherwise.
 _OF_TABLES = ("embeddings", "lm_head", "exact_rows")
+#: Entries that are there only where they say something.
 _OPTIONAL = ("position_bias", "no_heads", "added_biases", "head_dims", *_OF_TABLES)
 
 
