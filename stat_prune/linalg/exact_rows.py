@@ -127,28 +127,52 @@ def exact_rows(
     >>> exact_rows(table).within(7.0, per_rank=6.0, per_row=2.0)
     (1, 1)
     """
-    check_finite(check_matrix(table, "table"), "table")
-    n, m = table.shape
-    weights = weights_of_rows(row_weights, n, table.device)
-    gram, mean = weighted_gram(table, weights, centered=True)
-    root, _ = metric_roots(metric, gram)
-    gram = root @ gram @ root
-    check_rank(rank, m)
-    left_out = root @ torch.linalg.eigh(gram).eigenvectors[:, : m - rank]
-    sizes = [((rows - mean) @ left_out).square().sum(1) for rows in blocks_of(table)]
-    order = (torch.cat(sizes) * weights).argsort(descending=True, stable=True)
-    most = n - 1 if most is None else max(min(most, n - 1), 0)
-    counts = sorted({most >> halvings for halvings in range(most.bit_length() + 1)})
-    shift, total, errors, done = table.new_zeros(m, dtype=torch.float64), weights.sum(), [], 0
-    for count in counts:
-        for at in order[done:count].split(BLOCK_ROWS):
-            rows = (table[at].detach().to(torch.float64) - mean) @ root
-            weighed = rows * weights[at][:, None]
-            gram = gram - weighed.T @ rows
-            shift, total = shift - weighed.sum(0), total - weights[at].sum()
-        done = count
-        # The mean of the rows that stay is another one.
-        kept = gram - shift.outer(shift) / total.clamp_min(torch.finfo(torch.float64).tiny)
-        values = torch.linalg.eigvalsh(kept).clamp(min=0.0)
-        errors.append(torch.cat([values.new_zeros(1), values.cumsum(0)]).flip(0))
-    return ExactRows(order, counts, torch.stack(errors))
+    return WeightedTable(table, row_weights=row_weights, metric=metric).exact_rows(rank, most)
+
+
+class WeightedTable:
+    """A tall matrix, and what `exact_rows` computes of it once for all ranks.
+
+    Parameters
+    ----------
+    table, row_weights, metric
+        As for `exact_rows`.
+    """
+
+    def __init__(
+        self, table: Tensor, *, row_weights: Tensor | None = None, metric: Tensor | None = None
+    ) -> None:
+        check_finite(check_matrix(table, "table"), "table")
+        self._table = table
+        self._weights = weights_of_rows(row_weights, len(table), table.device)
+        gram, self._mean = weighted_gram(table, self._weights, centered=True)
+        self._root, _ = metric_roots(metric, gram)
+        self._gram = self._root @ gram @ self._root
+        self._directions = torch.linalg.eigh(self._gram).eigenvectors
+
+    def exact_rows(self, rank: int = 0, most: int | None = None) -> ExactRows:
+        """The errors beside exact rows, as the function of that name gives them."""
+        table, weights, gram, mean, root = (
+            self._table, self._weights, self._gram, self._mean, self._root
+        )  # fmt: skip
+        n, m = table.shape
+        check_rank(rank, m)
+        left_out = root @ self._directions[:, : m - rank]
+        sizes = [((rows - mean) @ left_out).square().sum(1) for rows in blocks_of(table)]
+        order = (torch.cat(sizes) * weights).argsort(descending=True, stable=True)
+        most = n - 1 if most is None else max(min(most, n - 1), 0)
+        counts = sorted({most >> halvings for halvings in range(most.bit_length() + 1)})
+        shift, total = table.new_zeros(m, dtype=torch.float64), weights.sum()
+        errors, done = [], 0
+        for count in counts:
+            for at in order[done:count].split(BLOCK_ROWS):
+                rows = (table[at].detach().to(torch.float64) - mean) @ root
+                weighed = rows * weights[at][:, None]
+                gram = gram - weighed.T @ rows
+                shift, total = shift - weighed.sum(0), total - weights[at].sum()
+            done = count
+            # The mean of the rows that stay is another one.
+            kept = gram - shift.outer(shift) / total.clamp_min(torch.finfo(torch.float64).tiny)
+            values = torch.linalg.eigvalsh(kept).clamp(min=0.0)
+            errors.append(torch.cat([values.new_zeros(1), values.cumsum(0)]).flip(0))
+        return ExactRows(order, counts, torch.stack(errors))

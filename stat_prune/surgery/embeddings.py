@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from transformers import PreTrainedModel
 
 from stat_prune.errors import ModelError, NonFiniteWeightsError, TargetError
 from stat_prune.families import token_embeddings
-from stat_prune.linalg import ExactRows, LowRank, exact_rows, low_rank
+from stat_prune.linalg import ExactRows, LowRank, low_rank
+from stat_prune.linalg.exact_rows import WeightedTable
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.model_checks import beyond_range
@@ -245,14 +247,12 @@ class TableFactors:
         Remembered, as budgets come back to few.
         """
         if rank not in self._errors:
-            self._errors[rank] = exact_rows(
-                self.rows,
-                row_weights=self._weights,
-                metric=self._metric,
-                rank=rank,
-                most=self._most,
-            )
+            self._errors[rank] = self._table.exact_rows(rank, self._most)
         return self._errors[rank]
+
+    @cached_property
+    def _table(self) -> WeightedTable:
+        return WeightedTable(self.rows, row_weights=self._weights, metric=self._metric)
 
     def beside(self, exact: Tensor) -> LowRank:
         """The factors of all rows but exact ones."""
