@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.allocation import Menu, allocate
-from stat_prune.choosing.budget.costs import Budget, full_cost
+from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.choosing.budget.exploring import in_vain
 from stat_prune.choosing.budget.whole_model import Measurement, WholeModel
 from stat_prune.choosing.head_dims import HeadDims
@@ -30,6 +30,7 @@ from stat_prune.pipeline.budgeting.efforts import NUM_PARTS
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.run import Run
+from stat_prune.settings.targets import QUERY_KEY, VALUE
 from stat_prune.surgery.narrowing import NarrowedHeads, narrowed_copy
 
 
@@ -213,20 +214,8 @@ class DimsSearch:
         for number, one in zip(self._heads, self._dims, strict=True):
             block = stays[number]
             units = self._candidates[number].units(choice[number])
-            for kinds in ((1, 0), (0, 1)):
-                by_head, step = one.value_errors, multiple
-                if kinds == (1, 0):
-                    by_head, step = one.query_key_errors, math.lcm(multiple, one.query_key_multiple)
-                full = by_head.shape[1] - 1
-                sizes = torch.tensor([n for n in range(1, full) if n % step == 0] + [full])
-                # As many for each dimension.
-                none, all_ = (
-                    full_cost(block.with_dims(*(size * kind for kind in kinds)), cost)
-                    for size in (0, full)
-                )
-                prices = (all_ - none) / full * sizes.double()
-                errors = by_head[units].sum(0)[sizes].clamp_min(0)
-                yield Menu(sizes, prices, errors, float(prices[-1]))
+            yield menu_of_dims(QUERY_KEY, block, one, units, cost, multiple)
+            yield menu_of_dims(VALUE, block, one, units, cost, multiple)
 
     @cached_property
     def _probed(self) -> list[Tensor]:
@@ -250,15 +239,8 @@ class DimsSearch:
             one = self._dims[number // 2]
             curve = (one.value_errors if number % 2 else one.query_key_errors).sum(0)
             step = 1 if number % 2 else one.query_key_multiple
-            place, size = len(self._candidates) + number, (len(curve) - 1) // 2 // step * step
-            if size == 0:
-                weights.append(curve.new_ones(()))
-                continue
-            choice = [*dense[:place], size, *dense[place + 1 :]]
-            found = whole.measure_beside(choice, everything, lambda *_: False)
-            assert found is not None
-            error = max(float(curve[size]), 1e-300)
-            weights.append(torch.tensor(found.distance / error, dtype=torch.float64))
+            place = len(self._candidates) + number
+            weights.append(weight_of_half(whole, everything, place, curve, step))
         return weights
 
     def _cut(self, model: PreTrainedModel, choice: Sequence[int]) -> PreTrainedModel:
@@ -276,6 +258,85 @@ class DimsSearch:
             if len(units):
                 found.append(one.narrowed(query_key, value, units))
         return found
+
+
+def weight_of_half(
+    whole: WholeModel, everything: Measurement, place: int, curve: Tensor, step: int
+) -> Tensor:
+    """What half of the dimensions of one kind in one layer does, for each unit of its error.
+
+    Parameters
+    ----------
+    whole : WholeModel
+    everything : Measurement
+        Of all dimensions.
+    place : int
+        Where choices have the number of these.
+    curve : Tensor of shape (n + 1,), float64
+        The error of 0, 1, ... dimensions.
+    step : int
+        What their number is a multiple of.
+    """
+    size = (len(curve) - 1) // 2 // step * step
+    if size == 0:
+        return curve.new_ones(())
+    choice = [*everything.choice[:place], size, *everything.choice[place + 1 :]]
+    found = whole.measure_beside(choice, everything, lambda *_: False)
+    assert found is not None
+    error = max(float(curve[size]), 1e-300)
+    return torch.tensor(found.distance / error, dtype=torch.float64)
+
+
+def menu_of_dims(
+    kind: str, block: Block, dims: HeadDims, units: Tensor, cost: CostFunction, round_to: int
+) -> Menu:
+    """What the heads of a layer may choose from, of their query/key or value dimensions.
+
+    Parameters
+    ----------
+    kind : {"query-key", "value"}
+    block : Block
+        With the heads that stay.
+    dims : HeadDims
+    units : Tensor of shape (k,), int64
+        Those heads.
+    cost : callable
+    round_to : int
+        Multiples that the number of dimensions is kept to; all are always allowed.
+    """
+    by_head = dims.query_key_errors if kind == QUERY_KEY else dims.value_errors
+    step = dims.query_key_multiple if kind == QUERY_KEY else 1
+    sizes, prices = prices_of_dims(kind, block, math.lcm(round_to, step), cost)
+    errors = by_head[units].sum(0)[sizes].clamp_min(0)
+    return Menu(sizes, prices, errors, float(prices[-1]))
+
+
+def prices_of_dims(
+    kind: str, block: Block, multiple: int, cost: CostFunction
+) -> tuple[Tensor, Tensor]:
+    """Numbers of dimensions that heads may have, ascending, and what they cost.
+
+    Parameters
+    ----------
+    kind : {"query-key", "value"}
+    block : Block
+        Of heads.
+    multiple : int
+        Of which numbers are multiples, but for that of all.
+    cost : callable
+
+    Returns
+    -------
+    tuple of Tensor of shape (s,), int64, and Tensor of shape (s,), float64
+    """
+    full = block.query_key_size if kind == QUERY_KEY else block.unit_size
+    sizes = torch.tensor([n for n in range(1, full) if n % multiple == 0] + [full])
+    # As many for each dimension.
+    none, all_ = (
+        full_cost(block.with_dims(*((size, 0) if kind == QUERY_KEY else (0, size))), cost)
+        for size in (0, full)
+    )
+    return sizes, (all_ - none) / full * sizes.double()
 
 
 def head_dims_of(

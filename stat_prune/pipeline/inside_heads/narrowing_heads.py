@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.exploring import is_better
@@ -22,7 +23,7 @@ from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.sources import Decided
 from stat_prune.reporting.search_report import DimensionsOfHeads
-from stat_prune.settings.targets import Bytes, MACs, Parameters, Target
+from stat_prune.settings.targets import QUERY_KEY, VALUE, Bytes, MACs, Parameters, Target
 from stat_prune.surgery.narrowing import narrowed_copy
 
 #: Standard errors of their difference by which one model has to be nearer than another on the
@@ -38,30 +39,48 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
     ModelError, SettingsError, TargetError
     """
     name = type(run.model).__name__
-    attentions = [one for stack, _ in stacks_of(run.model) for one in stack.attentions]
-    is_decoder = getattr(run.model.config, "is_decoder", False)
-    if is_decoder or not all(one.own_dims for one in attentions):
+    if not dimensions_that_leave(run.model):
         raise ModelError(
             "head_dims=True is for models with BERT's attention (BERT, RoBERTa, XLM-RoBERTa, "
             "CamemBERT, ELECTRA, DistilBERT, ViT, DINOv2, CLIP; OPT) or Llama's (Llama, Mistral, "
             f"Qwen2, Qwen3, Gemma 3), and {name} has neither. Leave head_dims out."
         )
-    if is_dispatched(run.model) or num_processes() > 1:
-        raise ModelError(
-            f"head_dims=True takes a model without device_map and one process; {name} is dispatched"
-            f", or there are {num_processes()} processes. Leave head_dims out."
-        )
-    if not any(block.kind == "heads" for block in run.blocks):
-        raise SettingsError(
-            f"head_dims=True has no heads to narrow: ignore={run.settings.ignored!r} leaves all of "
-            f"{name} alone. Leave one of the two out."
-        )
+    check_computed_in_one_place(run, "head_dims=True")
     for target in targets:
         if not isinstance(target, MACs | Parameters | Bytes) or "all" not in target.fractions():
             raise TargetError(
                 f"head_dims=True takes one fraction of MACs, parameters or bytes, got {target!r}. "
                 "Use MACs(0.5), or leave head_dims out."
             )
+    if not any(block.kind == "heads" for block in run.blocks):
+        raise SettingsError(
+            f"head_dims=True has no heads to narrow: ignore={run.settings.ignored!r} leaves all of "
+            f"{name} alone. Leave one of the two out."
+        )
+
+
+def dimensions_that_leave(model: PreTrainedModel) -> list[str]:
+    """Which dimensions can leave the heads of a model: names as in `DIMENSIONS` of targets."""
+    if getattr(model.config, "is_decoder", False):
+        return []
+    attentions = [one for stack, _ in stacks_of(model) for one in stack.attentions]
+    able = {QUERY_KEY: ("all",), VALUE: ("all", "values")}
+    return [kind for kind, own in able.items() if all(one.own_dims in own for one in attentions)]
+
+
+def check_computed_in_one_place(run: Run, asked: str) -> None:
+    """Refuse dispatched models, and several processes; `asked` is what was asked for.
+
+    Raises
+    ------
+    ModelError
+    """
+    if is_dispatched(run.model) or num_processes() > 1:
+        raise ModelError(
+            f"{asked} takes a model without device_map and one process; "
+            f"{type(run.model).__name__} is dispatched, or there are {num_processes()} processes. "
+            "Leave dimensions inside heads out."
+        )
 
 
 def with_head_dims(
