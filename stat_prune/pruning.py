@@ -18,6 +18,7 @@ from stat_prune.finishing import Finishing, with_finish
 from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 from stat_prune.model.whole_encoders import encoder_kind, transformer_of
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
+from stat_prune.pipeline.inside_heads.kept_dims import check_kept_dims
 from stat_prune.pipeline.inside_heads.narrowing_heads import check_narrowing
 from stat_prune.pipeline.loaded_model import LoadedModel
 from stat_prune.pipeline.method_requirements import check_method
@@ -213,6 +214,7 @@ def _pruned(
         budgets = resolve(run, targets)
         for budget in budgets:
             check_budget(run, budget)
+        check_kept_dims(run, budgets)
         finishing = Finishing.of(run, dataset)
         check_method(run, kept=work_dir is not None)
         fingerprint = None if work_dir is None else fingerprint_of(run, digest_of(run.model))

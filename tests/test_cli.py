@@ -111,6 +111,25 @@ def test_prune_saves_a_model_within_its_target_and_prints_one_json_object(pruned
     assert printed["settings"]["seed"] == 0
 
 
+def test_kinds_have_fractions_of_their_own(classifier, texts, tmp_path, run):
+    command = ("prune", classifier, "-d", texts, "-o", tmp_path / "out", "--json")
+    done = run(*command, "--macs", "neurons=0.8,query-key=0.5", "--effort", "fast")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["head_dims"]["kept"] == {"query-key": 0.5}
+    assert "'neurons': 0.8" in printed["settings"]["target"]
+    refused = run(*command, "--overwrite", "--macs", "nerves=0.8")
+    assert refused.returncode == 1
+    assert "'query-key' and 'value' to numbers, got {'nerves': 0.8}" in refused.stderr
+
+
+def test_plan_foresees_dimensions(classifier, run):
+    done = run("plan", classifier, "--parameters", "value=0.5", "--json")
+    found = json.loads(done.stdout)
+    assert found["after"]["parameters"] < found["before"]["parameters"]
+    assert found["seconds"].keys() == {"dimensions of heads"}
+
+
 def test_inspect_shows_what_was_kept_and_lists_removed_heads(pruned, run):
     folder, printed = pruned
     plan = json.loads((folder / "stat_prune_plan.json").read_text())

@@ -29,7 +29,7 @@ def test_a_percentage_is_answered_with_the_fraction_meant():
 
 @pytest.mark.parametrize("value", [{}, {"head": 0.5}, {"heads": 0.5, "layers": 0.2}])
 def test_a_mapping_of_unknown_kinds_is_refused(value):
-    with pytest.raises(TargetError, match="'heads' and 'neurons'"):
+    with pytest.raises(TargetError, match="'heads', 'neurons'"):
         MACs(value)
 
 

@@ -17,11 +17,40 @@ BatchSize = Annotated[int, option("batch_size")]
 MaxSeqLength = Annotated[int | None, option("max_seq_length")]
 Ignore = Annotated[list[str] | None, IGNORE]
 Device = Annotated[str | None, DEVICE]
+
+
+def kept(text: str) -> float | dict[str, float]:
+    """A fraction, or one for each of some kinds: ``heads=0.8,query-key=0.5``."""
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [one.partition("=") for one in text.split(",")]
+        found = {kind.strip(): float(value) for kind, _, value in pairs}
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is neither a number such as 0.6 nor numbers by kind such as "
+            "heads=0.8,neurons=0.6."
+        ) from error
+    if len(found) < len(pairs):
+        raise typer.BadParameter(f"{text!r} names a kind twice.")
+    return found
+
+
+_FRACTIONS: dict[str, Any] = {"parser": kept, "metavar": "FRACTION"}
 KeptMACs = Annotated[
-    float | None, typer.Option(help="Keep this fraction of multiply-accumulates, e.g. 0.6.")
+    Any,
+    typer.Option(
+        **_FRACTIONS,
+        help="Keep this fraction of multiply-accumulates, e.g. 0.6; or fractions of kinds by "
+        "themselves: heads=0.8,query-key=0.5,value=0.75,neurons=0.7.",
+    ),
 ]
 KeptParameters = Annotated[
-    float | None, typer.Option(help="Keep this fraction of the blocks' parameters.")
+    Any,
+    typer.Option(
+        **_FRACTIONS,
+        help="Keep this fraction of the blocks' parameters, or fractions of kinds as for --macs.",
+    ),
 ]
 KeptBytes = Annotated[
     float | None,

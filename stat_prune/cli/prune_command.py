@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,8 @@ from stat_prune.settings.options import Calibration
 if TYPE_CHECKING:
     from stat_prune.reporting.result import Reported
     from stat_prune.settings.targets import Target
+
+Fractions = float | Mapping[str, float]
 
 
 @with_settings(*ALL, after="latency_batch")
@@ -129,7 +132,8 @@ def prune(
     """Prune MODEL and save the result.
 
     Give one of --macs, --parameters, --bytes, --tolerance, which say what is kept, or --speedup;
-    or --embeddings and --lm-head, alone or with one of the first two.
+    or --embeddings and --lm-head, alone or with one of the first two. Heads, neurons and dimensions
+    inside heads (query-key, value) may have fractions of their own.
 
     \b
     A classifier from the Hub, calibrated on its task:
@@ -140,6 +144,9 @@ def prune(
     \b
     A sentence encoder's blocks, and the half of it that is embeddings:
       stat-prune prune ./encoder -d texts.txt --macs 0.5 --embeddings 0.5 -o out
+    \b
+    Half of the dimensions in which queries meet keys, and fewer heads:
+      stat-prune prune ./bert -d texts.txt --macs heads=0.8,query-key=0.5 -o out
     \b
     Sizes that hardware and other runtimes like:
       stat-prune prune ./bert --dataset texts.txt --macs 0.5 --uniform --round-to 64 -o out
@@ -236,8 +243,8 @@ def _scoring(
 
 
 def _target(
-    macs: float | None,
-    parameters: float | None,
+    macs: Fractions | None,
+    parameters: Fractions | None,
     embeddings: float | None,
     lm_head: float | None,
     kept_bytes: float | None,
@@ -276,6 +283,8 @@ def _target(
         return Speedup(speedup, batch_size=latency_batch or 1, seq_length=whole)
     if kept_bytes is not None:
         return Bytes(kept_bytes)
+    if isinstance(parameters, Mapping):
+        return Parameters({**parameters, **tables})
     if parameters is not None:
         return Parameters(parameters, **tables)
     if tables:

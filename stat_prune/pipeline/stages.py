@@ -15,6 +15,7 @@ from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.budgeting.sharing import best_share, with_table
 from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
+from stat_prune.pipeline.inside_heads.kept_dims import KeptDims
 from stat_prune.pipeline.inside_heads.narrowing_heads import with_head_dims
 from stat_prune.pipeline.probes import sensitivities
 from stat_prune.pipeline.reached import check_reached
@@ -42,9 +43,10 @@ def results_of(
     if run.settings.baseline is not None:
         yield from _of_baseline(source, budgets, work)
         return
-    if not run.blocks:  # targets are of embeddings alone
+    kept = KeptDims(run, [budget.target for budget in budgets])
+    if not run.blocks:  # targets are of embeddings or of dimensions inside heads alone
         for budget in budgets:
-            yield _finished(source, budget, Decided())
+            yield _finished(source, budget, kept.narrowed(budget, Decided()))
         return
     measured, search = _measured(source, work)
 
@@ -66,7 +68,7 @@ def results_of(
         if inside is not None:
             fold = partial(source.fold, measured, target=budget.target)
             best = with_head_dims(run, budget, best, inside, fold)
-        yield _finished(source, budget, best)
+        yield _finished(source, budget, kept.narrowed(budget, best))
 
 
 def _of_baseline(
@@ -132,7 +134,8 @@ def choose_sizes(
 def _finished(source: Source[Result], budget: Budget, decided: Decided) -> Result:
     """Cut, and account for it."""
     run, uniform = source.run, source.run.settings.uniform
-    if not decided.narrowed:  # else the rest of the budget is spent on the next smaller dimensions
+    # Where dimensions share the budget, the rest of it is spent on the next smaller ones.
+    if not decided.narrowed or budget.target.of_dimensions:
         check_reached(run, budget, decided.sizes, uniform=uniform)
     before = measure(run.model, budget.lengths)
     cut = source.cut(budget, decided)

@@ -115,15 +115,24 @@ class DimensionsOfHeads:
     with_searched : dict of str to float
         The distances on these sequences and those of the search together, which decided where these
         alone were not sure; else empty.
+    kept : dict of {"query-key", "value"} to float
+        Where the target has fractions of dimensions by themselves: what is kept of their cost in
+        the heads that stay. There was nothing to choose between then, so that nothing but the sizes
+        is known besides.
     """
 
-    distances: dict[str, float]
-    sequences: int
-    taken: str
-    sizes: dict[str, list[int]]
+    distances: dict[str, float] = field(default_factory=dict)
+    sequences: int = 0
+    taken: str = ""
+    sizes: dict[str, list[int]] = field(default_factory=dict)
     with_searched: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        if self.kept:
+            shares = ", ".join(f"{kind} {value:.4g}" for kind, value in self.kept.items())
+            sizes = ", ".join(f"{keys}/{values}" for keys, values in self.sizes.values())
+            return f"kept {shares}; query-key/value dimensions {sizes or 'whole'}"
         judged = _named(self.distances)
         more = f", {_named(self.with_searched)} with those of the search" * bool(self.with_searched)
         sizes = ", ".join(f"{keys}/{values}" for keys, values in self.sizes.values())

@@ -252,6 +252,8 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
                 f"method={settings.method!r} or its budget does not measure. Use method='stat', or "
                 "a fraction for embeddings by themselves: embeddings=0.5."
             )
+        if target.of_dimensions:
+            _check_dimensions(settings, target)
         if not kinds:
             continue
         if settings.ranks_heads_only and kinds != {"heads"} and "neurons" not in settings.ignored:
@@ -264,6 +266,22 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
     if "all" in named:
         return ["heads"] if settings.leaves_heads else []
     return [kind for kind in KINDS if kind not in named]
+
+
+def _check_dimensions(settings: Settings, target: Target) -> None:
+    """Refuse fractions of dimensions inside heads beside what gives them no place.
+
+    Raises
+    ------
+    SettingsError
+    """
+    if settings.baseline is not None or settings.uniform or settings.serve_with:
+        raise SettingsError(
+            f"{target!r} gives the heads of each layer sizes of their own, which "
+            f"method={settings.method!r} with uniform={settings.uniform} and "
+            f"serve_with={settings.serve_with!r} has no place for. Leave uniform and serve_with "
+            f"out, and use method='stat'; or ask for heads and neurons alone."
+        )
 
 
 def settings_of(

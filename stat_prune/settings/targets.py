@@ -18,7 +18,15 @@ CostFunction = Callable[[Block, int, int], float]
 #: which are no blocks: no token leaves.
 EMBEDDINGS, HEAD = "embeddings", "lm_head"
 
+#: What it calls dimensions inside heads: those in which queries meet keys, and those of values.
+DIMENSIONS = QUERY_KEY, VALUE = "query-key", "value"
+
+_OF_DIMENSIONS = (
+    " Dimensions inside heads take MACs({'query-key': 0.5, 'value': 0.5}) or Parameters(...)."
+)
 _REMEDIES = {
+    QUERY_KEY: _OF_DIMENSIONS,
+    VALUE: _OF_DIMENSIONS,
     EMBEDDINGS: " Token embeddings take Parameters({'embeddings': 0.5}), or embeddings=0.5.",
     HEAD: " The head of a language model takes Parameters({'lm_head': 0.5}), or lm_head=0.5.",
 }
@@ -31,7 +39,8 @@ class Target:
     Attributes
     ----------
     fraction : float or mapping of {"heads", "neurons"} to float
-        In (0, 1]. A kind that a mapping does not name is kept whole.
+        In (0, 1]. A kind that a mapping does not name is kept whole. `MACs` and `Parameters` know
+        more kinds.
     """
 
     fraction: float | Mapping[str, float]
@@ -41,10 +50,11 @@ class Target:
         if isinstance(self.fraction, Mapping):
             unknown = set(self.fraction) - {*KINDS, *self._other_kinds()}
             if unknown or not self.fraction:
+                *kinds, last = map(repr, (*KINDS, *self._other_kinds()))
+                remedies = dict.fromkeys(t for name, t in _REMEDIES.items() if name in unknown)
                 raise TargetError(
-                    f"{name} takes a number or a mapping of 'heads' and 'neurons' to numbers, "
-                    f"got {dict(self.fraction)!r}."
-                    + "".join(text for name, text in _REMEDIES.items() if name in unknown)
+                    f"{name} takes a number or a mapping of {', '.join(kinds)} and {last} to "
+                    f"numbers, got {dict(self.fraction)!r}." + "".join(remedies)
                 )
         elif isinstance(self.fraction, Real):
             object.__setattr__(self, "fraction", _plain(self.fraction))
@@ -84,6 +94,13 @@ class Target:
         if isinstance(self.fraction, Mapping):
             return {kind: value for kind, value in self.fraction.items() if kind in KINDS}
         return {"all": self.fraction}
+
+    @property
+    def of_dimensions(self) -> dict[str, float]:
+        """Kept fraction of the dimensions inside heads, by what they are of (`DIMENSIONS`)."""
+        if not isinstance(self.fraction, Mapping):
+            return {}
+        return {kind: self.fraction[kind] for kind in DIMENSIONS if kind in self.fraction}
 
     @property
     def bounds_error(self) -> bool:
@@ -143,9 +160,17 @@ class MACs(Target):
     successors count the same way); they cost what they cost before. The head of a language model is
     counted with ``lm_head=True``.
 
+    A mapping names kinds by themselves: ``MACs({"heads": 0.8, "neurons": 0.7})``. Dimensions inside
+    heads are two more, of models in which they can leave (docs/architectures.md): ``"query-key"``
+    is of what the dimensions cost in which queries meet keys (their projections, and the products
+    of both), ``"value"`` of what those of values cost (their projection, the sums that attention
+    weighs, and what the output projection reads), in the heads that stay. ``MACs({"heads": 0.8,
+    "query-key": 0.5})`` so keeps heads that cost 0.8 in all as they were, and then half of the
+    query/key dimensions of these, a number for each layer.
+
     Attributes
     ----------
-    fraction : float or mapping
+    fraction : float or mapping of {"heads", "neurons", "query-key", "value"} to float
     seq_length : float, optional
         Tokens a sequence, on which the share of attention depends. Default: the mean length of
         the calibration set.
@@ -179,6 +204,9 @@ class MACs(Target):
             raise TargetError(f"seq_length is a number of tokens, got {self.seq_length!r}.")
         object.__setattr__(self, "seq_length", _plain(self.seq_length))
 
+    def _other_kinds(self) -> tuple[str, ...]:
+        return DIMENSIONS
+
     def cost(self, seq_length: SeqLength) -> CostFunction:
         """Multiply-accumulates."""
         return lambda block, units, groups: block.macs(units, groups, seq_length)
@@ -208,11 +236,14 @@ class Parameters(Target):
     alone, ``Parameters(0.6, embeddings=0.5)`` besides 0.6 of the blocks; or where they are counted
     with the blocks, ``Parameters(0.6, embeddings=True)``. A head that shares them shares the
     factors; embeddings of positions stay. So is the head of a language model that has weights of
-    its own: ``Parameters({"lm_head": 0.5})``, ``Parameters(0.6, lm_head=0.5)``.
+    its own: ``Parameters({"lm_head": 0.5})``, ``Parameters(0.6, lm_head=0.5)``. ``"query-key"`` and
+    ``"value"`` are as for `MACs`, of the parameters of their projections, with the columns of the
+    output projection for values.
 
     Attributes
     ----------
-    fraction : float or mapping of {"heads", "neurons", "embeddings", "lm_head"} to float
+    fraction : float or mapping to float
+        Of {"heads", "neurons", "query-key", "value", "embeddings", "lm_head"}.
     embeddings : float or True, optional
         Kept fraction of the parameters of the token embeddings. True: `fraction` is of blocks,
         token embeddings and head together, shared out by what whole models of all do to the output.
@@ -238,7 +269,7 @@ class Parameters(Target):
                 raise TargetError(f"{self!r} says twice what is kept of the {name}. Say it once.")
 
     def _other_kinds(self) -> tuple[str, ...]:
-        return EMBEDDINGS, HEAD
+        return *DIMENSIONS, EMBEDDINGS, HEAD
 
     def cost(self, seq_length: SeqLength) -> CostFunction:
         """Parameters, at any length."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -16,6 +17,8 @@ from stat_prune.checkpoints.loading import class_of
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.errors import LoadError, TargetError
+from stat_prune.families import find_blocks
+from stat_prune.linalg import Moments
 from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.process_memory import taken_memory
 from stat_prune.machine.progress import progress_bar
@@ -29,10 +32,12 @@ from stat_prune.pipeline.foreseeing.peak_memory import (
     needs_in_memory,
     needs_of,
     search_cost_of,
+    weight_bytes,
 )
-from stat_prune.pipeline.foreseeing.rates import block_seconds, measure_rates
+from stat_prune.pipeline.foreseeing.rates import Rates, block_seconds, measure_rates
 from stat_prune.pipeline.foreseeing.search_cost import searches
 from stat_prune.pipeline.foreseeing.streaming_requirements import obstacle, supported_method
+from stat_prune.pipeline.inside_heads.kept_dims import check_kept_dims, heads_of, spared_by_dims
 from stat_prune.pipeline.run import Run, blocks_of
 from stat_prune.reporting.report import Size
 from stat_prune.settings.arguments import check_path, integer
@@ -164,6 +169,10 @@ def estimate(
     run = _foreseen_run(empty, chosen, target, seq_length)
     (budget,) = resolve(run, [target])
     check_budget(run, budget)
+    check_kept_dims(run, [budget])
+    before = measure(empty, budget.lengths)
+    if not run.blocks and target.of_dimensions:
+        return _of_dimensions(run, budget, before)
     if not run.blocks:
         raise TargetError(
             f"{target!r} is of no heads and neurons. Only what pruning these takes is foreseen; "
@@ -175,9 +184,10 @@ def estimate(
     reading = Reading.of(run)
     taken = taken_memory(run.device)
     whole = needs_in_memory(empty, run.blocks, reading, recipe, target, chosen)
+    if target.of_dimensions:
+        whole += sum(map(Moments.num_bytes, _moments_of_dims(run)))
     needs = needs_of(empty, run.blocks, reading, recipe, target)
-    before = measure(empty, budget.lengths)
-    whole_alone = target.factors or chosen.num_passes > 1
+    whole_alone = target.factors or target.of_dimensions or chosen.num_passes > 1
     return Estimate(
         model=type(empty).__name__,
         dtype=str(empty.dtype).removeprefix("torch."),
@@ -230,6 +240,52 @@ def _foreseen_run(
         return Run(model, blocks, untouched, calibration, settings, None, Stopwatch(), bar)
 
 
+def _of_dimensions(run: Run, budget: Budget, before: Size) -> Estimate:
+    """Where dimensions inside heads alone leave: one pass, with moments at both ends of heads."""
+    blocks = [one.block for one in heads_of(run) if not one.left_alone]
+    run = replace(run, blocks=blocks, untouched=[])
+    reading = Reading.of(run)
+    rates = measure_rates(run.model.dtype, run.device, run.settings.first_precision)
+    layers, outer = weight_bytes(run.model)
+    moments = sum(map(Moments.num_bytes, _moments_of_dims(run)))
+    return Estimate(
+        model=type(run.model).__name__,
+        dtype=str(run.model.dtype).removeprefix("torch."),
+        before=before,
+        after=_shrunk(before, run, budget),
+        seq_length=budget.seq_length,
+        num_samples=reading.num_samples,
+        seconds={"dimensions of heads": _seconds_of_dims(run, reading, budget.target, rates)},
+        # Probes are copies, of which one layer is narrowed.
+        memory=taken_memory(run.device) + 2 * (sum(layers) + outer) + moments,
+        memory_by_layer=None,
+        disk=0,
+    )
+
+
+def _seconds_of_dims(run: Run, reading: Reading, target: Target, rates: Rates) -> float:
+    """One pass over the calibration set, and a probe of half of each kind in each layer."""
+    widths = _moments_of_dims(run)
+    collecting = sum(width**2 for width in widths) * reading.length * rates.moments
+    collecting += _macs_of(run, reading.length) * rates.forward
+    # Half of the layers, on average, are computed for a probe.
+    passes = 1 + len(target.of_dimensions) * len(widths) / 4
+    probing = passes * _macs_of(run, reading.probe_length) * rates.forward
+    return reading.num_samples * collecting + reading.num_probe_samples * probing
+
+
+def _macs_of(run: Run, tokens: int) -> float:
+    """Of all blocks, for a sequence of so many tokens."""
+    every = find_blocks(run.model)
+    return sum(block.macs(block.num_units, block.num_groups, tokens) for block in every)
+
+
+def _moments_of_dims(run: Run) -> list[int]:
+    """Channels of what dimensions inside heads are chosen by: what heads read, and their output."""
+    blocks = [one.block for one in heads_of(run) if not one.left_alone]
+    return [width for block in blocks for width in (block.num_channels, block.input_size)]
+
+
 def _shrunk(before: Size, run: Run, budget: Budget) -> Size:
     """What is left if MACs and parameters shrink alike; all of it for a `Tolerance`."""
     target, lengths, blocks = budget.target, budget.lengths, [*run.blocks, *run.untouched]
@@ -240,6 +296,8 @@ def _shrunk(before: Size, run: Run, budget: Budget) -> Size:
             parameters += round(
                 (1 - fraction) * block.parameters(block.num_units, block.num_groups)
             )
+    of_macs, of_parameters = spared_by_dims(run, budget)
+    macs, parameters = macs + of_macs, parameters + of_parameters
     return Size(
         block_macs=before.block_macs - macs,
         block_parameters=before.block_parameters - parameters,
@@ -254,10 +312,7 @@ def _seconds(run: Run, recipe: Method, reading: Reading, target: Target) -> dict
     rates = measure_rates(model.dtype, device, settings.first_precision)
     length, depth = reading.length, 1 + max(block.layer for block in blocks)
 
-    def sequence(tokens: int) -> float:
-        every = [*blocks, *run.untouched]
-        return sum(block.macs(block.num_units, block.num_groups, tokens) for block in every)
-
+    sequence = partial(_macs_of, run)
     grams = sum(block.usage * block.num_channels**2 for block in blocks)
     probing = 0.0
     if recipe.probes:
@@ -286,6 +341,8 @@ def _seconds(run: Run, recipe: Method, reading: Reading, target: Target) -> dict
         forward = reading.num_samples * (sequence(length) + head) * rates.forward
         seconds["search the budget"] = most.passes * forward + trials
     seconds["fold"] = folding
+    if target.of_dimensions:
+        seconds["dimensions of heads"] = _seconds_of_dims(run, reading, target, rates)
     if settings.tries_second_pass:
         again = sequence(length) * rates.forward
         seconds["second pass"] = SECOND_PASS * reading.num_samples * again

@@ -211,7 +211,7 @@ def _searching(model: PreTrainedModel, reading: Reading, effort: str) -> int:
 
 def kept_of(target: Target) -> float:
     """The largest fraction that a target keeps of a block on average."""
-    return 1.0 if target.bounds_error else max(target.fractions().values())
+    return 1.0 if target.bounds_error else max(target.fractions().values(), default=1.0)
 
 
 def weight_bytes(model: PreTrainedModel) -> tuple[list[int], int]:

@@ -70,8 +70,8 @@ def supported_method(settings: Settings, target: Target) -> Method:
     return recipe
 
 
-def check_tables_stay(target: Target) -> None:
-    """Refuse to factor what is outside of the layers.
+def check_blocks_alone(target: Target) -> None:
+    """Refuse to factor what is outside of the layers, or inside heads.
 
     Raises
     ------
@@ -81,6 +81,11 @@ def check_tables_stay(target: Target) -> None:
         raise TargetError(
             f"{target!r} is of embeddings, or of a language model's head, which stay as they are "
             "layer by layer. Leave them out, or use stat_prune.prune."
+        )
+    if target.of_dimensions:
+        raise TargetError(
+            f"{target!r} is of dimensions inside heads, which are chosen on the whole model. Use "
+            "fractions of heads and neurons, or stat_prune.prune."
         )
 
 

@@ -26,9 +26,9 @@ from stat_prune.machine.process_memory import returning_large_blocks, taken_memo
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
 from stat_prune.pipeline.foreseeing.peak_memory import Reading, needs_of
 from stat_prune.pipeline.foreseeing.streaming_requirements import (
+    check_blocks_alone,
     check_model,
     check_space,
-    check_tables_stay,
     supported_method,
 )
 from stat_prune.pipeline.on_disk.stored_model import StoredModel
@@ -114,7 +114,7 @@ def prune_checkpoint(
     """
     chosen_settings = settings_of(prune_checkpoint, settings, effort="fast")
     recipe = supported_method(chosen_settings, checked_target(target))
-    check_tables_stay(target)
+    check_blocks_alone(target)
     check_path("model", model)
     check_path("output_dir", output_dir)
     check_path("work_dir", work_dir)
