@@ -62,7 +62,17 @@ def test_another_number_is_refused():
 
 @pytest.mark.parametrize(
     "method",
-    ["magnitude", "random", "id-uncorrected", "flap", "kcm", "fisher", "kprune", "stat-paper"],
+    [
+        "magnitude",
+        "random",
+        "id-uncorrected",
+        "flap",
+        "grail",
+        "kcm",
+        "fisher",
+        "kprune",
+        "stat-paper",
+    ],
 )
 def test_a_second_pass_of_a_method_that_has_no_correction_to_solve_again_is_refused(method):
     with pytest.raises(SettingsError, match=f"passes=2 .*{method}"):

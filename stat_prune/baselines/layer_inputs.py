@@ -1,4 +1,4 @@
-"""Encoders run one layer at a time: what a sublayer adds, dense and pruned, side by side."""
+"""Models run one layer at a time: what a sublayer adds, dense and pruned, side by side."""
 
 from __future__ import annotations
 

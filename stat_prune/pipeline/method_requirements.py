@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from stat_prune.errors import CalibrationWarning, ModelError, SettingsError, TargetError
-from stat_prune.families import architecture_of
+from stat_prune.families import architecture_of, stacks_of
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.pipeline.probes import check_objective
 from stat_prune.pipeline.run import Run
@@ -78,6 +78,23 @@ def check_no_experts(run: Run, method: str) -> None:
         )
 
 
+def check_one_stack(run: Run, method: str) -> None:
+    """Refuse models whose layers cannot be run one after another in a copy.
+
+    Raises
+    ------
+    ModelError
+        For models that are dispatched, have several stacks of layers, or layers that share weights.
+    """
+    if is_dispatched(run.model):
+        raise _needs_one_device(run, method, "runs a copy of the model layer by layer")
+    if len(stacks_of(run.model)) > 1 or any(block.calls > 1 for block in run.blocks):
+        raise ModelError(
+            f"method={method!r} goes from layer to layer, through one stack of layers with weights "
+            f"of their own; {type(run.model).__name__} has another layout. Use method='stat'."
+        )
+
+
 def check_encoder(run: Run, method: str) -> None:
     """Refuse decoders, other inputs than text, shared weights, and sublayers that begin in a norm.
 
@@ -88,11 +105,7 @@ def check_encoder(run: Run, method: str) -> None:
     ModelError
     """
     if is_dispatched(run.model):
-        raise ModelError(
-            f"method={method!r} computes with gradients or with masked weights, which hooks of "
-            f"accelerate (device_map) do not allow. Load {type(run.model).__name__} on one device, "
-            "or use method='stat'."
-        )
+        raise _needs_one_device(run, method, "computes with gradients or with masked weights")
     shared = any(block.units_per_group > 1 or block.calls > 1 for block in run.blocks)
     norms_before = any(block.stream_after is None for block in run.blocks)
     reads_text = run.masks == ["attention_mask"]
@@ -102,3 +115,10 @@ def check_encoder(run: Run, method: str) -> None:
             "and every head keys and values of its own, and every sublayer ends in a norm; "
             f"{type(run.model).__name__} is none. Use method='stat'."
         )
+
+
+def _needs_one_device(run: Run, method: str, why: str) -> ModelError:
+    return ModelError(
+        f"method={method!r} {why}, which hooks of accelerate (device_map) do not allow. Load "
+        f"{type(run.model).__name__} on one device, or use method='stat'."
+    )

@@ -316,7 +316,7 @@ def test_what_needs_a_plain_model_says_so(prune, tmp_path, word_tokenizer, texts
         prune(held, MACs(0.5), device="cpu")
     with pytest.raises(TargetError, match="for models without device_map.*Use MACs"):
         prune(held, Latency(0.5))
-    for method in ("fisher", "kprune", "kcm"):
+    for method in ("fisher", "kprune", "kcm", "grail"):
         with pytest.raises(ModelError, match=f"{method}.*device_map.*Load .* on one device"):
             prune(held, MACs(0.7), method=method)
     with pytest.raises(ModelError, match="hooks of accelerate.*Load it on one device"):

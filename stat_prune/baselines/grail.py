@@ -1,0 +1,145 @@
+"""GRAIL: units by Wanda's score, and a ridge regression that makes up for the others.
+
+Layer by layer from the bottom, in the model as pruned so far: the units of both sublayers are
+scored, and ``G_PH`` and ``G_PP``, the Gram matrices of all channels and of those kept, give the map
+``(G_PP + lambda I)^-1 G_PH`` that is merged into the consumer. Lambda is a thousandth of the mean
+diagonal of ``G_PP``. The same fraction of every block is kept: of heads rounded down, of neurons
+what then fills the budget. The paper takes any selector; Wanda's is one of its own.
+
+Departures. A key/value head leaves with its query heads, as the paper has no shared keys. A block
+that loses nothing keeps its weight, which the ridge would shrink. The authors' code adds 1e-3 to
+the mean diagonal, which depends on how activations are scaled: it is not done.
+
+References
+----------
+.. [1] Tang, Wang, Thiele and Saukh, "GRAIL: Post-hoc Compensation by Linear Reconstruction for
+   Compressed Networks", CPAL 2026, PMLR 328:881-895; code: github.com/TWWinde/GRAIL_Compensation.
+.. [2] Sun, Liu, Bair and Kolter, "A Simple and Effective Pruning Approach for Large Language
+   Models", ICLR 2024 (arXiv:2306.11695), section 3.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stat_prune.baselines.layer_inputs import LayerwiseModel, put
+from stat_prune.baselines.ranking import budget_of, cost_of, unit_cost
+from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
+from stat_prune.choosing.criteria.simple import wanda_sp
+from stat_prune.choosing.plan import BlockPlan
+from stat_prune.choosing.planned import planned
+from stat_prune.errors import TargetError
+from stat_prune.families import transformer_layers
+from stat_prune.linalg import least_squares_from_moments
+from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
+from stat_prune.measuring.collectors import MomentsCollector, collect_moments
+from stat_prune.measuring.statistics import BlockStatistics, statistics_of
+from stat_prune.model.blocks import Block
+from stat_prune.model.running import evaluating
+from stat_prune.pipeline.method_requirements import check_one_stack, single_fraction
+from stat_prune.pipeline.run import Run
+
+#: Of the mean diagonal of the kept channels' Gram matrix.
+RIDGE = 1e-3
+
+
+def plan(run: Run, budget: Budget) -> list[BlockPlan]:
+    """Score, choose and compensate, one layer after another.
+
+    Parameters
+    ----------
+    run : Run
+    budget : Budget
+        One fraction of MACs or parameters for heads and neurons together.
+
+    Raises
+    ------
+    TargetError
+        For a `Tolerance` or a fraction by kind, and where one unit of each block costs more.
+    ModelError
+        For models of several stacks of layers, with layers that share weights, or dispatched.
+    """
+    fraction = single_fraction(budget.target, "grail")
+    check_one_stack(run, "grail")
+    counts = _counts(run.blocks, run.untouched, budget.cost, fraction)
+    with run.stage("collect"):
+        moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
+    base = run.model.base_model
+    dense = statistics_of(base, run.blocks, moments, absorb_mean=False)
+    plans: dict[str, BlockPlan] = {}
+    with evaluating(run.model), run.stage("score and compensate"):
+        pruned = LayerwiseModel(
+            copy.deepcopy(run.model).requires_grad_(False), run.calibration.batches
+        )
+        for layer in run.tracked(range(len(transformer_layers(run.model)))):
+            members = [one for one in dense if one.block.layer == layer]
+            for one, seen in zip(members, _seen(run, pruned, members), strict=True):
+                block = one.block
+                units = _best(seen, counts[block.name])
+                weight = _compensated(seen, units) if len(units) < block.num_units else None
+                plans[block.name] = planned(one, units, weight)
+                if weight is not None:
+                    put(pruned.model, block, units, weight)
+            pruned.advance()
+    return [plans[block.name] for block in run.blocks]
+
+
+def _counts(
+    blocks: Sequence[Block], untouched: Sequence[Block], cost: CostFunction, fraction: float
+) -> dict[str, int]:
+    """Key/value heads or neurons that each block keeps, by its name; one at least."""
+    budget = budget_of(blocks, untouched, fraction, cost) * (1 + 1e-12)  # sums are rounded
+    kept = budget / sum(full_cost(block, cost) for block in blocks)
+    heads = [block for block in blocks if block.kind == "heads"]
+    neurons = [block for block in blocks if block.kind == "neurons"]
+    counts = {block.name: max(int(kept * block.num_groups + 1e-9), 1) for block in heads}
+    left = budget - sum(cost_of(block, counts[block.name], cost) for block in heads)
+    left -= sum(cost_of(block, 1, cost) for block in neurons)
+    if left < 0:
+        raise TargetError(
+            "method='grail' keeps the same fraction of all heads and at least one unit of each "
+            f"block, which costs more than {fraction:g}. Ask for more, or use method='stat'."
+        )
+    beyond = {block.name: (block.num_groups - 1) * unit_cost(block, cost) for block in neurons}
+    share = min(left / max(sum(beyond.values()), 1e-300), 1.0)
+    for block in neurons:
+        counts[block.name] = 1 + int(share * (block.num_groups - 1) + 1e-9)
+        left -= (counts[block.name] - 1) * unit_cost(block, cost)
+    for block in neurons:  # what rounding down has left
+        if counts[block.name] < block.num_groups and unit_cost(block, cost) <= left:
+            counts[block.name] += 1
+            left -= unit_cost(block, cost)
+    return counts
+
+
+def _seen(
+    run: Run, pruned: LayerwiseModel, members: Sequence[BlockStatistics]
+) -> list[BlockStatistics]:
+    """Statistics of the blocks of the layer that comes next, in the model as pruned so far."""
+    base, blocks = pruned.model.base_model, [one.block for one in members]
+    with MomentsCollector(base, blocks, device=run.device) as collector:
+        for position, batch in enumerate(pruned.batches):
+            collector.expect(batch)
+            pruned.run_layer(position)
+    return statistics_of(base, blocks, collector.moments, absorb_mean=False)
+
+
+def _best(statistics: BlockStatistics, count: int) -> Tensor:
+    """The highest scores: units, ascending; of a key/value head its query heads."""
+    block = statistics.block
+    order = wanda_sp(statistics, block.num_channels // block.num_groups, torch.Generator()).order
+    return block.units_at(order[:count]).sort().values
+
+
+def _compensated(statistics: BlockStatistics, units: Tensor) -> Tensor:
+    """The consumer's weight that reads the kept channels alone; (d, k), float64."""
+    gram = statistics.gram
+    kept = statistics.block.channels(units.to(gram.device))
+    system = gram[kept[:, None], kept]
+    system.diagonal().add_(RIDGE * float(system.diagonal().mean()))
+    with gathered_numerical_warnings("compensating a block"):
+        return least_squares_from_moments(system, gram[kept] @ statistics.weight.T).T
