@@ -1,4 +1,4 @@
-"""The second stage beside the first, and beside plain fine-tuning: what labels and time buy.
+"""The second stage and the finish beside the first, and beside plain fine-tuning: what time buys.
 
     STAT_PRUNE_DATA=... python benchmarks/vib.py --task mrpc --kept 0.5 --steps 60
 
@@ -6,7 +6,8 @@ Every (task, method, kept fraction, steps, seed) is one record on disk; a run th
 goes on where it was. Word embeddings are frozen and the learning rate is 1e-4, as when the
 checkpoints of GLUE were made; 1e-3 for the Llama of 656,000 parameters. Steps count batches of
 `--batch-size`; methods with two rounds of training spend half in each, and masks alone a sixteenth,
-as by default.
+as by default. A finish reads as many sequences as the steps do (after masks, as those of
+the masks), in steps of its own.
 
 PFLOP are of the whole second stage: the matrix products of the student forwards and backwards, of
 the teacher forwards and of the correction after the cut, on batches as they are, padding included;

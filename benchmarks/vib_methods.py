@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from harness.task import Task
 from stat_prune.checkpoints.replacing import REPORT_FILE
 from stat_prune.evaluation.glue import GLUE_TASKS, GlueData, evaluate_glue
 from stat_prune.evaluation.perplexity import perplexity
+from stat_prune.reporting.result import PruningResult
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
 from tasks import STORIES, TASKS, read_stories
 
@@ -110,9 +112,14 @@ class Cell:
 
     def pruned(self, kept: float | None = None) -> Result:
         """STAT, without labels or training; pruned once for all methods that start there."""
+        return opened(self.pruned_folder(kept))
+
+    def pruned_folder(self, kept: float | None = None, **settings: Any) -> Path:
+        """The folder that it is saved in; settings are of ``prune``."""
         fraction = kept or self.kept
         sizes = f"{len(self.data)}-{len(self.held)}-{self.seed}"
-        place = self.folder / f"stat-{self.name}-{fraction:g}-{sizes}"
+        label = "-".join(["stat", *(f"{name}-{value}" for name, value in settings.items())])
+        place = self.folder / f"{label}-{self.name}-{fraction:g}-{sizes}"
         if not place.is_dir():
             result = stat_prune.prune(
                 self.model,
@@ -122,21 +129,42 @@ class Cell:
                 num_calibration_samples=self.task.num_calibration_samples,
                 seed=self.seed,
                 progress=False,
+                **settings,
             )
             result.save(place)
-        report = json.loads((place / REPORT_FILE).read_text())
-        return stat_prune.load(place), report["settings"], {"flops": 0.0, "cpu_seconds": 0.0}
+        return place
+
+    def finished(self, result: PruningResult | Path, kind: str, steps: int | None = None) -> Result:
+        """A finish that reads as many sequences as so many steps do; by default, as all."""
+        with counting() as spent:
+            done = stat_prune.finish(
+                result,
+                self.data,
+                kind=kind,
+                teacher=self.model,
+                tokenizer=self.tokenizer,
+                num_calibration_samples=(steps or self.steps) * self.fields["batch_size"],
+                seed=self.seed,
+                progress=False,
+            )
+        return done.model, done.report.settings, spent
 
     def finetuned(
         self, start: PreTrainedModel, kept: float, config: VIBConfig, **settings: Any
     ) -> Result:
         """The second stage on a model; what it takes is counted."""
+        result, spent = self.finetuned_result(start, kept, config, **settings)
+        return result.model, result.report.settings, spent
+
+    def finetuned_result(
+        self, start: PreTrainedModel, kept: float, config: VIBConfig, **settings: Any
+    ) -> tuple[PruningResult, dict[str, float]]:
+        """All of it, for what comes after."""
         dense: Any = self.model
         trained = {name: p.requires_grad for name, p in dense.named_parameters()}
         for name, parameter in start.named_parameters():
             parameter.requires_grad_(trained[name])
-        seconds = time.process_time()
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        with counting() as spent:
             result = vib_finetune(
                 start,
                 self.data,
@@ -147,11 +175,24 @@ class Cell:
                 seed=self.seed,
                 **settings,
             )
-        spent = {
-            "flops": float(counter.get_total_flops()),
-            "cpu_seconds": time.process_time() - seconds,
-        }
-        return result.model, result.report.settings, spent
+        return result, spent
+
+
+def opened(folder: Path) -> Result:
+    """What was saved; nothing is trained."""
+    settings = json.loads((folder / REPORT_FILE).read_text())["settings"]
+    return stat_prune.load(folder), settings, {"flops": 0.0, "cpu_seconds": 0.0}
+
+
+@contextmanager
+def counting() -> Iterator[dict[str, float]]:
+    """What is computed meanwhile, once it is."""
+    spent: dict[str, float] = {}
+    start = time.process_time()
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        yield spent
+    spent["flops"] = float(counter.get_total_flops())
+    spent["cpu_seconds"] = time.process_time() - start
 
 
 def task_of(name: str, model: str) -> Task:
@@ -176,6 +217,21 @@ def masks_alone(cell: Cell, **fields: Any) -> Result:
     return cell.finetuned(cell.model, cell.kept, config, labels=False)
 
 
+def masks_then_scales(cell: Cell) -> Result:
+    """Masks alone, and a finish of what is left that reads as much."""
+    steps = max(cell.steps // 16, 1)
+    config = replace(MODES["masks"], mask_steps=steps)
+    result, masks = cell.finetuned_result(cell.model, cell.kept, config, labels=False)
+    model, settings, spent = cell.finished(result, "scales", steps)
+    return model, settings, {name: spent[name] + masks[name] for name in spent}
+
+
+def without_labels(cell: Cell) -> Result:
+    """All steps for all weights of what STAT left, with nothing to learn from but the teacher."""
+    config = replace(MODES["full"], finetune_steps=cell.steps)
+    return cell.finetuned(cell.pruned()[0], 1.0, config, labels=False)
+
+
 def from_stat(cell: Cell, **fields: Any) -> Result:
     """All steps for the model that STAT pruned to the target."""
     config = replace(MODES["full"], finetune_steps=cell.steps, **fields)
@@ -196,6 +252,13 @@ def vib(cell: Cell, mode: str, **fields: Any) -> Result:
 
 METHODS: dict[str, Callable[[Cell], Result]] = {
     "stat": lambda cell: cell.pruned(),
+    "stat, two passes": lambda cell: opened(cell.pruned_folder(passes=2)),
+    "K-prune with the sizes of stat": lambda cell: opened(
+        cell.pruned_folder(method="kprune", budget="searched")
+    ),
+    "stat, then scales": lambda cell: cell.finished(cell.pruned_folder(), "scales"),
+    "stat, then low-rank updates": lambda cell: cell.finished(cell.pruned_folder(), "lora"),
+    "stat, then distillation without labels": without_labels,
     "stat, then fine-tuning": lambda cell: from_stat(cell, logit_weight=0.0, hidden_weight=0.0),
     "stat, then distillation": from_stat,
     "stat halfway, then vib": from_halfway,
@@ -204,5 +267,6 @@ METHODS: dict[str, Callable[[Cell], Result]] = {
     "vib, full, sublayers": lambda cell: vib(cell, "full", sublayers=True),
     "vib, fast": lambda cell: vib(cell, "fast"),
     "vib, masks": masks_alone,
+    "vib, masks, then scales": masks_then_scales,
     "vib, masks, uncorrected": lambda cell: masks_alone(cell, folding="means"),
 }

@@ -51,6 +51,23 @@ def test_methods_meet_the_target_and_masks_alone_are_cheaper(at_hand, tmp_path):
     assert "| vib, masks | 0.1234 |" in called(*arguments).output  # not measured again
 
 
+def test_a_finish_reads_what_as_many_steps_of_distillation_do(at_hand, tmp_path):
+    arguments = ["--kept", 0.6, "--steps", 16, "--output", tmp_path]
+    scales, distilled = "stat, then scales", "stat, then distillation without labels"
+    both = "vib, masks, then scales"
+    for method in (scales, distilled, both):
+        arguments += ["--method", method]
+    result = called(*arguments)
+    assert result.exit_code == 0, result.output
+
+    found = records(tmp_path)
+    # Sequences held out are measured besides, and a fit that gains nothing ends.
+    assert 0.2 < found[scales]["flops"] / found[distilled]["flops"] < 2
+    assert 0 < found[both]["flops"] < found[scales]["flops"]
+    assert all(record["settings"]["finish"] == "scales" for record in (found[scales], found[both]))
+    assert all(0.5 < record["kept_cost"] <= 0.6 for record in found.values())
+
+
 def test_held_out_examples_are_scored_and_no_method_sees_them(at_hand, tmp_path, monkeypatch):
     seen, scored = [], []
 
