@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 OLDEST := $(VENV)-oldest
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
+# Fixtures of a file are made once, by the worker that runs all of it.
+BY_FILE = --dist loadfile --no-loadscope-reorder
+
 .PHONY: install demo quick test test-oldest lint format bench docs rooms wheel notebooks clean
 
 install: $(VENV)/.installed
@@ -19,7 +22,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/stat-prune demo --output demo-output
 
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(BY_FILE) $(PYTEST_FLAGS)
 
 # Under two minutes on two cores.
 quick: $(VENV)/.installed-test
@@ -31,7 +34,7 @@ quick: $(VENV)/.installed-test
 test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --families Bert,DistilBert,Llama,Qwen3 \
 		tests/contract/test_identity.py tests/contract/test_models.py tests/contract/test_report.py \
-		tests/contract/test_reload.py $(PYTEST_FLAGS)
+		tests/contract/test_reload.py $(BY_FILE) $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

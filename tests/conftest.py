@@ -51,9 +51,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is marked `realdata` where no folder of real data is given.
 
-    What one worker does all of begins first: at the end the others would wait for it.
+    Files with tests that take long begin first: at the end one worker would wait for the other.
     """
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if os.environ.get("STAT_PRUNE_DATA"):
         return
     skip = pytest.mark.skip(reason="STAT_PRUNE_DATA does not name a folder of real data")

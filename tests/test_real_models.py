@@ -15,8 +15,7 @@ from stat_prune import MACs, Parameters
 from stat_prune.cli.demo.demo_data import find_sentence_encoder
 from stat_prune.evaluation import perplexity, read_glue, sts_spearman
 
-# In one worker: what they have in common takes minutes.
-pytestmark = [pytest.mark.realdata, pytest.mark.slow, pytest.mark.xdist_group("real models")]
+pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
 # In both vocabularies.
 IDS = torch.tensor([[101, 1037, 1251, 2012, 2028, 102]])

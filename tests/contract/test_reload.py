@@ -73,10 +73,6 @@ def test_a_model_that_was_loaded_before_it_was_pruned_loads_to_the_bit(
     assert_same_weights(stat_prune.load(tmp_path / "out"), result.model)
 
 
-#: Models of all families are made for these, and loaded again: once, and not once a worker.
-in_one_process = pytest.mark.xdist_group("loaded elsewhere")
-
-
 @pytest.fixture(scope="module")
 def alone(prune, inputs, tmp_path_factory, request):
     """Pruned models of all families, and what they give in a process without stat_prune."""
@@ -117,7 +113,6 @@ def uniform_alone(alone):
     return alone(uniform_target, remote_code=False, uniform=True)
 
 
-@in_one_process
 def test_the_folder_loads_to_the_bit_where_stat_prune_cannot_be_imported(
     family: Family, pruned_alone
 ):
@@ -131,7 +126,6 @@ def uniform_target(family: Family) -> Parameters | None:
     return Parameters(dict.fromkeys(kinds, 0.6)) if kinds else None
 
 
-@in_one_process
 def test_uniform_results_load_in_plain_transformers_without_any_flag(family: Family, uniform_alone):
     folders, expected, loaded = uniform_alone
     if family.label not in folders:

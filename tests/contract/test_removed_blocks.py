@@ -102,7 +102,6 @@ def alone(saved, inputs, tmp_path_factory):
     return dict(zip(saved, outputs_without_stat_prune(folders, batches, work), strict=True))
 
 
-@pytest.mark.xdist_group("saved without blocks")
 def test_models_without_some_blocks_load_to_the_bit_in_each_way(
     family: Family, saved, alone, inputs
 ):
