@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from families import FAMILIES, TEXT_FAMILIES, Family, examples
+from families import FAMILIES, LAYOUTS, TEXT_FAMILIES, Family, examples
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -42,9 +42,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the methods that refuse mixtures of experts (a test of their own says so).
 
-    And, with ``--families``, all families but those.
+    And, of what is marked `layouts`, what the families of other layouts show; with ``--families``,
+    all families but those.
     """
     items[:] = [item for item in items if not refused(getattr(item, "callspec", None))]
+    items[:] = [item for item in items if not shown_by_others(item)]
     wanted = config.getoption("families")
     if wanted is not None:
         items[:] = [item for item in items if family_of(item) in wanted]
@@ -63,6 +65,18 @@ def refused(callspec: Any) -> bool:
     # Items of the whole session come by, with parameters of their own.
     mixture = isinstance(family, Family) and family.has_experts
     return mixture and parameters.get("method") in BASELINES
+
+
+def shown_by_others(item: pytest.Item) -> bool:
+    """Whether a test marked `layouts` runs for a family whose layout another one stands for.
+
+    Where there is one for each head, one head stays.
+    """
+    label = family_of(item)
+    if label is None or label in LAYOUTS or item.get_closest_marker("layouts") is None:
+        return False
+    parameters = item.callspec.params
+    return "head" not in parameters or parameters["head"] != parameters["family"].heads[1]
 
 
 @pytest.fixture(scope="session")

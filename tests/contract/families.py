@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -324,6 +325,16 @@ FAMILIES += [
         signals=IMAGES,
     ),
 ]
+
+#: One family of each layout: heads of their own, groups of them, one weight for all three, blocks
+#: side by side, heads that stay, experts, layers that share weights, and several stacks, of text,
+#: of text and signals, and of sounds.
+LAYOUTS = (
+    "Bert", "Llama", "GPT2", "GPTNeoX-parallel", "Olmo2", "Mixtral", "Albert", "T5", "CLIP",
+    "Whisper",
+)  # fmt: skip
+#: Methods beside the default, which cut what it cuts in the same ways.
+BESIDES = [pytest.param(name, marks=pytest.mark.layouts) for name in ("stat-paper", "magnitude")]
 TEXT_FAMILIES = [family for family in FAMILIES if not family.signals]
 
 

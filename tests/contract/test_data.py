@@ -72,6 +72,7 @@ def test_padding_of_text_beside_signals_does_not_change_the_result(
     assert same_weights(padded.model, plain.model)
 
 
+@pytest.mark.layouts
 def test_batch_size_changes_the_output_by_rounding_alone(family: Family, prune, inputs):
     model = family.build()
     one, many = (prune(model, MACs(0.5), batch_size=size, **FEW) for size in (1, 32))
@@ -80,6 +81,7 @@ def test_batch_size_changes_the_output_by_rounding_alone(family: Family, prune, 
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
+@pytest.mark.layouts
 def test_batch_size_changes_weights_by_rounding_alone_where_products_are_float64(
     family: Family, prune
 ):
@@ -92,6 +94,7 @@ def test_batch_size_changes_weights_by_rounding_alone_where_products_are_float64
         )
 
 
+@pytest.mark.layouts
 def test_the_order_of_the_examples_does_not_change_the_result(family: Family, prune, texts):
     model = family.build()
     shuffled = random.Random(1).sample(texts, len(texts))
@@ -100,6 +103,7 @@ def test_the_order_of_the_examples_does_not_change_the_result(family: Family, pr
     assert same_weights(other.model, plain.model)
 
 
+@pytest.mark.layouts
 @pytest.mark.parametrize("method", ["stat", "stat-paper", "random"])
 def test_the_same_seed_gives_the_same_bits(family: Family, prune, method):
     model = family.build()
@@ -110,6 +114,7 @@ def test_the_same_seed_gives_the_same_bits(family: Family, prune, method):
     assert same_weights(first.model, second.model)
 
 
+@pytest.mark.layouts
 def test_another_seed_draws_other_examples(family: Family, prune):
     model = family.build()
     first, second = (

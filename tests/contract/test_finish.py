@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from families import Family, examples, output
 
 from stat_prune import MACs, load
 
 
+@pytest.mark.layouts
 def test_what_is_finished_is_no_farther_from_the_dense_model_and_reloads(
     family: Family, head: str, prune, word_salads, word_tokenizer, inputs, tmp_path
 ):

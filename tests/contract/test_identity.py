@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from families import Family, output
+from families import BESIDES, Family, output
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,7 +15,7 @@ from stat_prune.families import find_blocks
 from stat_prune.model.projections import Projection, projection
 
 
-@pytest.mark.parametrize("method", ["stat", "stat-paper", "magnitude"])
+@pytest.mark.parametrize("method", ["stat", *BESIDES])
 def test_keeping_everything_is_the_identity(family: Family, prune, inputs, method):
     model = family.build(family.classifier)
     result = prune(model, MACs(1.0), method=method)
@@ -97,6 +97,7 @@ def half_of_what_can_leave(model: PreTrainedModel) -> Parameters:
     return Parameters({block.kind: 0.62 for block in find_blocks(model) if not block.fixed})
 
 
+@pytest.mark.layouts
 def test_the_loss_is_real_where_heads_and_neurons_are_independent(family: Family, prune, inputs):
     model = family.build(family.classifier)
     result = prune(copy.deepcopy(model), half_of_what_can_leave(model))

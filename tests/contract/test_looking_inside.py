@@ -25,6 +25,7 @@ def skip_unless_one_text(family: Family) -> None:
         pytest.skip(f"{family.label} reads something else than one text")
 
 
+@pytest.mark.layouts
 def test_statistics_do_not_depend_on_padding(family: Family, texts, word_tokenizer):
     skip_unless_one_text(family)
     model = family.build(family.heads[-1])

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 import pytest
 import torch
-from families import Family, completed, output
+from families import BESIDES, Family, completed, output
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -41,7 +41,7 @@ def assert_untouched(model: PreTrainedModel, before: PreTrainedModel) -> None:
         assert parameter.requires_grad == before.get_parameter(name).requires_grad, name
 
 
-@pytest.mark.parametrize("method", ["stat", "stat-paper", "magnitude"])
+@pytest.mark.parametrize("method", ["stat", *BESIDES])
 def test_the_given_model_is_untouched(family: Family, prune, method):
     model = family.build(family.heads[1]).train()
     before = copy.deepcopy(model)
@@ -52,6 +52,7 @@ def test_the_given_model_is_untouched(family: Family, prune, method):
     assert result.model.training
 
 
+@pytest.mark.layouts
 def test_the_given_model_is_pruned_itself_where_inplace_is_true(family: Family, prune, inputs):
     model = family.build(family.heads[1])
     copied = prune(copy.deepcopy(model), MACs(0.5))
@@ -88,15 +89,6 @@ def test_a_family_knows_the_longest_sequence_that_its_models_take(family: Family
     if not (family.is_decoder or family.relative_positions):
         with pytest.raises((IndexError, RuntimeError, ValueError)):
             output(model, {"input_ids": ids})
-
-
-def test_the_result_has_the_class_name_and_the_config_class_of_the_model(family: Family, prune):
-    for head in family.heads:
-        model = family.build(head)
-        result = prune(model, MACs(0.6))
-        assert isinstance(result.model, type(model))
-        assert type(result.model).__name__ == type(model).__name__
-        assert type(result.model.config) is type(model.config)
 
 
 def without_gradient(model: PreTrainedModel, batch: dict[str, Tensor]) -> set[str]:

@@ -44,7 +44,11 @@ def auto_class(model: PreTrainedModel) -> str | None:
 def test_every_head_class_loads_to_the_bit_in_both_ways(
     family: Family, head: str, prune, inputs, tmp_path
 ):
-    result = prune(family.build(head), MACs(0.6))
+    model = family.build(head)
+    result = prune(model, MACs(0.6))
+    assert isinstance(result.model, type(model))
+    assert type(result.model).__name__ == type(model).__name__
+    assert type(result.model.config) is type(model.config)
     result.save(tmp_path / "out")
     ways = [stat_prune.load]
     if (auto := auto_class(result.model)) is not None:
@@ -63,6 +67,7 @@ def test_every_head_class_loads_to_the_bit_in_both_ways(
             assert torch.equal(output(loaded, one_token), output(result.model, one_token))
 
 
+@pytest.mark.layouts
 def test_a_model_that_was_loaded_before_it_was_pruned_loads_to_the_bit(
     family: Family, head: str, prune, tmp_path
 ):

@@ -84,6 +84,7 @@ def test_something_stays_of_every_block(label, prune, settings):
     assert all(row.kept > 0 for row in result.report.blocks)
 
 
+@pytest.mark.layouts
 def test_with_removal_the_least_is_one_unit_of_one_block(family: Family, prune):
     model = family.build()
     before = copy.deepcopy(model)

@@ -78,6 +78,7 @@ def test_the_stream_comes_closer_to_the_dense_one(pruned_once):
     assert all(torch.equal(a.units, b.units) for a, b in zip(again, folded, strict=True))
 
 
+@pytest.mark.layouts
 def test_a_large_ridge_leaves_the_weights_of_the_first_pass(pruned_once):
     model, calibration, folded = pruned_once
     for first, second in zip(
@@ -101,6 +102,7 @@ def test_with_one_block_cut_there_is_nothing_to_make_up_for(pruned_once):
         torch.testing.assert_close(second.weight, first.weight, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.layouts
 def test_padding_and_batches_change_nothing(pruned_once, texts, word_tokenizer):
     """In what the models do: the weight of a channel that hardly varies is ill-determined."""
     model, calibration, folded = pruned_once
@@ -118,6 +120,7 @@ def test_padding_and_batches_change_nothing(pruned_once, texts, word_tokenizer):
         )
 
 
+@pytest.mark.layouts
 def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
     model, calibration, folded = pruned_once
     taken, found = best_pass(model, folded, calibration, output_distance, seed=0)
@@ -130,6 +133,7 @@ def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
     assert measured == pytest.approx(min(first, again), rel=1e-5)
 
 
+@pytest.mark.layouts
 def test_the_ridge_is_that_of_least_error_on_held_out_sequences(pruned_once):
     """Where what is held out is what was solved on, the smallest."""
     model, calibration, folded = pruned_once
@@ -151,6 +155,7 @@ def test_what_a_layer_returns_is_what_it_returns_when_it_is_computed(pruned_once
         )
 
 
+@pytest.mark.layouts
 def test_the_model_is_left_as_it_was(pruned_once):
     model, calibration, folded = pruned_once
     before = {name: value.clone() for name, value in model.state_dict().items()}
