@@ -8,7 +8,9 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := $(VENV)-oldest
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+# Compiled is what is imported, and when it is: not the tens of thousands of other modules.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS) \
+	-c constraints.txt
 
 # Fixtures of a file are made once, by the worker that runs all of it.
 BY_FILE = --dist loadfile --no-loadscope-reorder
@@ -96,6 +98,6 @@ $(OLDEST)/.installed: $(VENV)/.installed-test
 	$(BIN)/python -m venv --clear $(OLDEST)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> $$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS) \
 		"transformers==$$(sed -n 's/^ *"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)"
 	touch $@
