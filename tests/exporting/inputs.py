@@ -33,10 +33,15 @@ def for_any_shape(name: str, batch: dict[str, Tensor], longest: int) -> dict[str
     }
 
 
-def assert_compiles(model: torch.nn.Module) -> None:
-    """A compiled model gives the same outputs."""
-    compiled = torch.compile(model)
-    batch = random_batch(3, 11)
+def assert_compiles(
+    model: torch.nn.Module, batch: dict[str, Tensor] | None = None, *, backend: str = "inductor"
+) -> None:
+    """A compiled model gives the same outputs.
+
+    The graph is the same for each backend; "inductor" makes C++ of it, which takes seconds.
+    """
+    compiled = torch.compile(model, backend=backend)
+    batch = batch or random_batch(3, 11)
     with torch.no_grad():
         torch.testing.assert_close(
             compiled(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-5

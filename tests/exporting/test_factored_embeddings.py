@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hand_pruned import build
-from inputs import random_batch
+from inputs import assert_compiles, random_batch
 from tiny_models import tiny_llama
 from transformers import PreTrainedModel
 
@@ -49,10 +49,8 @@ def test_torch_exports_them(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.slow
 def test_torch_compiles_them(name: str) -> None:
-    model, batch = factored(name), random_batch(2, 12)
-    with torch.no_grad():
-        found = torch.compile(model)(**batch).logits
-        torch.testing.assert_close(found, model(**batch).logits, rtol=1e-4, atol=1e-5)
+    # Lookups and matrix products, as in other models.
+    assert_compiles(factored(name), random_batch(2, 12), backend="aot_eager")
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -30,9 +30,12 @@ def narrowed(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_a_compiled_model_gives_the_same_outputs(name):
-    assert_compiles(narrowed(name))
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(MODELS[0], "aot_eager"), (MODELS[1], "inductor"), (MODELS[2], "aot_eager")],
+)
+def test_a_compiled_model_gives_the_same_outputs(name, backend):
+    assert_compiles(narrowed(name), backend=backend)
 
 
 @pytest.mark.parametrize("name", MODELS)
