@@ -38,6 +38,7 @@ def encoder_family(encoder, real_data: Path):
         tokenizer=tokenizer,
         targets=[MACs(kept, seq_length=20) for kept in (1.0, 0.6, 0.5, 0.4)],
         num_calibration_samples=512,
+        effort="fast",
         progress=False,
     )
 
