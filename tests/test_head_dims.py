@@ -24,10 +24,10 @@ from transformers import (
 import stat_prune
 from stat_prune import Bytes, MACs, Parameters, Tolerance
 from stat_prune.checkpoints.checkpoint import as_pruned_class
-from stat_prune.choosing.head_dims import HeadDims
+from stat_prune.choosing.head_dims import HeadDims, _positive
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.families import find_blocks
-from stat_prune.linalg import Moments
+from stat_prune.linalg import Moments, low_rank
 from stat_prune.pipeline.inside_heads import dims_search, narrowing_heads
 from stat_prune.pipeline.inside_heads.narrowing_heads import _unsure
 from stat_prune.reporting.report import PruningReport
@@ -161,6 +161,20 @@ def test_products_of_low_rank_lose_nothing():
     # The query's bias is a direction of its own.
     narrow(model, [one.narrowed(4, 2) for one in dims_of(model)])
     torch.testing.assert_close(output(model), dense, rtol=1e-3, atol=1e-4)
+
+
+def test_moments_that_sums_in_float32_have_made_indefinite_are_those_of_a_metric():
+    rows = torch.randn(500, 2) @ torch.randn(2, SIZE) + 30
+    moments = (rows.T @ rows).double()
+    assert torch.linalg.eigvalsh(moments)[0] < 0
+    for wrong in (moments, moments - 1e-3 * torch.eye(SIZE), torch.zeros(1, 1).double()):
+        found = _positive(wrong)
+        low_rank(torch.eye(len(wrong)).double(), metric=found, centered=False)
+        torch.testing.assert_close(found, wrong, rtol=0, atol=1e-5 * float(moments.max()))
+    plain = moments + torch.eye(SIZE)
+    assert torch.equal(
+        _positive(plain), plain + 1e-7 * plain.diagonal().max() * torch.eye(SIZE).double()
+    )
 
 
 def test_all_dimensions_leave_a_model_as_it_is():

@@ -288,8 +288,14 @@ class HeadDims:
 
 def _positive(moments: Tensor) -> Tensor:
     """Second moments with every direction in them."""
-    floor = _JITTER * float(moments.diagonal().max())
-    return moments + max(floor, 1e-30) * torch.eye(len(moments)).to(moments)
+    identity = torch.eye(len(moments)).to(moments)
+    found = moments + max(_JITTER * float(moments.diagonal().max()), 1e-30) * identity
+    values = torch.linalg.eigvalsh(found)
+    smallest, largest = float(values[0]), float(values[-1])
+    if smallest <= len(moments) * torch.finfo(moments.dtype).eps * largest:
+        # Sums of products in float32 are as wrong as that where values have large means.
+        found = found + (2 * abs(smallest) + _JITTER * largest) * identity
+    return found
 
 
 def _by_head(tensor: Tensor, num_heads: int) -> Tensor:
