@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,6 +19,7 @@ from stat_prune.measuring.latency import take_turns, undisturbed_clock
 from stat_prune.model.blocks import Block
 from stat_prune.model.running import Batch, evaluating, model_inputs
 from stat_prune.surgery.cut import cut_copy
+from stat_prune.surgery.narrowing import narrowed_sizes
 
 #: Sizes of a feed-forward network that are timed, evenly spaced beside one at the small end.
 NEURON_STEPS = 12
@@ -39,10 +41,14 @@ class LatencyTable:
         Query heads, key/value heads and seconds.
     neurons : tuple of (int, float)
         Neurons, ascending, and seconds.
+    dims : tuple of (int, int, float)
+        Dimensions of queries and keys, of values, and seconds, of all heads: each number of the
+        first with each of the second. Empty where none are to leave.
     """
 
     heads: tuple[tuple[int, int, float], ...]
     neurons: tuple[tuple[int, float], ...]
+    dims: tuple[tuple[int, int, float], ...] = ()
 
     def extra_seconds(self, kind: str, num_units: int, num_groups: int) -> float:
         """Seconds beyond those of the quickest size; between measured numbers of neurons, linear.
@@ -58,9 +64,36 @@ class LatencyTable:
         sizes, seconds = zip(*self.neurons, strict=True)
         return float(np.interp(num_units, sizes, seconds) - min(seconds))
 
+    def seconds_saved(
+        self, num_units: int, query_keys: Sequence[int], values: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """Seconds that heads take less where they have fewer dimensions.
+
+        Between measured sizes linear in each; below them as at the least. Of fewer heads as large a
+        part as they are of all.
+
+        Parameters
+        ----------
+        num_units : int
+            Query heads that stay.
+        query_keys, values : sequence of int
+
+        Returns
+        -------
+        ndarray of shape (len(query_keys), len(values)), float64
+        """
+        known = {(query_key, value): seconds for query_key, value, seconds in self.dims}
+        rows, columns = sorted({one[0] for one in known}), sorted({one[1] for one in known})
+        whole = known[rows[-1], columns[-1]]
+        saved = [[whole - known[row, column] for column in columns] for row in rows]
+        by_value = np.array([np.interp(values, columns, one) for one in saved])
+        both = np.array([np.interp(query_keys, rows, one) for one in by_value.T]).T
+        return both * num_units / max(units for units, _, _ in self.heads)
+
     def to_lists(self) -> dict[str, list[list[float]]]:
         """For JSON."""
-        return {"heads": [list(r) for r in self.heads], "neurons": [list(r) for r in self.neurons]}
+        lists = {"heads": self.heads, "neurons": self.neurons, "dims": self.dims}
+        return {name: [list(row) for row in rows] for name, rows in lists.items() if rows}
 
     @classmethod
     def from_lists(cls, lists: dict[str, Any]) -> LatencyTable:
@@ -68,6 +101,7 @@ class LatencyTable:
         return cls(
             heads=tuple((int(u), int(g), float(s)) for u, g, s in lists["heads"]),
             neurons=tuple((int(u), float(s)) for u, s in lists["neurons"]),
+            dims=tuple((int(q), int(v), float(s)) for q, v, s in lists.get("dims", ())),
         )
 
 
@@ -101,6 +135,23 @@ def neuron_sizes(block: Block, round_to: int, remove: bool = False) -> list[int]
     return sorted({least, *inside, block.num_units, *none})
 
 
+def dims_sizes(block: Block, multiples: tuple[int, int]) -> list[tuple[int, int]]:
+    """A grid of numbers of dimensions, all last: quarters of each kind.
+
+    Parameters
+    ----------
+    block : Block
+        Of heads.
+    multiples : (int, int)
+        Of which numbers of query/key and of value dimensions are multiples.
+    """
+    grid = []
+    for size, multiple in zip((block.query_key_size, block.unit_size), multiples, strict=True):
+        steps = {round(part * size / 4 / multiple) * multiple for part in range(1, 4)}
+        grid.append(sorted({*(step for step in steps if 0 < step < size), size}))
+    return [(query_key, value) for query_key in grid[0] for value in grid[1]]
+
+
 def measure_layer(
     model: PreTrainedModel,
     heads: Block,
@@ -109,6 +160,7 @@ def measure_layer(
     *,
     round_to: int,
     remove: bool = False,
+    multiples: tuple[int, int] | None = None,
 ) -> LatencyTable:
     """Time one layer at every size of its attention and of its feed-forward network.
 
@@ -125,6 +177,9 @@ def measure_layer(
         Multiples that numbers of neurons are kept to.
     remove : bool
         Whether no heads and no neurons are sizes too.
+    multiples : (int, int), optional
+        Time fewer dimensions in heads as well: of which numbers of query/key and of value
+        dimensions are multiples.
     """
     by_heads = head_sizes(heads, remove)
     by_neurons = neuron_sizes(neurons, round_to, remove)
@@ -138,18 +193,31 @@ def measure_layer(
             model, [(heads, num_heads, num_groups), (neurons, num_neurons, num_neurons)]
         )
         runs.append(partial(layer, *args, **kwargs))
+    by_dims = [] if multiples is None else dims_sizes(heads, multiples)
+    for query_key, value in by_dims:
+        narrow = narrowed_sizes(
+            model, [(neurons, by_neurons[0], by_neurons[0])], (heads, query_key, value)
+        )
+        runs.append(partial(_layer_of(narrow, heads), *args, **kwargs))
     device = next(model.parameters()).device
     with torch.no_grad():
         medians = _medians(take_turns(runs, device, undisturbed_clock(device)))
-    seconds = dict(zip(sizes, medians, strict=True))
+    seconds = dict(zip(sizes, medians[: len(sizes)], strict=True))
     return LatencyTable(
+        dims=tuple(
+            (*dims, median) for dims, median in zip(by_dims, medians[len(sizes) :], strict=True)
+        ),
         heads=tuple((*size, seconds[*size, by_neurons[0]]) for size in by_heads),
         neurons=tuple((size, seconds[*least, size]) for size in by_neurons),
     )
 
 
 def _layer_of_size(model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]]) -> nn.Module:
-    return transformer_layers(cut_copy(model, sizes))[sizes[0][0].layer].eval()
+    return _layer_of(cut_copy(model, sizes), sizes[0][0])
+
+
+def _layer_of(model: PreTrainedModel, block: Block) -> nn.Module:
+    return transformer_layers(model)[block.layer].eval()
 
 
 def _layer_inputs(

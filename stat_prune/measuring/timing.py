@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.errors import TargetError
+from stat_prune.families import stacks_of
 from stat_prune.measuring.latency import forward_turns, undisturbed_clock
 from stat_prune.measuring.latency_cache import cached_table
 from stat_prune.measuring.latency_table import LatencyTable, head_sizes, measure_layer, neuron_sizes
@@ -132,9 +134,25 @@ class TimedModel:
         """Seconds beyond those of the block's quickest size; 0 for a block that stays whole."""
         return _cost(self.tables, block, num_units, num_groups)
 
+    def seconds_saved(
+        self, block: Block, num_units: int, query_keys: Sequence[int], values: Sequence[int]
+    ) -> Tensor:
+        """Seconds that so many heads of a block take less with fewer dimensions.
+
+        Returns
+        -------
+        Tensor of shape (len(query_keys), len(values)), float64
+        """
+        table = self.tables[block.name]
+        return torch.from_numpy(table.seconds_saved(num_units, query_keys, values))
+
     def compare_sizes(self, sizes: Sequence[tuple[Block, int, int]]) -> Comparison:
         """Time a copy with blocks of these units and key/value heads."""
         return compare(self.dense, cut_copy(self.dense, sizes), self.batch)
+
+    def compare_model(self, pruned: PreTrainedModel) -> Comparison:
+        """Time a model, as precisely as sizes."""
+        return compare(self.dense, pruned, self.batch)
 
     def compare(self, pruned: PreTrainedModel) -> Comparison:
         """Time what was made of the model, with twice the precision."""
@@ -150,6 +168,7 @@ def time_model(
     seq_length: int,
     round_to: int,
     remove: bool = False,
+    head_dims: bool = False,
 ) -> TimedModel:
     """Measure a latency table for each shape of layer, and the fastest that the model can be.
 
@@ -163,6 +182,8 @@ def time_model(
         Multiples that numbers of neurons are kept to; 1 for `MULTIPLE`.
     remove : bool
         Whether blocks may leave altogether.
+    head_dims : bool
+        Whether dimensions inside heads may.
     """
     multiple = round_to if round_to > 1 else MULTIPLE
     dense = cut_copy(model, [])
@@ -178,6 +199,8 @@ def time_model(
                 f"{type(model).__name__} have {len(members)} blocks. Use MACs or Parameters."
             )
         heads, neurons = members
+        narrowed = head_dims and heads in blocks
+        multiples = multiples_of_dims(model, heads, round_to) if narrowed else None
         table = cached_table(
             {
                 "device": device_name(dense.device),
@@ -192,14 +215,44 @@ def time_model(
                 "remove": remove,
                 "heads": _shape(heads),
                 "neurons": _shape(neurons),
+                **({} if multiples is None else {"dims": multiples}),
             },
-            partial(measure_layer, dense, heads, neurons, batch, round_to=multiple, remove=remove),
+            partial(
+                measure_layer,
+                dense,
+                heads,
+                neurons,
+                batch,
+                round_to=multiple,
+                remove=remove,
+                multiples=multiples,
+            ),
         )
         tables |= {block.name: table for block in (heads, neurons) if block in blocks}
     sizes = _least_sizes(blocks, multiple, tables, remove)
     least = compare(dense, cut_copy(dense, sizes), batch, precision=2 * PRECISION)
     least_seconds = sum(_cost(tables, *size) for size in sizes)
     return TimedModel(dense, batch, tables, least, least_seconds, multiple)
+
+
+def multiples_of_dims(model: PreTrainedModel, heads: Block, round_to: int) -> tuple[int, int]:
+    """Of which numbers of query/key and of value dimensions are multiples where time counts.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    heads : Block
+        Of a family whose heads can be narrower.
+    round_to : int
+        1 for eighths of a head.
+    """
+    attentions = {one.name: one for stack, _ in stacks_of(model) for one in stack.attentions}
+    attention = attentions[heads.part]
+    sizes = heads.query_key_size, heads.unit_size
+    query_key, value = (round_to if round_to > 1 else max(size // 8, 1) for size in sizes)
+    if attention.rotary is not None:
+        query_key = math.lcm(query_key, 2)
+    return (query_key if attention.own_dims == "all" else sizes[0]), value
 
 
 def _cost(

@@ -520,6 +520,11 @@ def compute_with_own_dims(
     attention.forward = partial(_turned_with_own_dims, attention, eager, turn)
 
 
+def turns_heads(attention: Any) -> bool:
+    """Whether queries and keys of an attention layer are turned by rotary embeddings."""
+    return hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb")
+
+
 def size_attribute(attention: Any) -> str:
     """Name under which an attention layer remembers the size of its heads."""
     return "head_dim" if hasattr(attention, "head_dim") else "attention_head_size"

@@ -95,8 +95,8 @@ class Constraints(Config):
 
         They do where the budget is then better spent on examples held out: of each layer one number
         for queries and keys, one for values, in multiples of `round_to`. For models with BERT's
-        attention or Llama's, one fraction of MACs, parameters or bytes, and the default budget; it
-        takes about half as long again.
+        attention or Llama's, one fraction of MACs, parameters, bytes or time, and the default
+        budget; it takes about half as long again.
     serve_with : {"llama.cpp", "mlx", "vllm", "onnx", "openvino"}, optional
         Choose only what this program holds: llama.cpp, mlx, vllm, onnx, openvino.
 

@@ -13,9 +13,13 @@ from stat_prune.errors import NonFiniteWeightsError
 from stat_prune.model.blocks import Block
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.model_checks import beyond_range
-from stat_prune.model.modeling_stat_prune import compute_with_own_dims, set_attributes
+from stat_prune.model.modeling_stat_prune import (
+    compute_with_own_dims,
+    set_attributes,
+    turns_heads,
+)
 from stat_prune.model.projections import projection
-from stat_prune.surgery.cut import pruned_copy, replace_layer
+from stat_prune.surgery.cut import cut_copy, pruned_copy, replace_layer
 from stat_prune.surgery.recording import record
 
 
@@ -90,6 +94,56 @@ def narrowed_copy(
     copied = pruned_copy(model, folded)
     _narrow(copied, [one for one in narrowed if one.layers])
     return copied
+
+
+def narrowed_sizes(
+    model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]], dims: tuple[Block, int, int]
+) -> PreTrainedModel:
+    """As `cut_copy`, to be timed, with the first dimensions of each head of one block.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    sizes : sequence of (Block, int, int)
+        Units and key/value heads to keep of other blocks.
+    dims : (Block, int, int)
+        Of heads, which all stay, with the dimensions of queries and keys, and of values.
+    """
+    copied = cut_copy(model, sizes)
+    first = _first_dims(copied, *dims)
+    _narrow(copied, [first] if first.layers else [])
+    return copied
+
+
+def _first_dims(model: PreTrainedModel, block: Block, query_key: int, value: int) -> NarrowedHeads:
+    base = model.base_model
+    layers: dict[str, tuple[Tensor, Tensor | None]] = {}
+    attention = base.get_submodule(next(iter(block.attributes)))
+    pairs = getattr(attention, "rotary_pairs", None)
+    *of_scores, of_values = block.producers
+    if query_key < block.query_key_size:
+        if turns_heads(attention):
+            known = pairs or [list(range(block.query_key_size // 2))] * block.num_groups
+            pairs = [one[: query_key // 2] for one in known]
+        for one in of_scores:
+            layers[one.path] = _first_rows(base, one.path, block.query_key_size, query_key)
+    if value < block.unit_size:
+        layers[of_values.path] = _first_rows(base, of_values.path, block.unit_size, value)
+        output = projection(base, block.consumer)
+        columns = output.weight.detach().unflatten(1, (-1, block.unit_size))[:, :, :value]
+        bias = None if output.bias is None else output.bias.detach()
+        layers[block.consumer] = columns.flatten(1), bias
+    return NarrowedHeads(block, query_key, value, layers, pairs)
+
+
+def _first_rows(base: Any, path: str, size: int, kept: int) -> tuple[Tensor, Tensor | None]:
+    layer = projection(base, path)
+    weight, bias = (
+        None if one is None else one.detach().unflatten(0, (-1, size))[:, :kept].flatten(0, 1)
+        for one in (layer.weight, layer.bias)
+    )
+    assert weight is not None
+    return weight, bias
 
 
 def _check_range(model: PreTrainedModel, narrowed: NarrowedHeads) -> None:

@@ -79,6 +79,7 @@ def _resolved(run: Run, target: Target, known: dict[tuple[int, int], TimedModel]
                 seq_length=length,
                 round_to=run.settings.round_to,
                 remove=run.settings.removes_blocks,
+                head_dims=run.settings.head_dims,
             )
     return Budget(target, whole, calibration.main_mask, known[key])
 

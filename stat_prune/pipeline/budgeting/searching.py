@@ -18,6 +18,7 @@ from stat_prune.choosing.measured import Measured, weights_of
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
+from stat_prune.measuring.timing import TimedModel
 from stat_prune.model.blocks import Block
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.budgeting.efforts import NUM_PARTS, Trials
@@ -61,6 +62,7 @@ class BudgetSearch:
         self.folded = _Folded(run.settings.recipe, measured)
         self._wholes: dict[str, WholeModel] = {}
         self._taken: dict[str, Start] = {}
+        self._time_shares: dict[str, float] = {}
 
     def choose(self, budget: Budget) -> tuple[list[int], Search]:
         """The candidate of each block for a budget, and how it was found."""
@@ -86,6 +88,8 @@ class BudgetSearch:
                 best, held_out = self._nearest(self._on_held_out(), contenders, budget, share)
             choice = spread(run, self._measured, best.weights, budget, even=best.even)
             self._taken[repr(budget.target)] = best
+            if budget.timed is not None:
+                self._time_shares[repr(budget.target)] = self._share_of(choice, budget.timed)
         return choice, Search(
             effort=run.settings.effort,
             sequences=whole.num_sequences,
@@ -105,6 +109,11 @@ class BudgetSearch:
         if name not in self._taken:
             self.choose(budget)
         return self._taken[name]
+
+    def time_share(self, budget: Budget) -> float:
+        """Of a time, what the choice that was taken has of it by the tables."""
+        self.taken(budget)
+        return self._time_shares[repr(budget.target)]
 
     def foreseen(self, budget: Budget) -> tuple[float, list[int]]:
         """The first start for a budget: its distance, on the sequences that all are compared on."""
@@ -164,8 +173,11 @@ class BudgetSearch:
         if budget.timed is None:
             return None
         choice = spread(self._run, self._measured, self._weights, budget)
+        return self._share_of(choice, budget.timed)
+
+    def _share_of(self, choice: Sequence[int], timed: TimedModel) -> float:
         return share_of(
-            [one.candidates for one in self._measured], choice, self._run.untouched, budget.timed
+            [one.candidates for one in self._measured], choice, self._run.untouched, timed
         )
 
     def _on_calibration(self, times: int) -> WholeModel:

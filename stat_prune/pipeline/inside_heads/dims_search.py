@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.allocation import Menu, allocate
+from stat_prune.choosing.budget.bisection import TOLERANCE
 from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.choosing.budget.exploring import in_vain
 from stat_prune.choosing.budget.whole_model import Measurement, WholeModel
@@ -24,7 +25,9 @@ from stat_prune.errors import TargetError
 from stat_prune.families import stacks_of
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
+from stat_prune.measuring.timing import TimedModel, multiples_of_dims
 from stat_prune.model.blocks import Block
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.budgeting.efforts import NUM_PARTS
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
@@ -52,6 +55,9 @@ class Point(NamedTuple):
     query_key: float
     power: float
 
+
+#: Most spreads that are timed for one speed-up.
+MOST_TIMED = 6
 
 #: Where the search begins, and what it tries, one coordinate after another.
 FIRST = Point(0.85, 0.25, 0.5)
@@ -148,6 +154,8 @@ class DimsSearch:
                     best, found = point, known[choice]
             if found is None:
                 return None
+        if budget.timed is not None:
+            return self._in_time(best, budget, budget.timed)
         blocks, dims, fraction = self._shared(best, budget)
         return Spread(fraction, blocks, self._narrowed(blocks, dims))
 
@@ -179,20 +187,88 @@ class DimsSearch:
         choice, dims, _ = self._shared(point, budget)
         return [*choice, *dims]
 
+    def _in_time(self, best: Point, budget: Budget, timed: TimedModel) -> Spread | None:
+        """The spread as fast as was asked for, timed as a whole; None where none is.
+
+        Tables are of layers alone, and of heads that are all there; so what dimensions are to take
+        of the time is corrected by what the whole model takes.
+        """
+        asked = budget.target.fractions()["all"]
+        total = self._full_cost(timed.cost)
+        share, found = self._blocks.time_share(budget), None
+        with self._run.stage("allocate and time"):
+            for _ in range(MOST_TIMED):
+                try:
+                    blocks, dims, fraction = self._shared_time(best, budget, timed, share)
+                except TargetError:
+                    return found
+                narrowed = self._narrowed(blocks, dims)
+                folded = self._folded(blocks)
+                cut = narrowed_copy(self._run.model, folded, narrowed)
+                comparison = timed.compare_model(cut)
+                excess = 1 / comparison.speed_up - asked
+                if excess <= TOLERANCE * asked:
+                    found = Spread(fraction, blocks, narrowed)
+                if abs(excess) <= TOLERANCE * asked:
+                    break
+                share -= excess * comparison.dense_seconds / total
+        return found
+
+    def _full_cost(self, cost: CostFunction) -> float:
+        return sum(full_cost(one, cost) for one in (*self._run.blocks, *self._run.untouched))
+
+    def _shared_time(
+        self, point: Point, budget: Budget, timed: TimedModel, share: float
+    ) -> tuple[list[int], list[int], float]:
+        """As `_shared`, by a share of the time that the tables have for all blocks."""
+        start = self._blocks.taken(budget)
+        wide = min(share / point.share, 1.0)
+        choice = spread(
+            self._run, self._measured, start.weights, budget, even=start.even, share=wide
+        )
+        weights = self._weights_at(point)
+        left = share * self._full_cost(timed.cost)
+        stays = self._stays(choice)
+        left -= sum(full_cost(one, timed.cost) for one in (*stays, *self._run.untouched))
+        menus, sizes = [], []
+        pairs = zip(weights[::2], weights[1::2], strict=True)
+        for number, one, (query_key, value) in zip(self._heads, self._dims, pairs, strict=True):
+            block, units = stays[number], self._candidates[number].units(choice[number])
+            multiples = multiples_of_dims(self._run.model, one.block, self._run.settings.round_to)
+            first, second = (
+                _multiples(full, multiple)
+                for full, multiple in zip(
+                    (one.block.query_key_size, one.block.unit_size), multiples, strict=True
+                )
+            )
+            saved = timed.seconds_saved(one.block, block.num_units, first, second).reshape(-1)
+            errors = (
+                query_key * one.query_key_errors[units].sum(0)[first][:, None]
+                + value * one.value_errors[units].sum(0)[second]
+            ).reshape(-1)
+            costs = saved.max() - saved
+            menus.append(Menu(torch.arange(len(costs)), costs, errors, float(costs[-1])))
+            sizes.append([(a, b) for a in first for b in second])
+        total = sum(one.full_cost for one in menus)
+        if not total or left + total < 0:
+            raise TargetError(f"{budget.target!r} is out of reach of dimensions inside heads.")
+        chosen = allocate([_ascending(menu) for menu in menus], (left + total) / total)
+        dims = [n for pairs, index in zip(sizes, chosen, strict=True) for n in pairs[index]]
+        return choice, dims, budget.target.fractions()["all"] / point.share
+
     def _shared(self, point: Point, budget: Budget) -> tuple[list[int], list[int], float]:
         """Both apart, and what heads and neurons leave before dimensions do."""
+        if budget.timed is not None:
+            share = self._blocks.time_share(budget)
+            return self._shared_time(point, budget, budget.timed, share)
         target, start = budget.target, self._blocks.taken(budget)
         kept = target.fractions()["all"]
         fraction = min(kept / point.share, 1.0)
         wide = replace(budget, target=replace(target, fraction=fraction))
         choice = spread(self._run, self._measured, start.weights, wide, even=start.even)
-        dims = [one**point.power for one in self._probed]
-        dims[::2] = [one * point.query_key for one in dims[::2]]
+        dims = self._weights_at(point)
         cost = budget.cost
-        stays = []
-        for candidates, index in zip(self._candidates, choice, strict=True):
-            block, num_units, num_groups = candidates.size(index)
-            stays.append(replace(block, num_units=num_units, num_groups=num_groups))
+        stays = self._stays(choice)
         every = [*self._run.blocks, *self._run.untouched]
         left = kept * sum(full_cost(one, cost) for one in every)
         left -= sum(full_cost(one, cost) for one in (*stays, *self._run.untouched))
@@ -205,6 +281,19 @@ class DimsSearch:
             raise TargetError(f"{target!r} leaves no heads that dimensions could leave.")
         sizes = allocate(menus, (left + total) / total)
         return choice, sizes, fraction
+
+    def _weights_at(self, point: Point) -> list[Tensor]:
+        dims = [one**point.power for one in self._probed]
+        dims[::2] = [one * point.query_key for one in dims[::2]]
+        return dims
+
+    def _stays(self, choice: Sequence[int]) -> list[Block]:
+        """The blocks with what a choice leaves of them."""
+        stays = []
+        for candidates, index in zip(self._candidates, choice, strict=True):
+            block, num_units, num_groups = candidates.size(index)
+            stays.append(replace(block, num_units=num_units, num_groups=num_groups))
+        return stays
 
     def _menus(
         self, stays: Sequence[Block], choice: Sequence[int], budget: Budget
@@ -245,9 +334,11 @@ class DimsSearch:
 
     def _cut(self, model: PreTrainedModel, choice: Sequence[int]) -> PreTrainedModel:
         count = len(self._candidates)
-        folded = [self._blocks.folded(*one) for one in enumerate(choice[:count])]
         narrowed = self._narrowed(choice[:count], choice[count:])
-        return narrowed_copy(model, folded, narrowed)
+        return narrowed_copy(model, self._folded(choice[:count]), narrowed)
+
+    def _folded(self, choice: Sequence[int]) -> list[FoldedConsumer]:
+        return [self._blocks.folded(*one) for one in enumerate(choice)]
 
     def _narrowed(self, choice: Sequence[int], dims: Sequence[int]) -> list[NarrowedHeads]:
         found = []
@@ -258,6 +349,18 @@ class DimsSearch:
             if len(units):
                 found.append(one.narrowed(query_key, value, units))
         return found
+
+
+def _multiples(full: int, multiple: int) -> list[int]:
+    """Multiples of a number up to another, which is the last."""
+    return [n for n in range(1, full) if n % multiple == 0] + [full]
+
+
+def _ascending(menu: Menu) -> Menu:
+    order = menu.costs.argsort(stable=True)
+    return replace(
+        menu, indices=menu.indices[order], costs=menu.costs[order], errors=menu.errors[order]
+    )
 
 
 def weight_of_half(
@@ -330,7 +433,7 @@ def prices_of_dims(
     tuple of Tensor of shape (s,), int64, and Tensor of shape (s,), float64
     """
     full = block.query_key_size if kind == QUERY_KEY else block.unit_size
-    sizes = torch.tensor([n for n in range(1, full) if n % multiple == 0] + [full])
+    sizes = torch.tensor(_multiples(full, multiple))
     # As many for each dimension.
     none, all_ = (
         full_cost(block.with_dims(*((size, 0) if kind == QUERY_KEY else (0, size))), cost)

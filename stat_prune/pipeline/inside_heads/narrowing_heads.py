@@ -23,7 +23,7 @@ from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.sources import Decided
 from stat_prune.reporting.search_report import DimensionsOfHeads
-from stat_prune.settings.targets import QUERY_KEY, VALUE, Bytes, MACs, Parameters, Target
+from stat_prune.settings.targets import QUERY_KEY, VALUE, Target
 from stat_prune.surgery.narrowing import narrowed_copy
 
 #: Standard errors of their difference by which one model has to be nearer than another on the
@@ -47,10 +47,10 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
         )
     check_computed_in_one_place(run, "head_dims=True")
     for target in targets:
-        if not isinstance(target, MACs | Parameters | Bytes) or "all" not in target.fractions():
+        if target.bounds_error or "all" not in target.fractions():
             raise TargetError(
-                f"head_dims=True takes one fraction of MACs, parameters or bytes, got {target!r}. "
-                "Use MACs(0.5), or leave head_dims out."
+                "head_dims=True takes one fraction of MACs, parameters, bytes or time, got "
+                f"{target!r}. Use MACs(0.5), or leave head_dims out."
             )
     if not any(block.kind == "heads" for block in run.blocks):
         raise SettingsError(
@@ -100,7 +100,7 @@ def with_head_dims(
     ----------
     run : Run
     budget : Budget
-        Of MACs or parameters.
+        Of MACs, parameters or a time.
     whole : Decided
         For the budget, heads and neurons alone.
     search : DimsSearch
