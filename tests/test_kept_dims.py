@@ -9,6 +9,7 @@ import pytest
 import torch
 import typer
 from test_head_dims import built, head_blocks, output
+from test_searching import MODELS as OTHERS
 from test_searching import pruned, rows
 from tiny_models import SIZES, tiny_bert, tiny_llama
 from transformers import MPNetConfig, MPNetModel, Qwen3Config, Qwen3ForCausalLM
@@ -38,7 +39,7 @@ def cost_of(kind: str, target, blocks) -> float:
             0 if kind == "query-key" else block.query_key_size,
             0 if kind == "value" else block.unit_size,
         )
-        cost = target.cost({"attention_mask": LENGTH})
+        cost = target.cost({"attention_mask": LENGTH, "decoder_attention_mask": LENGTH})
         total += cost(block, block.num_units, block.num_groups)
         total -= cost(none, none.num_units, none.num_groups)
     return total
@@ -70,6 +71,19 @@ def test_the_fraction_is_kept_but_for_less_than_one_step(name, fraction, kind, m
     assert {sizes[block][others[kind]] for block in sizes} == {SIZE}
     assert PruningReport.from_dict(json.loads(report.to_json())) == report
     assert f"kept {kind} {kept:.4g}" in str(report)
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Albert", "T5"])
+def test_fused_layers_shared_ones_and_both_sides_of_a_decoder_keep_their_fractions(name):
+    target = MACs({"heads": 0.75, "query-key": 0.5, "value": 0.75})
+    result = pruned(OTHERS[name](), target=target, effort="fast")
+    blocks = head_blocks(result.model)
+    for kind, fraction in (("query-key", 0.5), ("value", 0.75)):
+        kept = cost_of(kind, target, blocks) / cost_of(kind, target, with_all_dims(blocks))
+        assert fraction - 0.13 < kept <= fraction * (1 + 1e-9)
+        assert result.report.head_dims.kept[kind] == pytest.approx(kept)
+    cross = {"cross_heads"} if name == "T5" else set()
+    assert {block.part for block in blocks} == {"heads"} | cross
 
 
 @pytest.mark.parametrize("name", MODELS)

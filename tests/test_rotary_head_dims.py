@@ -10,11 +10,12 @@ import torch
 from hand_pruned import assert_costs_what_torch_counts
 from isolation import outputs_without_stat_prune
 from test_searching import pruned, rows
+from tiny_models import SIZES
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -281,6 +282,6 @@ def test_a_budget_is_kept(name):
 
 
 def test_families_with_another_attention_are_refused():
-    model = built(GPT2LMHeadModel, GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4))
+    model = built(GPTNeoXForCausalLM, GPTNeoXConfig(**SIZES))
     with pytest.raises(ModelError, match="has neither"):
         pruned(model, head_dims=True)

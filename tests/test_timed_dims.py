@@ -12,7 +12,7 @@ from clocks import PER_CALL, PER_MAC
 from test_head_dims import built, head_blocks, output
 from test_searching import pruned
 from tiny_models import SIZES, tiny_bert, tiny_llama
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 import stat_prune
 from stat_prune import Latency, Speedup
@@ -35,7 +35,12 @@ def qwen3():
     return built(Qwen3ForCausalLM, lambda **_: Qwen3Config(**sizes))
 
 
-MODELS = {"Bert": tiny_bert, "Llama": tiny_llama, "Qwen3": qwen3}
+def gpt2():
+    sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": HEADS, "n_inner": 48}
+    return built(GPT2LMHeadModel, lambda **_: GPT2Config(**sizes))
+
+
+MODELS = {"Bert": tiny_bert, "Llama": tiny_llama, "Qwen3": qwen3, "GPT2": gpt2}
 
 
 def test_seconds_saved_are_linear_between_sizes_and_follow_the_heads():
@@ -58,7 +63,7 @@ def test_the_table_has_what_narrower_heads_take(name, linear_clock):
     model = MODELS[name]()
     heads, neurons = (block for block in find_blocks(model) if block.layer == 1)
     multiples = multiples_of_dims(model, heads, 1)
-    assert multiples == {"Bert": (1, 1), "Llama": (2, 1), "Qwen3": (SIZE, 1)}[name]
+    assert multiples == {"Llama": (2, 1), "Qwen3": (SIZE, 1)}.get(name, (1, 1))
     ids = torch.full((1, 12), 7)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     table = measure_layer(model, heads, neurons, batch, round_to=8, multiples=multiples)
@@ -68,15 +73,13 @@ def test_the_table_has_what_narrower_heads_take(name, linear_clock):
     for query_key, value, seconds in table.dims:
         narrow = heads.with_dims(query_key, value)
         weights = narrow.parameters(heads.num_units, heads.num_groups)
-        weights -= (
-            sum(
-                count * {"unit": heads.num_units, "group": heads.num_groups}[part]
-                for one in narrow.producers
-                if one.bias
-                for part in one.parts
-                for count in (one.size or value,)
-            )
-            + heads.consumer_bias * heads.output_size
+        counts = {"unit": heads.num_units, "group": heads.num_groups}
+        weights -= heads.consumer_bias * heads.output_size
+        weights -= sum(
+            size * counts[part]
+            for one in narrow.producers
+            if one.bias
+            for part, size in zip(one.parts, one.sizes(value), strict=True)
         )
         weights += 8 * (len(neurons.producers) + 1) * heads.output_size
         calls = len(heads.producers) + len(neurons.producers) + 2

@@ -19,7 +19,7 @@ from stat_prune.linalg import LowRank, Moments, low_rank
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.blocks import Block
 from stat_prune.model.modeling_stat_prune import score_scale
-from stat_prune.model.projections import Projection, projection
+from stat_prune.model.projections import Projection, head_projections, projection
 from stat_prune.surgery.narrowing import NarrowedHeads
 
 #: Added to second moments, relative to the largest: directions in which float32 says nothing.
@@ -33,9 +33,9 @@ class HeadDims:
     ----------
     base_model : nn.Module
     block : Block
-        Of heads with linear layers for queries, keys and values, in this order.
+        Of heads with linear layers for queries, keys and values, in this order, or one for all.
     states : Moments
-        Of what these layers read.
+        Of what these layers read; in cross-attention of what queries are made of.
     channels : Moments
         Of what the consumer reads.
     rotary : Rotary, optional
@@ -44,6 +44,8 @@ class HeadDims:
         Tokens of a sequence; of no account where nothing is turned.
     keeps_scores : bool
         Whether queries and keys are to stay as they are, as where norms are over a head.
+    key_states : Moments, optional
+        Of what keys are made of, where that is something else: in cross-attention.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class HeadDims:
         rotary: Rotary | None = None,
         length: int = 1,
         keeps_scores: bool = False,
+        key_states: Moments | None = None,
     ) -> None:
         self.block = block
         self._rotary, self._length = rotary, length
@@ -64,10 +67,8 @@ class HeadDims:
         if keeps_scores:
             self.query_key_multiple = block.query_key_size
         self._keeps_scores = keeps_scores
-        self._states = states
-        self._query, self._key, self._value = (
-            projection(base_model, one.path) for one in block.producers
-        )
+        self._states, self._key_states = states, states if key_states is None else key_states
+        self._query, self._key, self._value = head_projections(base_model, block)
         self._output = projection(base_model, block.consumer)
         ((path, _),) = block.attributes.items()
         self._scaling = float(score_scale(base_model.get_submodule(path)))
@@ -136,7 +137,9 @@ class HeadDims:
         units : Tensor of shape (k,), int64, optional
             Heads that stay, ascending; default: all.
         """
-        block, layers = self.block, dict[str, tuple[Tensor, Tensor | None]]()
+        block = self.block
+        changed: list[tuple[Tensor, Tensor | None] | None] = [None, None, None]
+        consumer = None
         units = torch.arange(block.num_units) if units is None else units.cpu()
         groups = block.groups(units)
         pairs = None
@@ -144,18 +147,48 @@ class HeadDims:
             pairs = self._rotary.pairs[groups]
         if query_key < block.query_key_size:
             of_queries, of_keys = self._score_maps(query_key)
-            queries, keys, _ = block.producers
-            layers[queries.path] = _mapped(self._query, of_queries, units)
-            layers[keys.path] = _mapped(self._key, of_keys, groups)
+            changed[0] = _mapped(self._query, of_queries, units)
+            changed[1] = _mapped(self._key, of_keys, groups)
             if self._rotary is not None:
                 kept = torch.stack([self._rotary_pairs[g].kept(query_key // 2) for g in groups])
                 pairs = kept.cpu() if pairs is None else pairs.gather(1, kept.cpu())
         if value < block.unit_size:
-            layers |= self._narrow_values(value, units, groups)
+            changed[2], consumer = self._narrow_values(value, units, groups)
+        layers = self._layers(changed, units, groups)
+        if consumer is not None:
+            layers[block.consumer] = consumer
         stays = replace(block, num_units=len(units), num_groups=len(groups))
         return NarrowedHeads(
             stays, query_key, value, layers, None if pairs is None else pairs.tolist()
         )
+
+    def _layers(
+        self,
+        changed: Sequence[tuple[Tensor, Tensor | None] | None],
+        units: Tensor,
+        groups: Tensor,
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Those that change of the layers that make queries, keys and values, by path."""
+        producers = self.block.producers
+        if len(producers) > 1:
+            pairs = zip(producers, changed, strict=True)
+            return {producer.path: one for producer, one in pairs if one is not None}
+        if not any(one is not None for one in changed):
+            return {}
+        (fused,) = producers
+        wholes = zip((self._query, self._key, self._value), (units, groups, groups), strict=True)
+        weights, biases = zip(
+            *(
+                _of_heads(layer, heads, size) if one is None else one
+                for one, (layer, heads), size in zip(
+                    changed, wholes, fused.sizes(self.block.unit_size), strict=True
+                )
+            ),
+            strict=True,
+        )
+        weight = torch.cat([one.double() for one in weights])
+        bias = torch.cat([one.double() for one in biases]) if fused.bias else None
+        return {fused.path: (weight, bias)}
 
     def _maps_of_scores(self, size: int) -> tuple[list[Tensor], list[Tensor]]:
         """Queries F^T q and keys T k, where F T is nearest to the identity between them.
@@ -182,19 +215,19 @@ class HeadDims:
 
     def _narrow_values(
         self, size: int, units: Tensor, groups: Tensor
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """The best directions of each head's values, and all that can be said of the others."""
+    ) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+        """The best directions of each head's values, and all that can be said of the others.
+
+        Of the layer that makes values, and of the consumer.
+        """
         channels = torch.arange(self.block.num_channels).reshape(-1, self.block.unit_size)
         folded = fold(self._turned, channels[units, :size].reshape(-1))
         bias = None if self._output.bias is None else self._output.bias.detach().double()
         if folded.bias is not None:
             bias = folded.bias if bias is None else bias + folded.bias
         shared = self._value_factors[:: self.block.units_per_group]
-        values = self.block.producers[-1]
-        return {
-            values.path: _mapped(self._value, [right[:size] for _, right in shared], groups),
-            self.block.consumer: (folded.weight, bias),
-        }
+        directions = [right[:size] for _, right in shared]
+        return _mapped(self._value, directions, groups), (folded.weight, bias)
 
     @cached_property
     def _turned(self) -> BlockStatistics:
@@ -262,7 +295,7 @@ class HeadDims:
 
         What keys have in common, their bias too, adds the same to all scores of a query.
         """
-        covariance = self._states.scatter / max(self._states.count, 1)
+        covariance = self._key_states.scatter / max(self._key_states.count, 1)
         keys = _by_head(self._key.weight, self.block.num_units)
         second = self._second_moments(self._query, self.block.num_units)
         return list(second), list(keys @ covariance @ keys.mT)
@@ -301,6 +334,16 @@ def _positive(moments: Tensor) -> Tensor:
 def _by_head(tensor: Tensor, num_heads: int) -> Tensor:
     """Rows of a weight or a bias in float64, by head."""
     return tensor.detach().double().reshape(num_heads, -1, *tensor.shape[1:])
+
+
+def _of_heads(layer: Projection, heads: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of some heads' parts of a layer, as they are."""
+    weight, bias = (
+        None if one is None else one.detach().unflatten(0, (-1, size))[heads].flatten(0, 1)
+        for one in (layer.weight, layer.bias)
+    )
+    assert weight is not None
+    return weight, bias
 
 
 def _mapped(

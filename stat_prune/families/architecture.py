@@ -65,7 +65,8 @@ class Attention:
     own_dims : {"all", "values"}, optional
         Which dimensions inside heads can leave: those of queries and keys too, or those of values
         alone, as where norms are over a head. `module` computes as Llama's does, or as BERT's,
-        with layers of names that the modeling file knows, and remembers the scale of its scores.
+        BART's, T5's or GPT-2's, with layers of names that the modeling file knows, and remembers
+        the scale of its scores.
     rotary : str, optional
         Path, below the base model, of the module with the frequencies by which queries and keys
         are turned.

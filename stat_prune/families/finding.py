@@ -109,8 +109,8 @@ class _Finder:
             **self.common,
         )
         query_key = getattr(module, "query_key_size", None)
-        if query_key is not None:  # then values have a layer of their own
-            num_groups = len(self._linear(attention.value).weight) // head_size
+        if query_key is not None:
+            num_groups = (rows - num_heads * query_key) // (query_key + head_size)
             block = replace(block.with_dims(query_key, head_size), num_groups=num_groups)
         yield block
 

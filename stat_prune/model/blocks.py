@@ -39,9 +39,9 @@ class Producer:
     bias : bool
     of_positions : bool
         Whether it reads relative positions instead of tokens.
-    size : int, optional
-        Rows for each unit or key/value head. None: as many as the unit has channels, as they are
-        all that it has where queries and keys are of the size of values.
+    size : int or tuple of int, optional
+        Rows for each unit or key/value head, or these of each part. None: as many as the unit has
+        channels, as they are all that it has where queries and keys are of the size of values.
     """
 
     path: str
@@ -49,7 +49,13 @@ class Producer:
     interleaved: bool = False
     bias: bool = False
     of_positions: bool = False
-    size: int | None = None
+    size: int | tuple[int, ...] | None = None
+
+    def sizes(self, unit_size: int) -> tuple[int, ...]:
+        """Rows for each unit or key/value head, by part."""
+        if isinstance(self.size, tuple):
+            return self.size
+        return (unit_size if self.size is None else self.size,) * len(self.parts)
 
 
 @dataclass(frozen=True)
@@ -154,15 +160,18 @@ class Block:
     @property
     def query_key_size(self) -> int:
         """Dimensions in which a head's queries meet its keys."""
-        sizes = {one.size for one in self.producers if one.size is not None}
-        return sizes.pop() if sizes else self.unit_size
+        sizes = (one.sizes(self.unit_size) for one in self.producers if one.size is not None)
+        return next(sizes, (self.unit_size,))[0]
 
     def with_dims(self, query_key: int, value: int) -> Block:
         """The block with so many dimensions in each head; of families in which they can differ.
 
-        There queries, keys and values have a linear layer each, in this order.
+        There queries, keys and values have a linear layer each, in this order, or one for all.
         """
         *before, values = self.producers
+        if len(values.parts) > 1:
+            fused = replace(values, size=(query_key, query_key, value))
+            return replace(self, producers=(fused,), unit_size=value)
         narrowed = (replace(one, size=query_key) for one in before)
         return replace(self, producers=(*narrowed, values), unit_size=value)
 
@@ -227,15 +236,17 @@ class Block:
         -------
         list of Tensor of shape (units or groups, size), int64
         """
-        size = self.unit_size if producer.size is None else producer.size
+        sizes = producer.sizes(self.unit_size)
         if producer.interleaved:
+            size, *_ = sizes
             widths = [self.units_per_group if p == "unit" else 1 for p in producer.parts]
             count = self.num_groups * sum(widths) * size
             rows = torch.arange(count).reshape(self.num_groups, sum(widths), size)
             return [part.reshape(-1, size) for part in rows.split(widths, dim=1)]
         counts = [self.num_units if p == "unit" else self.num_groups for p in producer.parts]
-        rows = torch.arange(sum(counts) * size).reshape(-1, size)
-        return list(rows.split(counts))
+        widths = [count * size for count, size in zip(counts, sizes, strict=True)]
+        parts = torch.arange(sum(widths)).split(widths)
+        return [rows.reshape(-1, size) for rows, size in zip(parts, sizes, strict=True)]
 
     def rows(self, producer: Producer, units: Tensor) -> Tensor:
         """Output rows of a producer that stay when `units` do, in the producer's own order.
@@ -262,7 +273,14 @@ class Block:
     def _rows(self, part: str) -> tuple[int, int, int]:
         """Rows that producers have for a unit or group: all, those with a bias, those of tokens."""
         counts = [
-            (one.parts.count(part) * (self.unit_size if one.size is None else one.size), one)
+            (
+                sum(
+                    n
+                    for p, n in zip(one.parts, one.sizes(self.unit_size), strict=True)
+                    if p == part
+                ),
+                one,
+            )
             for one in self.producers
         ]
         return (

@@ -477,12 +477,16 @@ def _with_own_bias(
 
 
 #: Layers of queries, keys and values, by family, and what comes after the heads where the same
-#: module has it: BERT's; DistilBERT's; ViT's and DINOv2's; CLIP's and OPT's.
+#: module has it: ALBERT's; BERT's; DistilBERT's; ViT's and DINOv2's; CLIP's, OPT's, BART's and
+#: Whisper's; T5's; GPT-2's, of which one makes all three.
 _OWN_LAYERS = (
+    ("query", "key", "value", "dense"),
     ("query", "key", "value", None),
     ("q_lin", "k_lin", "v_lin", "out_lin"),
     ("q_proj", "k_proj", "v_proj", "o_proj"),
     ("q_proj", "k_proj", "v_proj", "out_proj"),
+    ("q", "k", "v", "o"),
+    ("c_attn", "c_attn", "c_attn", "c_proj"),
 )
 
 
@@ -512,12 +516,20 @@ def compute_with_own_dims(
             for names in _OWN_LAYERS
             if all(name is None or hasattr(attention, name) for name in names)
         )
-        attention.forward = partial(_with_own_dims, attention, eager, layers)
+        forward: Any = (
+            _with_own_dims_and_bias if hasattr(attention, "compute_bias") else _with_own_dims
+        )
+        attention.forward = partial(forward, attention, eager, layers)
         return
     attention.rotary_pairs = pairs
     # A buffer would have no value where a model is made to be loaded.
     attention.rotary_columns = None if pairs is None else torch.tensor(pairs, device="cpu")
     attention.forward = partial(_turned_with_own_dims, attention, eager, turn)
+
+
+def computes_by_function(attention: Any) -> bool:
+    """Whether an attention layer's module has the function that attends as transformers' do now."""
+    return hasattr(sys.modules[type(attention).__module__], "eager_attention_forward")
 
 
 def turns_heads(attention: Any) -> bool:
@@ -527,7 +539,8 @@ def turns_heads(attention: Any) -> bool:
 
 def size_attribute(attention: Any) -> str:
     """Name under which an attention layer remembers the size of its heads."""
-    return "head_dim" if hasattr(attention, "head_dim") else "attention_head_size"
+    names = ("head_dim", "attention_head_size", "key_value_proj_dim")
+    return next(name for name in names if hasattr(attention, name))
 
 
 def score_scale(attention: Any) -> Any:
@@ -539,10 +552,59 @@ def _by_head(attention: Any, layers: Any, hidden_states: torch.Tensor) -> list[t
     """Queries, keys and values of each head, by the layers of these names."""
     width = getattr(attention, size_attribute(attention))
     sizes = (attention.query_key_size, attention.query_key_size, width)
+    if len(set(layers)) == 1:
+        heads = attention.num_heads
+        fused = getattr(attention, layers[0])(hidden_states)
+        made = fused.split([heads * size for size in sizes], dim=-1)
+    else:
+        made = [getattr(attention, layer)(hidden_states) for layer in layers]
     return [
-        getattr(attention, layer)(hidden_states).unflatten(-1, (-1, size)).transpose(1, 2)
-        for layer, size in zip(layers, sizes, strict=True)
+        one.unflatten(-1, (-1, size)).transpose(1, 2) for one, size in zip(made, sizes, strict=True)
     ]
+
+
+def _queries_keys_values(
+    attention: Any,
+    layers: Any,
+    hidden_states: torch.Tensor,
+    others: torch.Tensor | None,
+    past_key_values: Any,
+) -> list[torch.Tensor]:
+    """Those of each head, with what a cache has of keys and values.
+
+    Keys and values of `others`, in cross-attention, stay those that a cache was given first.
+    """
+    *layers, _ = layers
+    index = getattr(attention, "layer_idx", None)
+    if others is None:
+        query, key, value = _by_head(attention, layers, hidden_states)
+        if past_key_values is not None:
+            cache = getattr(past_key_values, "self_attention_cache", past_key_values)
+            key, value = cache.update(key, value, index)
+        return [query, key, value]
+    queries, *of_others = layers
+    sizes = attention.query_key_size, getattr(attention, size_attribute(attention))
+    query = getattr(attention, queries)(hidden_states).unflatten(-1, (-1, sizes[0])).transpose(1, 2)
+    known = getattr(past_key_values, "is_updated", {})
+    if known.get(index):
+        cached = past_key_values.cross_attention_cache.layers[index]
+        return [query, cached.keys, cached.values]
+    key, value = (
+        getattr(attention, layer)(others).unflatten(-1, (-1, size)).transpose(1, 2)
+        for layer, size in zip(of_others, sizes, strict=True)
+    )
+    if past_key_values is not None:
+        cache = getattr(past_key_values, "cross_attention_cache", past_key_values)
+        key, value = cache.update(key, value, index)
+        known[index] = True
+    return [query, key, value]
+
+
+def _dropout(attention: Any) -> float:
+    """What is dropped of the attention weights in training."""
+    names = ("attention_dropout", "attn_dropout", "dropout")
+    rate: Any = next((getattr(attention, name) for name in names if hasattr(attention, name)), 0.0)
+    return getattr(rate, "p", rate) if attention.training else 0.0
 
 
 def _attend(
@@ -556,6 +618,9 @@ def _attend(
 ) -> tuple[Any, ...]:
     """Attention by the chosen implementation. Fused kernels take one size: zeros change nothing."""
     implementation, width = attention.config._attn_implementation, value.shape[-1]
+    if implementation == "eager" and getattr(attention, "reorder_and_upcast_attn", False):
+        context, weights = attention._upcast_and_reordered_attn(query, key, value, *args)
+        return context.flatten(-2).contiguous(), weights
     if implementation != "eager" and key.shape[-1] != width:
         size = max(key.shape[-1], width)
         query, key, value = (pad(one, (0, size - one.shape[-1])) for one in (query, key, value))
@@ -572,19 +637,68 @@ def _with_own_dims(
     hidden_states: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     past_key_values: Any = None,
+    key_value_states: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Any, ...]:
     """The forward method of an attention layer whose queries and keys are not turned."""
-    *inputs, output = layers
-    query, key, value = _by_head(attention, inputs, hidden_states)
-    if past_key_values is not None:
-        key, value = past_key_values.update(key, value, attention.layer_idx)
-    dropout = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0))
-    dropout = getattr(dropout, "p", dropout) if attention.training else 0.0
+    query, key, value = _queries_keys_values(
+        attention, layers, hidden_states, key_value_states, past_key_values
+    )
+    dropout = _dropout(attention)
     context, weights = _attend(
         attention, eager, query, key, value, attention_mask, dropout=dropout, **kwargs
     )
-    return (context if output is None else getattr(attention, output)(context)), weights
+    output = layers[-1]
+    if output is None:
+        return context, weights
+    result = getattr(attention, output)(context)
+    if hasattr(attention, "resid_dropout"):
+        result = attention.resid_dropout(result)
+    if hasattr(attention, "output_dropout"):  # ALBERT's adds to the stream by itself
+        result = attention.LayerNorm(hidden_states + attention.output_dropout(result))
+    return result, weights
+
+
+def _with_own_dims_and_bias(
+    attention: Any,
+    eager: Any,
+    layers: tuple[str, ...],
+    hidden_states: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    key_value_states: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> tuple[Any, ...]:
+    """The forward method of T5's attention layers, which pass a bias of the scores on."""
+    seen: Any = 0
+    if past_key_values is not None:
+        seen = past_key_values.get_seq_length(attention.layer_idx)
+    # A static cache has it in a tensor of its own, and counts on.
+    seen = seen.clone() if isinstance(seen, torch.Tensor) else seen
+    query, key, value = _queries_keys_values(
+        attention, layers, hidden_states, key_value_states, past_key_values
+    )
+    if position_bias is None:
+        lengths = query.shape[-2], key.shape[-2]
+        if attention.has_relative_attention_bias:
+            position_bias = attention.compute_bias(
+                *lengths, device=query.device, past_seen_tokens=seen
+            )
+        else:
+            position_bias = query.new_zeros(1, query.shape[1], *lengths)
+    context, weights = _attend(
+        attention,
+        eager,
+        query,
+        key,
+        value,
+        mask,
+        dropout=_dropout(attention),
+        position_bias=position_bias,
+        **kwargs,
+    )
+    return getattr(attention, layers[-1])(context), position_bias, weights
 
 
 def _turned_with_own_dims(

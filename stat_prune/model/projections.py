@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from stat_prune.model.blocks import Block
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,27 @@ class Projection:
     bias: Tensor | None
     held_in: tuple[Tensor, ...]
     expert: int | None = None
+
+
+def head_projections(base_model: nn.Module, block: Block) -> list[Projection]:
+    """The linear maps to queries, keys and values, which one layer may have all of.
+
+    Parameters
+    ----------
+    base_model : nn.Module
+    block : Block
+        Of heads whose dimensions can leave.
+    """
+    layers = [projection(base_model, one.path) for one in block.producers]
+    if len(layers) > 1:
+        return layers
+    (fused,) = layers
+    counts = [rows.numel() for rows in block.part_rows(block.producers[0])]
+    weights, biases = fused.weight.split(counts), [None] * len(counts)
+    if fused.bias is not None:
+        biases = list(fused.bias.split(counts))
+    pairs = zip(weights, biases, strict=True)
+    return [replace(fused, weight=weight, bias=bias) for weight, bias in pairs]
 
 
 def projection(base_model: nn.Module, path: str) -> Projection:

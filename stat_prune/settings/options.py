@@ -91,7 +91,7 @@ class Constraints(Config):
         the same fraction of every block. Off by default, as what a block's last units do is hard to
         foresee.
     head_dims : bool
-        Dimensions inside heads may leave, in models with BERT's attention or Llama's.
+        Dimensions inside heads may leave, in models with BERT's attention, GPT-2's or Llama's.
 
         They do where the budget is then better spent on examples held out: of each layer one number
         for queries and keys, one for values, in multiples of `round_to`. For models with BERT's

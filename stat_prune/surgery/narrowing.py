@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -120,30 +121,25 @@ def _first_dims(model: PreTrainedModel, block: Block, query_key: int, value: int
     layers: dict[str, tuple[Tensor, Tensor | None]] = {}
     attention = base.get_submodule(next(iter(block.attributes)))
     pairs = getattr(attention, "rotary_pairs", None)
-    *of_scores, of_values = block.producers
-    if query_key < block.query_key_size:
-        if turns_heads(attention):
-            known = pairs or [list(range(block.query_key_size // 2))] * block.num_groups
-            pairs = [one[: query_key // 2] for one in known]
-        for one in of_scores:
-            layers[one.path] = _first_rows(base, one.path, block.query_key_size, query_key)
+    if query_key < block.query_key_size and turns_heads(attention):
+        known = pairs or [list(range(block.query_key_size // 2))] * block.num_groups
+        pairs = [one[: query_key // 2] for one in known]
+    narrowed = block.with_dims(query_key, value)
+    for old, new in zip(block.producers, narrowed.producers, strict=True):
+        if old.sizes(block.unit_size) != new.sizes(value):
+            rows = [
+                part[:, :size].flatten()
+                for part, size in zip(block.part_rows(old), new.sizes(value), strict=True)
+            ]
+            layer = projection(base, old.path)
+            bias = None if layer.bias is None else layer.bias.detach()[torch.cat(rows)]
+            layers[old.path] = layer.weight.detach()[torch.cat(rows)], bias
     if value < block.unit_size:
-        layers[of_values.path] = _first_rows(base, of_values.path, block.unit_size, value)
         output = projection(base, block.consumer)
         columns = output.weight.detach().unflatten(1, (-1, block.unit_size))[:, :, :value]
         bias = None if output.bias is None else output.bias.detach()
         layers[block.consumer] = columns.flatten(1), bias
     return NarrowedHeads(block, query_key, value, layers, pairs)
-
-
-def _first_rows(base: Any, path: str, size: int, kept: int) -> tuple[Tensor, Tensor | None]:
-    layer = projection(base, path)
-    weight, bias = (
-        None if one is None else one.detach().unflatten(0, (-1, size))[:, :kept].flatten(0, 1)
-        for one in (layer.weight, layer.bias)
-    )
-    assert weight is not None
-    return weight, bias
 
 
 def _check_range(model: PreTrainedModel, narrowed: NarrowedHeads) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, Family, completed, output
+from isolation import outputs_without_stat_prune
+from test_report import counted_macs
 from transformers import PreTrainedModel
 
 import stat_prune
@@ -15,7 +17,7 @@ from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
 from stat_prune.choosing.head_dims import HeadDims
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.families import find_blocks, stacks_of
-from stat_prune.model.projections import projection
+from stat_prune.model.projections import head_projections, projection
 from stat_prune.pipeline.inside_heads.dims_search import head_dims_of
 from stat_prune.surgery.narrowing import narrow
 
@@ -52,7 +54,7 @@ def without_two_dimensions(model: PreTrainedModel, inputs: Any) -> PreTrainedMod
     """The model with heads that make nothing of a pair of dimensions each."""
     for one in dims_of(model, inputs):
         size, base = one.block.unit_size, model.base_model
-        *_, keys, values = (projection(base, p.path) for p in one.block.producers)
+        _, keys, values = head_projections(base, one.block)
         of_keys = [] if one.query_key_multiple == size else [size // 2 - 1, size - 1]
         for layer, dims in ((keys, of_keys), (values, [0, 1])):
             for tensor in (layer.weight, layer.bias):
@@ -77,13 +79,75 @@ def test_it_reloads_to_the_bit(family: Family, head: str, inputs: Any, tmp_path)
     assert torch.equal(output(stat_prune.load(tmp_path / "out"), inputs), output(model, inputs))
 
 
-def test_writing_with_the_cache_is_writing_without(decoder: Family, inputs: Any) -> None:
-    model = narrowed(decoder.build("ForCausalLM"), inputs)
-    cached, computed = (
-        model.generate(**inputs, max_new_tokens=6, do_sample=False, use_cache=use_cache)
-        for use_cache in (True, False)
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_writing_with_the_cache_is_writing_without(
+    writer: Family, inputs: Any, implementation: str
+) -> None:
+    model = narrowed(writer.build(writer.writing_head), inputs)
+    model.set_attn_implementation(implementation)
+    read = completed(model, inputs)
+    given = {name: read[name] for name in read if not name.startswith("decoder_")}
+    cached, ahead, computed = (
+        model.generate(**given, min_new_tokens=6, max_new_tokens=6, do_sample=False, **options)
+        for options in (
+            {"use_cache": True},
+            {"cache_implementation": "static", "disable_compile": True},
+            {"use_cache": False},
+        )
     )
     assert torch.equal(cached, computed)
+    assert torch.equal(ahead, computed)
+
+
+def test_all_dimensions_leave_a_model_as_it_is(family: Family, inputs: Any) -> None:
+    model = family.build()
+    dense = output(model, inputs)
+    narrow(
+        model,
+        [
+            one.narrowed(one.block.query_key_size, one.block.unit_size)
+            for one in dims_of(model, inputs)
+        ],
+    )
+    assert torch.equal(output(model, inputs), dense)
+    assert not hasattr(model.config, "stat_prune")
+
+
+def test_blocks_cost_what_torch_counts(family: Family, inputs: Any) -> None:
+    """And what the parameters of their linear layers are."""
+    model = narrowed(family.build(attn_implementation="eager"), inputs)
+    one = {name: values[:1] for name, values in inputs.items()}
+    lengths = masks_of(model, one)
+    blocks = find_blocks(model)
+    macs = sum(b.macs(b.num_units, b.num_groups, lengths) for b in blocks)
+    # Norms of heads, and what a kernel of norms or convolutions counts, are no blocks.
+    assert macs == pytest.approx(counted_macs(model, family.stacks, one), rel=0.005)
+    whole = find_blocks(family.build())
+    assert macs < 0.95 * sum(b.macs(b.num_units, b.num_groups, lengths) for b in whole)
+    layers = [projection(model.base_model, p.path) for b in blocks for p in b.producers]
+    layers += [projection(model.base_model, b.consumer) for b in blocks]
+    held = {id(tensor): tensor.numel() for layer in layers for tensor in layer.held_in}
+    assert sum(b.parameters(b.num_units, b.num_groups) for b in blocks) == sum(held.values())
+
+
+def masks_of(model: PreTrainedModel, inputs: Any) -> dict[str, float]:
+    """Tokens a sequence, by mask, of one that is all real."""
+    calibration = calibration_set_for(
+        model, [{k: v[0] for k, v in completed(model, inputs).items()}], None, num_samples=1
+    )
+    return dict(calibration.mean_lengths)
+
+
+def test_folders_open_without_stat_prune(inputs: Any, tmp_path: Any) -> None:
+    models = [narrowed(family.build(), inputs) for family in ROWS]
+    folders = []
+    for number, model in enumerate(models):
+        save_checkpoint(tmp_path / str(number), model=model)
+        folders.append((tmp_path / str(number), "AutoModel"))
+    batches = [completed(model, inputs) for model in models]
+    found = outputs_without_stat_prune(folders, batches, tmp_path)
+    for family, one, model in zip(ROWS, found, models, strict=True):
+        assert torch.equal(one, output(model, inputs)), family.label
 
 
 def test_a_budget_is_met_and_a_second_pruning_reads_the_result(family: Family, prune: Any) -> None:

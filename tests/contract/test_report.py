@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,12 @@ def prune(prune_unprobed):
     return prune_unprobed
 
 
-def counted_macs(model: PreTrainedModel, stacks: Sequence[str]) -> float:
+def counted_macs(model: PreTrainedModel, stacks: Sequence[str], inputs: Any = None) -> float:
     """Multiply-accumulates that torch counts in the transformer layers, for one sequence."""
     ids = torch.arange(2, 2 + SEQ_LENGTH)[None]
+    one = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with FlopCounterMode(display=False, depth=None) as counter:
-        output(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        output(model, one if inputs is None else inputs)
     counts = counter.get_flop_counts()
     flops = {name: sum(by_operation.values()) for name, by_operation in counts.items()}
     layer_names = [f"{type(model).__name__}.{path}.{i}" for path in stacks for i in range(2)]

@@ -15,6 +15,7 @@ GPT2 = Architecture(
             head_size="head_dim",
             counts={"num_heads": "heads", "split_size": "channels"},
             stream_after="ln_2",
+            own_dims="all",
         ),
     ),
     feed_forwards=(FeedForward(("mlp.c_fc",), "mlp.c_proj", config_neurons="n_inner"),),

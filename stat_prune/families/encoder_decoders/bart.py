@@ -26,6 +26,7 @@ SELF_ATTENTION = Attention(
     head_size="head_dim",
     counts={"num_heads": "heads"},
     stream_after="self_attn_layer_norm",
+    own_dims="all",
 )
 CROSS_ATTENTION = replace(
     SELF_ATTENTION,

@@ -37,6 +37,7 @@ def _attention(module: str, stream_after: str, **fields: Any) -> Attention:
         counts={"n_heads": "heads", "inner_dim": "channels"},
         stream_after=stream_after,
         position_bias="own",
+        own_dims="all",
         **fields,
     )
 

@@ -41,6 +41,7 @@ ALBERT = Architecture(
             stream_after="albert_layers.0.attention.LayerNorm",
             # The module that computes the heads adds them to the stream and normalises it.
             removable=False,
+            own_dims="all",
         ),
     ),
     feed_forwards=(

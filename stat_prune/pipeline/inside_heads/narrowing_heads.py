@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.exploring import is_better
 from stat_prune.errors import ModelError, SettingsError, TargetError
-from stat_prune.families import stacks_of
+from stat_prune.families import find_blocks, stacks_of
 from stat_prune.machine.distributed import num_processes
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import distances_by_sequence
 from stat_prune.model.dispatched import is_dispatched
+from stat_prune.model.modeling_stat_prune import computes_by_function
 from stat_prune.pipeline.budgeting.sharing import with_table
 from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
 from stat_prune.pipeline.run import Run
@@ -42,8 +43,9 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
     if not dimensions_that_leave(run.model):
         raise ModelError(
             "head_dims=True is for models with BERT's attention (BERT, RoBERTa, XLM-RoBERTa, "
-            "CamemBERT, ELECTRA, DistilBERT, ViT, DINOv2, CLIP; OPT) or Llama's (Llama, Mistral, "
-            f"Qwen2, Qwen3, Gemma 3), and {name} has neither. Leave head_dims out."
+            "CamemBERT, ELECTRA, DistilBERT, ALBERT, ViT, DINOv2, CLIP; GPT-2, OPT; BART, T5, "
+            "Whisper) or Llama's (Llama, Mistral, Qwen2, Qwen3, Gemma 3), in the version of "
+            f"transformers that is installed, and {name} has neither. Leave head_dims out."
         )
     check_computed_in_one_place(run, "head_dims=True")
     for target in targets:
@@ -61,7 +63,11 @@ def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
 
 def dimensions_that_leave(model: PreTrainedModel) -> list[str]:
     """Which dimensions can leave the heads of a model: names as in `DIMENSIONS` of targets."""
-    if getattr(model.config, "is_decoder", False):
+    base = model.base_model
+    modules = [
+        base.get_submodule(p) for b in find_blocks(model) if b.kind == "heads" for p in b.attributes
+    ]
+    if getattr(model.config, "is_decoder", False) or not all(map(computes_by_function, modules)):
         return []
     attentions = [one for stack, _ in stacks_of(model) for one in stack.attentions]
     able = {QUERY_KEY: ("all",), VALUE: ("all", "values")}
