@@ -119,6 +119,14 @@ class Fork:
         server.stdin.flush()
         self.ids: list[int] = self._answer()
 
+    def is_running(self) -> bool:
+        """Whether the first of them is; the server waits for it from the start."""
+        try:
+            os.kill(self.ids[0], 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def ended(self) -> subprocess.CompletedProcess[str]:
         """Wait for all; the exit code is the first that is not 0."""
         code = next((one for one in self._answer() if one), 0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Fork
 from tiny_models import tiny_bert
 
 import stat_prune
@@ -104,27 +103,22 @@ def test_killed_at_any_moment_the_command_goes_on_to_the_same_bits(tmp_path, wor
 
     def command(output: Path) -> list[str]:
         return [
-            *(sys.executable, "-m", "stat_prune", "prune", str(model), "-d", str(texts)),
+            *("-m", "stat_prune", "prune", str(model), "-d", str(texts)),
             *("--macs", "0.5", "--batch-size", "1", "--resume", "--overwrite", "-o", str(output)),
         ]
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    assert Fork(command(tmp_path / "whole")).ended().returncode == 0
     for kill in range(3):
-        process = subprocess.Popen(
-            command(tmp_path / "killed"),
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = Fork(command(tmp_path / "killed"))
         working = tmp_path / "killed.working"
         # Not before the pipeline has begun, and at another moment each time.
-        while process.poll() is None and not working.exists():
+        while process.is_running() and not working.exists():
             time.sleep(0.01)
         time.sleep(draw.random() * 0.5 * (kill + 1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command(tmp_path / "killed"), check=True, env=environment, capture_output=True)
+        if process.is_running():
+            os.kill(process.ids[0], signal.SIGKILL)
+        process.ended()
+    assert Fork(command(tmp_path / "killed")).ended().returncode == 0
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not working.exists()
