@@ -3,8 +3,8 @@
 Layer by layer from the bottom, in the model as pruned so far: the units of both sublayers are
 scored, and ``G_PH`` and ``G_PP``, the Gram matrices of all channels and of those kept, give the map
 ``(G_PP + lambda I)^-1 G_PH`` that is merged into the consumer. Lambda is a thousandth of the mean
-diagonal of ``G_PP``. The same fraction of every block is kept: of heads rounded down, of neurons
-what then fills the budget. The paper takes any selector; Wanda's is one of its own.
+diagonal of ``G_PP``. The same fraction of every block is kept: of heads the nearest number, of
+neurons what then fills the budget. The paper takes any selector; Wanda's is one of its own.
 
 Departures. A key/value head leaves with its query heads, as the paper has no shared keys. A block
 that loses nothing keeps its weight, which the ridge would shrink. The authors' code adds 1e-3 to
@@ -96,7 +96,7 @@ def _counts(
     kept = budget / sum(full_cost(block, cost) for block in blocks)
     heads = [block for block in blocks if block.kind == "heads"]
     neurons = [block for block in blocks if block.kind == "neurons"]
-    counts = {block.name: max(int(kept * block.num_groups + 1e-9), 1) for block in heads}
+    counts = {block.name: max(round(kept * block.num_groups), 1) for block in heads}
     left = budget - sum(cost_of(block, counts[block.name], cost) for block in heads)
     left -= sum(cost_of(block, 1, cost) for block in neurons)
     if left < 0:

@@ -67,7 +67,7 @@ def test_every_layer_is_compensated_for_what_it_reads_once_those_before_it_are_p
 def test_every_block_keeps_the_same_fraction(target):
     report = prune(build(), target).report
     heads = [row.kept for row in report.blocks if row.kind == "heads"]
-    assert set(heads) == {max(int(4 * target.fraction), 1)}
+    assert set(heads) == {max(round(4 * target.fraction), 1)}
     neurons = [row.kept for row in report.blocks if row.kind == "neurons"]
     assert max(neurons) - min(neurons) <= 1
 
