@@ -28,13 +28,14 @@ from stat_prune.examples.iterating import iterate_examples
 class TorchAttention(nn.Module):
     """In place of vLLM's attention layer: one sequence at a time, by torch."""
 
+    causal = True
+
     def __init__(
-        self, num_heads: int, head_size: int, scale: float, num_kv_heads: int, **others: Any
+        self, num_heads: int, head_size: int, scale: float, num_kv_heads: int, **_: Any
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
         self.scale = scale
-        self.causal = "encoder" not in str(others.get("attn_type"))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """From and to rows of all heads, one a token."""
@@ -47,6 +48,12 @@ class TorchAttention(nn.Module):
             *by_head, is_causal=self.causal, scale=self.scale, enable_gqa=True
         )
         return context[0].transpose(0, 1).flatten(1)
+
+
+class TorchAttentionOfEncoders(TorchAttention):
+    """Likewise where every token attends to all."""
+
+    causal = False
 
 
 class InVLLM:
@@ -72,7 +79,13 @@ class InVLLM:
         from vllm.model_executor.model_loader import get_model
         from vllm.model_executor.models.transformers.base import Base
 
-        Base._get_attn_cls = lambda _self: TorchAttention
+        theirs = Base._get_attn_cls
+
+        def ours(backend: Base) -> type[nn.Module]:
+            of_encoder = theirs(backend).__name__ == "EncoderOnlyAttention"
+            return TorchAttentionOfEncoders if of_encoder else TorchAttention
+
+        Base._get_attn_cls = ours
         arguments = EngineArgs(
             model=str(folder),
             trust_remote_code=True,
