@@ -34,6 +34,9 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "DistilBert": lambda: transformers.DistilBertConfig(
         vocab_size=50, dim=32, n_heads=4, n_layers=2, hidden_dim=48, max_position_embeddings=40
     ),
+    "GPT2": lambda: transformers.GPT2Config(
+        vocab_size=50, n_embd=32, n_head=4, n_layer=2, n_inner=48, n_positions=40
+    ),
     "Llama": lambda: transformers.LlamaConfig(**DECODER),
     "Qwen2": lambda: transformers.Qwen2Config(**DECODER),
     "Qwen3": lambda: transformers.Qwen3Config(**DECODER),

@@ -20,7 +20,8 @@ def random_batch(size: int, length: int, *, seed: int = 0) -> dict[str, Tensor]:
 
 def fixed_inputs(name: str) -> dict[str, Any]:
     """What models of a class are called with beside a batch, to be exported."""
-    return {"use_cache": False} if "Causal" in name else {}
+    writes = "Causal" in name or "LMHead" in name
+    return {"use_cache": False} if writes else {}
 
 
 def for_any_shape(name: str, batch: dict[str, Tensor], longest: int) -> dict[str, Any]:

@@ -15,8 +15,19 @@ from stat_prune.families import find_blocks
 from stat_prune.pipeline.inside_heads.dims_search import head_dims_of
 from stat_prune.surgery.narrowing import narrow
 
-MODELS = ("BertForSequenceClassification", "LlamaForCausalLM", "Qwen3ForCausalLM")
-SIZES = {"Bert": ((5, 3), (8, 6)), "Llama": ((4, 3), (6, 8)), "Qwen3": ((8, 3), (8, 6))}
+MODELS = (
+    "BertForSequenceClassification",
+    "LlamaForCausalLM",
+    "Qwen3ForCausalLM",
+    "GPT2LMHeadModel",
+)
+SIZES = {
+    "BertForSequenceClassification": ((5, 3), (8, 6)),
+    "LlamaForCausalLM": ((4, 3), (6, 8)),
+    "Qwen3ForCausalLM": ((8, 3), (8, 6)),
+    "GPT2LMHeadModel": ((5, 3), (8, 6)),
+}
+TARGETS = {"Bert": ["query", "value"], "GPT2": ["c_attn"]}
 
 
 def narrowed(name):
@@ -24,15 +35,14 @@ def narrowed(name):
     model = build(name)
     blocks = [block for block in find_blocks(model) if block.kind == "heads"]
     dims = head_dims_of(model, blocks, [random_batch(16, 20)], 16)
-    sizes = SIZES[name.partition("For")[0]]
-    narrow(model, [one.narrowed(*size) for one, size in zip(dims, sizes, strict=True)])
+    narrow(model, [one.narrowed(*size) for one, size in zip(dims, SIZES[name], strict=True)])
     return as_pruned_class(model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [(MODELS[0], "aot_eager"), (MODELS[1], "inductor"), (MODELS[2], "aot_eager")],
+    [(name, "inductor" if "Llama" in name else "aot_eager") for name in MODELS],
 )
 def test_a_compiled_model_gives_the_same_outputs(name, backend):
     assert_compiles(narrowed(name), backend=backend)
@@ -45,7 +55,7 @@ def test_an_exported_model_gives_the_same_outputs_for_other_shapes(name):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning:copyreg")
-@pytest.mark.parametrize("name", MODELS[:2])
+@pytest.mark.parametrize("name", [*MODELS[:2], MODELS[3]])
 def test_onnxruntime_gives_the_same_outputs(name, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
@@ -62,7 +72,7 @@ def test_lora_trains_reloads_and_merges(name, tmp_path):
     model = narrowed(name)
     before = output(model)
     save_checkpoint(tmp_path / "model", model=model)
-    targets = ["query", "value"] if "Bert" in name else ["q_proj", "v_proj"]
+    targets = TARGETS.get(name[:4], ["q_proj", "v_proj"])
     config = peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False)
     adapted = peft.get_peft_model(model, config)
     adapted(**random_batch(4, 9)).logits.square().mean().backward()
