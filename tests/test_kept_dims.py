@@ -114,6 +114,8 @@ def test_fractions_of_all_kinds_are_met_together(name, tmp_path):
         assert result.report.head_dims.kept[kind] == pytest.approx(kept)
     result.save(tmp_path / "out")
     assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Dimensions inside heads: {result.report.head_dims}" in card
 
 
 def test_one_run_makes_models_with_dimensions_and_without():

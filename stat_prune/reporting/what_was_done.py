@@ -27,6 +27,8 @@ def what_was_done(report: PruningReport) -> str:
     ]
     if report.embeddings is not None:
         lines.insert(2, f"Token embeddings: {report.embeddings}.")
+    if report.head_dims is not None and report.head_dims.sizes:
+        lines.insert(2, f"Dimensions inside heads: {report.head_dims}.")
     if report.lm_head is not None:
         lines.insert(2, f"Head of the language model: {report.lm_head}.")
     return "\n".join(f"- {line}" for line in lines)
