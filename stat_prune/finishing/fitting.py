@@ -16,7 +16,7 @@ from stat_prune.data.batching import row_length
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.data.training_data import BatchesOfOneLength, TrainingSet
 from stat_prune.errors import SettingsError
-from stat_prune.finishing.updates import Updates
+from stat_prune.finishing.updates import Updates, root_mean_square
 from stat_prune.measuring.distillation import LayerMap, hidden_distance, layer_map_of, run_on
 from stat_prune.measuring.objectives import judged
 from stat_prune.measuring.sensitivity import distance
@@ -34,13 +34,13 @@ PASSES = 5
 PARTS = 5
 PATIENCE = 2
 
-#: Of AdamW, at the end of the warm-up: for scales or low-rank updates, and for vectors relative to
-#: the root mean square of their entries, or to the least that counts.
-RATES = {"scales": 1e-2, "lora": 5e-3}
+#: Of AdamW, at the end of the warm-up: for scales, for low-rank updates relative to the root mean
+#: square of the weight's entries, and for vectors to that of theirs, or to the least that counts.
+RATES = {"scales": 1e-2, "lora": 4e-3}
 VECTOR_RATE = 1e-2
 LEAST_SIZE = 0.1
 
-#: Of these, tried one after the other until one does better than the start.
+#: Of these, tried one after the other until one is never behind the start.
 RATE_FRACTIONS = (1.0, 0.25, 0.0625)
 WARM_UP = 0.1
 MAX_GRAD_NORM = 1.0
@@ -94,16 +94,19 @@ def fit(
     layer_map = _layer_map(student, dense, blocks)
     updates = Updates(student, blocks, kind, seed)
     attempt = _Attempt(student, dense, updates, examples, objective, layer_map, advance)
-    distances, best, read = [attempt.distance()], None, 0
-    start = updates.values()
+    start, numbers = attempt.distance(), updates.values()
+    distances, best, read = [start], None, 0
     for fraction in RATE_FRACTIONS:
-        found, best, steps = attempt.run(kind, fraction, num_steps(num_sequences), seed, distances)
+        updates.set(numbers)
+        found, values, steps = attempt.run(kind, fraction, num_steps(num_sequences), seed, start)
         read += steps
-        if best is not None:
+        if values is not None and min(found) < min(distances):
+            distances, best = [start, *found], values
+        if max(found, default=math.inf) < start:
             break
-        updates.set(start)
-    distances += found
-    if best is not None:
+    if best is None:
+        distances += found
+    else:
         updates.set(best)
     report = Finish(
         kind=kind,
@@ -135,15 +138,15 @@ class _Attempt:
         return distance(self.dense, self.student, self.examples.held_out.batches, self.objective)
 
     def run(
-        self, kind: str, fraction: float, steps: int, seed: int, before: Sequence[float]
+        self, kind: str, fraction: float, steps: int, seed: int, least: float
     ) -> tuple[list[float], list[Tensor] | None, int]:
-        """Distances after each part, the best numbers (None: the start's), and steps done."""
+        """Distances after each part, the best numbers if any is below `least`, and steps done."""
         updates = self.updates
         optimizer = torch.optim.AdamW(_rates(updates, kind, fraction), weight_decay=0.0)
         schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARM_UP * steps), steps)
         checks = {math.ceil(part * steps / PARTS) for part in range(1, PARTS + 1)}
         found: list[float] = []
-        best, step, least = None, 0, min(before)
+        best, step = None, 0
         with evaluating(self.dense), evaluating(self.student), torch.enable_grad():
             for step, batch in enumerate(_batches(self.examples, steps, seed), 1):
                 optimizer.zero_grad()
@@ -167,11 +170,13 @@ class _Attempt:
 
 def _rates(updates: Updates, kind: str, fraction: float) -> list[dict[str, Any]]:
     """Groups of parameters for an optimizer."""
-    rates: list[dict[str, Any]] = [{"params": updates.weights, "lr": fraction * RATES[kind]}]
-    for vector in updates.vectors:
-        size = max(float(vector.detach().square().mean().sqrt()), LEAST_SIZE)
-        rates.append({"params": [vector], "lr": fraction * VECTOR_RATE * size})
-    return rates
+    weights = [fraction * RATES[kind] * size for size in updates.sizes]
+    sizes = (max(root_mean_square(vector), LEAST_SIZE) for vector in updates.vectors)
+    vectors = [fraction * VECTOR_RATE * size for size in sizes]
+    return [
+        {"params": [numbers], "lr": rate}
+        for numbers, rate in zip(updates.numbers, weights + vectors, strict=True)
+    ]
 
 
 def num_steps(num_sequences: int) -> int:

@@ -18,6 +18,11 @@ from stat_prune.model.projections import projection
 RANK = 16
 
 
+def root_mean_square(tensor: Tensor) -> float:
+    """Of the entries."""
+    return float(tensor.detach().square().mean().sqrt())
+
+
 class Scales(nn.Module):
     """A factor for every channel that a weight reads.
 
@@ -26,6 +31,11 @@ class Scales(nn.Module):
     weight : Tensor of shape (..., out_features, in_features)
     channels : int
         The dimension of the channels.
+
+    Attributes
+    ----------
+    sizes : list of float
+        What the rate of each parameter is relative to.
     """
 
     def __init__(self, weight: Tensor, channels: int) -> None:
@@ -33,6 +43,7 @@ class Scales(nn.Module):
         shape = list(weight.shape)
         shape[-3 - channels] = 1  # of the last two, the other one: -1 for -2 and -2 for -1
         self.scales = nn.Parameter(weight.new_ones(shape))
+        self.sizes = [1.0]
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with every channel scaled."""
@@ -48,14 +59,21 @@ class LowRankUpdate(nn.Module):
     rank : int
     generator : torch.Generator
         Of the right factor.
+
+    Attributes
+    ----------
+    sizes : list of float
+        As of `Scales`.
     """
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
         super().__init__()
         *experts, rows, columns = weight.shape
-        right = torch.randn(*experts, rank, columns, generator=generator) / columns**0.5
+        right = torch.randn(*experts, rank, columns, generator=generator) / rank**0.5
         self.left = nn.Parameter(weight.new_zeros(*experts, rows, rank))
         self.right = nn.Parameter(right.to(weight))
+        # What a step of the left factor changes is as large a part of any weight's entries.
+        self.sizes = [root_mean_square(weight), 10 * rank**-0.5]
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with its update."""
@@ -92,15 +110,17 @@ class Updates:
         }
         generator = torch.Generator().manual_seed(seed)
         self.weights: list[Tensor] = []
+        self.sizes: list[float] = []
         for module, name in self._places:
             weight = getattr(module, name)
-            update: nn.Module = (
+            update: Scales | LowRankUpdate = (
                 Scales(weight, -2 if isinstance(module, Conv1D) else -1)
                 if kind == "scales"
                 else LowRankUpdate(weight, RANK, generator)
             )
             register_parametrization(module, name, update)
             self.weights += update.parameters()
+            self.sizes += update.sizes
         # Biases and norms. A vector of the base model is one of these, whatever the family's names.
         self.vectors = [one for one in base.parameters() if one.ndim == 1 and one.numel()]
         self._vector_names = [names[id(one)] for one in self.vectors]

@@ -84,6 +84,26 @@ def test_a_fit_that_goes_wrong_leaves_the_start(monkeypatch):
     assert same(plain.model, result.model)
 
 
+def test_a_rate_that_ever_led_away_is_followed_by_lower_ones_and_the_best_of_all_is_taken(
+    monkeypatch,
+):
+    found = {1.0: [0.5, 1.5], 0.25: [0.4, 0.3], 0.0625: [0.1]}
+    tried = []
+
+    def run(attempt, kind, fraction, steps, seed, least):
+        assert all(bool((one == 1).all()) for one in attempt.updates.weights)  # each begins anew
+        tried.append(fraction)
+        for one in attempt.updates.weights:
+            one.data.fill_(2.0)
+        return [least * one for one in found[fraction]], attempt.updates.values(), steps
+
+    monkeypatch.setattr(fitting._Attempt, "run", run)
+    report = pruned().report.finish
+    assert tried == [1.0, 0.25]
+    assert report is not None and report.taken == 2
+    assert report.distances[2] == pytest.approx(0.3 * report.distances[0])
+
+
 def test_the_same_seed_gives_the_same_bits_and_in_place_too():
     model = classifier()
     results = [pruned(), pruned(), pruned(model, inplace=True)]
@@ -237,6 +257,20 @@ def test_scales_are_of_what_a_transposed_layer_reads():
     model = tiny_gpt2()
     updates = Updates(model, find_blocks(model), "scales", seed=0)
     assert [tuple(one.shape) for one in updates.weights] == [(32, 1), (48, 1)] * 2
+
+
+def test_low_rank_updates_are_as_large_a_part_of_a_weight_whatever_its_scale():
+    model, larger = classifier(), classifier()
+    with torch.no_grad():
+        for parameter in larger.parameters():
+            parameter.mul_(10)
+    rates, of_larger = (
+        [group["lr"] for group in fitting._rates(updates, "lora", 1.0)]
+        for updates in (Updates(one, find_blocks(one), "lora", seed=0) for one in (model, larger))
+    )
+    count = len(Updates(classifier(), find_blocks(classifier()), "lora", seed=0).weights)
+    assert of_larger[:count:2] == pytest.approx([10 * rate for rate in rates[:count:2]])
+    assert of_larger[1:count:2] == rates[1:count:2]
 
 
 def tiny_gpt2():
