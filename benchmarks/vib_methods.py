@@ -211,18 +211,27 @@ def split(cell: Cell, mode: str, **fields: Any) -> VIBConfig:
     return replace(MODES[mode], mask_steps=half, finetune_steps=half, **fields)
 
 
-def masks_alone(cell: Cell, **fields: Any) -> Result:
+def masks_alone(cell: Cell, **fields: Any) -> tuple[PruningResult, dict[str, float]]:
     """A sixteenth of the steps, and no labels."""
-    config = replace(MODES["masks"], mask_steps=max(cell.steps // 16, 1), **fields)
-    return cell.finetuned(cell.model, cell.kept, config, labels=False)
+    config = replace(MODES["masks"], mask_steps=sixteenth(cell), **fields)
+    return cell.finetuned_result(cell.model, cell.kept, config, labels=False)
+
+
+def sixteenth(cell: Cell) -> int:
+    """Of the steps; one at least."""
+    return max(cell.steps // 16, 1)
+
+
+def from_masks(cell: Cell, **fields: Any) -> Result:
+    """What masks alone leave."""
+    result, spent = masks_alone(cell, **fields)
+    return result.model, result.report.settings, spent
 
 
 def masks_then_scales(cell: Cell) -> Result:
     """Masks alone, and a finish of what is left that reads as much."""
-    steps = max(cell.steps // 16, 1)
-    config = replace(MODES["masks"], mask_steps=steps)
-    result, masks = cell.finetuned_result(cell.model, cell.kept, config, labels=False)
-    model, settings, spent = cell.finished(result, "scales", steps)
+    result, masks = masks_alone(cell)
+    model, settings, spent = cell.finished(result, "scales", sixteenth(cell))
     return model, settings, {name: spent[name] + masks[name] for name in spent}
 
 
@@ -266,7 +275,7 @@ METHODS: dict[str, Callable[[Cell], Result]] = {
     "vib, full, uncorrected": lambda cell: vib(cell, "full", folding="means"),
     "vib, full, sublayers": lambda cell: vib(cell, "full", sublayers=True),
     "vib, fast": lambda cell: vib(cell, "fast"),
-    "vib, masks": masks_alone,
+    "vib, masks": from_masks,
     "vib, masks, then scales": masks_then_scales,
-    "vib, masks, uncorrected": lambda cell: masks_alone(cell, folding="means"),
+    "vib, masks, uncorrected": lambda cell: from_masks(cell, folding="means"),
 }

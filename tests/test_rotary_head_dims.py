@@ -32,7 +32,7 @@ from stat_prune import MACs
 from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.errors import ModelError
 from stat_prune.families import find_blocks
-from stat_prune.pipeline.inside_heads.dims_search import head_dims_of
+from stat_prune.pipeline.inside_heads.measured_dims import head_dims_of
 from stat_prune.surgery.narrowing import narrow, narrowed_copy
 
 IDS = torch.stack([row["input_ids"] for row in rows(6, seed=7)])

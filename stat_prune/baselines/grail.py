@@ -76,6 +76,8 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
             copy.deepcopy(run.model).requires_grad_(False), run.calibration.batches
         )
         for layer in run.tracked(range(len(transformer_layers(run.model)))):
+            if layer:
+                pruned.advance()
             members = [one for one in dense if one.block.layer == layer]
             for one, seen in zip(members, _seen(run, pruned, members), strict=True):
                 block = one.block
@@ -84,7 +86,6 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
                 plans[block.name] = planned(one, units, weight)
                 if weight is not None:
                     put(pruned.model, block, units, weight)
-            pruned.advance()
     return [plans[block.name] for block in run.blocks]
 
 

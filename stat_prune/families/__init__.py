@@ -24,6 +24,7 @@ from stat_prune.families.encoders.mpnet import MPNET
 from stat_prune.families.finding import find_blocks, token_embeddings
 from stat_prune.families.registry import (
     architecture_of,
+    attentions_of,
     register_architecture,
     remember,
     stacks_of,
@@ -47,6 +48,7 @@ __all__ = [
     "Attention",
     "FeedForward",
     "architecture_of",
+    "attentions_of",
     "find_blocks",
     "register_architecture",
     "remember",

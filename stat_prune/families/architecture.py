@@ -94,6 +94,11 @@ class Attention:
     own_dims: Literal["all", "values"] | None = None
     rotary: str | None = None
 
+    @property
+    def query_key_multiple(self) -> int:
+        """Of what numbers of query/key dimensions are multiples: rotary embeddings turn pairs."""
+        return 1 if self.rotary is None else 2
+
 
 @dataclass(frozen=True)
 class FeedForward:

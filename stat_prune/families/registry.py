@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from stat_prune.errors import ModelError, UnsupportedArchitectureError
-from stat_prune.families.architecture import Architecture
+from stat_prune.families.architecture import Architecture, Attention
 
 _REGISTRY: dict[str, Architecture] = {}
 
@@ -141,6 +141,11 @@ def stacks_of(model: PreTrainedModel) -> list[tuple[Architecture, nn.ModuleList]
             f"transformers if this family has changed ({transformers.__version__} is installed)."
         )
     return stacks
+
+
+def attentions_of(model: PreTrainedModel) -> dict[str, Attention]:
+    """The descriptions of a model's attention layers, by name; of alike named ones the last."""
+    return {one.name: one for stack, _ in stacks_of(model) for one in stack.attentions}
 
 
 def transformer_layers(model: PreTrainedModel) -> list[nn.Module]:

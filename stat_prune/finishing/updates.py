@@ -72,7 +72,8 @@ class LowRankUpdate(nn.Module):
         right = torch.randn(*experts, rank, columns, generator=generator) / rank**0.5
         self.left = nn.Parameter(weight.new_zeros(*experts, rows, rank))
         self.right = nn.Parameter(right.to(weight))
-        # What a step of the left factor changes is as large a part of any weight's entries.
+        # A step of the left factor changes as large a part of any weight's entries, as the right
+        # one's are of size rank**-0.5; which moves ten times as fast, for its size.
         self.sizes = [root_mean_square(weight), 10 * rank**-0.5]
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.errors import TargetError
-from stat_prune.families import stacks_of
+from stat_prune.families import attentions_of
 from stat_prune.measuring.latency import forward_turns, undisturbed_clock
 from stat_prune.measuring.latency_cache import cached_table
 from stat_prune.measuring.latency_table import LatencyTable, head_sizes, measure_layer, neuron_sizes
@@ -246,12 +246,10 @@ def multiples_of_dims(model: PreTrainedModel, heads: Block, round_to: int) -> tu
     round_to : int
         1 for eighths of a head.
     """
-    attentions = {one.name: one for stack, _ in stacks_of(model) for one in stack.attentions}
-    attention = attentions[heads.part]
+    attention = attentions_of(model)[heads.part]
     sizes = heads.query_key_size, heads.unit_size
     query_key, value = (round_to if round_to > 1 else max(size // 8, 1) for size in sizes)
-    if attention.rotary is not None:
-        query_key = math.lcm(query_key, 2)
+    query_key = math.lcm(query_key, attention.query_key_multiple)
     return (query_key if attention.own_dims == "all" else sizes[0]), value
 
 

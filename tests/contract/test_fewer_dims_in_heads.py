@@ -18,7 +18,7 @@ from stat_prune.choosing.head_dims import HeadDims
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.families import find_blocks, stacks_of
 from stat_prune.model.projections import head_projections, projection
-from stat_prune.pipeline.inside_heads.dims_search import head_dims_of
+from stat_prune.pipeline.inside_heads.measured_dims import head_dims_of
 from stat_prune.surgery.narrowing import narrow
 
 

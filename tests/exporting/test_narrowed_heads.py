@@ -12,7 +12,7 @@ from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
 from stat_prune.errors import UnsupportedArchitectureError
 from stat_prune.exporting import export
 from stat_prune.families import find_blocks
-from stat_prune.pipeline.inside_heads.dims_search import head_dims_of
+from stat_prune.pipeline.inside_heads.measured_dims import head_dims_of
 from stat_prune.surgery.narrowing import narrow
 
 MODELS = (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -19,19 +18,21 @@ from stat_prune.choosing.budget.exploring import in_vain
 from stat_prune.choosing.budget.whole_model import Measurement, WholeModel
 from stat_prune.choosing.head_dims import HeadDims
 from stat_prune.choosing.measured import Measured
-from stat_prune.choosing.rotary_pairs import rotary_of
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.errors import TargetError
-from stat_prune.families import stacks_of
-from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.timing import TimedModel, multiples_of_dims
 from stat_prune.model.blocks import Block
 from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.model.running import Batch
 from stat_prune.pipeline.budgeting.efforts import NUM_PARTS
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.budgeting.spreading import spread
+from stat_prune.pipeline.inside_heads.dims_menus import (
+    menu_of_dims,
+    multiples_up_to,
+    weight_of_half,
+)
+from stat_prune.pipeline.inside_heads.measured_dims import head_dims_of
 from stat_prune.pipeline.run import Run
 from stat_prune.settings.targets import QUERY_KEY, VALUE
 from stat_prune.surgery.narrowing import NarrowedHeads, narrowed_copy
@@ -236,7 +237,7 @@ class DimsSearch:
             block, units = stays[number], self._candidates[number].units(choice[number])
             multiples = multiples_of_dims(self._run.model, one.block, self._run.settings.round_to)
             first, second = (
-                _multiples(full, multiple)
+                multiples_up_to(full, multiple)
                 for full, multiple in zip(
                     (one.block.query_key_size, one.block.unit_size), multiples, strict=True
                 )
@@ -351,143 +352,8 @@ class DimsSearch:
         return found
 
 
-def _multiples(full: int, multiple: int) -> list[int]:
-    """Multiples of a number up to another, which is the last."""
-    return [n for n in range(1, full) if n % multiple == 0] + [full]
-
-
 def _ascending(menu: Menu) -> Menu:
     order = menu.costs.argsort(stable=True)
     return replace(
         menu, indices=menu.indices[order], costs=menu.costs[order], errors=menu.errors[order]
-    )
-
-
-def weight_of_half(
-    whole: WholeModel, everything: Measurement, place: int, curve: Tensor, step: int
-) -> Tensor:
-    """What half of the dimensions of one kind in one layer does, for each unit of its error.
-
-    Parameters
-    ----------
-    whole : WholeModel
-    everything : Measurement
-        Of all dimensions.
-    place : int
-        Where choices have the number of these.
-    curve : Tensor of shape (n + 1,), float64
-        The error of 0, 1, ... dimensions.
-    step : int
-        What their number is a multiple of.
-    """
-    size = (len(curve) - 1) // 2 // step * step
-    if size == 0:
-        return curve.new_ones(())
-    choice = [*everything.choice[:place], size, *everything.choice[place + 1 :]]
-    found = whole.measure_beside(choice, everything, lambda *_: False)
-    assert found is not None
-    error = max(float(curve[size]), 1e-300)
-    return torch.tensor(found.distance / error, dtype=torch.float64)
-
-
-def menu_of_dims(
-    kind: str, block: Block, dims: HeadDims, units: Tensor, cost: CostFunction, round_to: int
-) -> Menu:
-    """What the heads of a layer may choose from, of their query/key or value dimensions.
-
-    Parameters
-    ----------
-    kind : {"query-key", "value"}
-    block : Block
-        With the heads that stay.
-    dims : HeadDims
-    units : Tensor of shape (k,), int64
-        Those heads.
-    cost : callable
-    round_to : int
-        Multiples that the number of dimensions is kept to; all are always allowed.
-    """
-    by_head = dims.query_key_errors if kind == QUERY_KEY else dims.value_errors
-    step = dims.query_key_multiple if kind == QUERY_KEY else 1
-    sizes, prices = prices_of_dims(kind, block, math.lcm(round_to, step), cost)
-    errors = by_head[units].sum(0)[sizes].clamp_min(0)
-    return Menu(sizes, prices, errors, float(prices[-1]))
-
-
-def prices_of_dims(
-    kind: str, block: Block, multiple: int, cost: CostFunction
-) -> tuple[Tensor, Tensor]:
-    """Numbers of dimensions that heads may have, ascending, and what they cost.
-
-    Parameters
-    ----------
-    kind : {"query-key", "value"}
-    block : Block
-        Of heads.
-    multiple : int
-        Of which numbers are multiples, but for that of all.
-    cost : callable
-
-    Returns
-    -------
-    tuple of Tensor of shape (s,), int64, and Tensor of shape (s,), float64
-    """
-    full = block.query_key_size if kind == QUERY_KEY else block.unit_size
-    sizes = torch.tensor(_multiples(full, multiple))
-    # As many for each dimension.
-    none, all_ = (
-        full_cost(block.with_dims(*((size, 0) if kind == QUERY_KEY else (0, size))), cost)
-        for size in (0, full)
-    )
-    return sizes, (all_ - none) / full * sizes.double()
-
-
-def head_dims_of(
-    model: PreTrainedModel,
-    blocks: Sequence[Block],
-    batches: Iterable[Batch],
-    num_sequences: int,
-    precision: str = "float64",
-) -> list[HeadDims]:
-    """What the heads of a model read and make, in one pass over some batches."""
-    reading = [_reading(block, "reads", block.producers[0].path, block.mask) for block in blocks]
-    attended = {
-        block.name: _reading(block, "attends to", block.producers[1].path, block.key_mask)
-        for block in blocks
-        if block.key_mask != block.mask
-    }
-    every = [*blocks, *reading, *attended.values()]
-    moments = collect_moments(model, every, batches, precision=precision)
-    base = model.base_model
-    attentions = {one.name: one for stack, _ in stacks_of(model) for one in stack.attentions}
-    found = []
-    for block, reads in zip(blocks, reading, strict=True):
-        attention, read = attentions[block.part], moments[reads.name]
-        keeps_scores = attention.own_dims == "values"
-        keys = attended.get(block.name)
-        path = None if keeps_scores else attention.rotary
-        found.append(
-            HeadDims(
-                base,
-                block,
-                read,
-                moments[block.name],
-                rotary=None if path is None else rotary_of(base, block, path),
-                length=max(round(read.count / num_sequences), 1),
-                keeps_scores=keeps_scores,
-                key_states=None if keys is None else moments[keys.name],
-            )
-        )
-    return found
-
-
-def _reading(block: Block, what: str, path: str, mask: str) -> Block:
-    """What a linear layer of an attention layer reads, as a block of channels."""
-    return replace(
-        block,
-        name=f"{block.name} {what}",
-        consumer=path,
-        num_units=block.input_size,
-        unit_size=1,
-        mask=mask,
     )

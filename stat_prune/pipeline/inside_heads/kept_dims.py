@@ -16,19 +16,19 @@ from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.budget.whole_model import WholeModel
 from stat_prune.choosing.head_dims import HeadDims
 from stat_prune.errors import ModelError, TargetError
-from stat_prune.families import find_blocks, stacks_of
+from stat_prune.families import attentions_of, find_blocks
 from stat_prune.families.architecture import Attention
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.model.ignoring import without_ignored
-from stat_prune.pipeline.inside_heads.dims_search import (
-    FIRST,
-    head_dims_of,
+from stat_prune.pipeline.inside_heads.dims_menus import (
     menu_of_dims,
     prices_of_dims,
     weight_of_half,
 )
+from stat_prune.pipeline.inside_heads.dims_search import FIRST
+from stat_prune.pipeline.inside_heads.measured_dims import head_dims_of
 from stat_prune.pipeline.inside_heads.narrowing_heads import (
     check_computed_in_one_place,
     dimensions_that_leave,
@@ -61,8 +61,7 @@ class Heads:
 
     def multiple(self, kind: str, round_to: int) -> int:
         """What numbers of dimensions are multiples of."""
-        turned = kind == QUERY_KEY and self.attention.rotary is not None
-        return math.lcm(round_to, 2 if turned else 1)
+        return math.lcm(round_to, self.attention.query_key_multiple if kind == QUERY_KEY else 1)
 
 
 def check_kept_dims(run: Run, budgets: Sequence[Budget]) -> None:
@@ -125,7 +124,7 @@ def heads_of(run: Run) -> list[Heads]:
     blocks = find_blocks(run.model)
     ignored = run.settings.ignored
     left_alone = {block.name for block in without_ignored(blocks, ignored)[1]}
-    attentions = {one.name: one for stack, _ in stacks_of(run.model) for one in stack.attentions}
+    attentions = attentions_of(run.model)
     return [
         Heads(block, attentions[block.part], block.name in left_alone)
         for block in blocks
