@@ -15,10 +15,10 @@ from stat_prune.errors import SettingsError
 from stat_prune.families import find_blocks, transformer_layers
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.residual_stream import ResidualStream
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.measuring.statistics import statistics_of
 from stat_prune.model.running import model_inputs
-from stat_prune.pipeline import second_pass
 from stat_prune.pipeline.second_pass import best_pass, can_move, pruned_copy, restream
 
 
@@ -145,7 +145,7 @@ def test_the_ridge_is_that_of_least_error_on_held_out_sequences(pruned_once):
 def test_what_a_layer_returns_is_what_it_returns_when_it_is_computed(pruned_once, monkeypatch):
     model, calibration, folded = pruned_once
     moved, _ = restream(model, folded, calibration.batches, ridges=[0.1])
-    monkeypatch.setattr(second_pass._Stream, "output_after", lambda *_: None)
+    monkeypatch.setattr(ResidualStream, "output_after", lambda *_: None)
     computed, _ = restream(model, folded, calibration.batches, ridges=[0.1])
     one, two = (pruned_copy(model, solution) for solution in (moved, computed))
     for batch in calibration.batches:
