@@ -8,6 +8,7 @@ passes.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,13 +160,26 @@ def same_weights(model: PreTrainedModel) -> PreTrainedModel:
 def _copied(model: PreTrainedModel, known: dict[int, Any]) -> PreTrainedModel:
     """A deep copy but for what is known, by its id."""
     try:
-        return copy.deepcopy(model, known)
+        return copy.deepcopy(model, known | _empty_containers(model))
     except Exception as error:  # of every kind, as anything may hang on a model
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), which "
             "pruning does many times. Take off what attributes and hooks of your own hold, such as "
             "locks, open files and connections."
         ) from error
+
+
+def _empty_containers(model: nn.Module) -> dict[int, Any]:
+    """New containers for the empty ones of all modules, by the ids of these.
+
+    A module has a dozen of them for hooks, and `copy.deepcopy` spends most of its time on them.
+    """
+    return {
+        id(value): type(value)()
+        for module in model.modules()
+        for value in vars(module).values()
+        if type(value) in (OrderedDict, dict, set) and not value
+    }
 
 
 @contextmanager
@@ -176,7 +190,7 @@ def to_cut(model: PreTrainedModel, *, inplace: bool = False) -> Iterator[PreTrai
     the CPU's memory. Only what is left of a model is copied.
     """
     if not is_dispatched(model):
-        yield model if inplace else copy.deepcopy(model)
+        yield model if inplace else copy.deepcopy(model, _empty_containers(model))
         return
     placement = _Placement.of(model)
     cut = model if inplace else shared_copy(model)

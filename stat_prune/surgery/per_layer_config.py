@@ -8,6 +8,9 @@ servers that make the attention layers themselves. transformers takes them layer
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stat_prune.families import find_blocks, stacks_of
@@ -18,6 +21,7 @@ from stat_prune.surgery.config_checks import takes
 #: Entries of a config that say the sizes of layers to transformers.
 FIELDS = ("per_layer_config", "allow_global_per_layer_attribute_access")
 
+_HEADS = "num_attention_heads"
 #: Those of an attention layer that has lost all heads: it keeps one number a token in the cache.
 _NO_HEADS = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 1}
 
@@ -40,8 +44,10 @@ def say_layer_sizes(model: PreTrainedModel) -> None:
     known = {name for name in set().union(*sizes) if hasattr(model.config, name)}
     known |= set(sizes[0]).intersection(*sizes)
     model.config.allow_global_per_layer_attribute_access = True
+    # Layers are often alike, and the config is the same until all have been asked about.
+    admits = cache(lambda heads: takes(model.config, {_HEADS: heads}))
     model.config.per_layer_config = {
-        str(layer): _admitted(model.config, {n: v for n, v in fields.items() if n in known})
+        str(layer): _admitted({n: v for n, v in fields.items() if n in known}, admits)
         for layer, fields in enumerate(sizes)
     }
 
@@ -84,12 +90,11 @@ def _fields(block: Block, stack: Architecture, config: PreTrainedConfig) -> dict
     return fields | {"head_dim": block.unit_size}
 
 
-def _admitted(config: PreTrainedConfig, fields: dict[str, int]) -> dict[str, int]:
+def _admitted(fields: dict[str, int], admits: Callable[[int], bool]) -> dict[str, int]:
     """The fields of a layer without a number of heads that the config refuses.
 
     Those of Llama and Gemma 2 ask that it divide the hidden size, and would not be opened again.
     """
-    name = "num_attention_heads"
-    if name in fields and not takes(config, {name: fields[name]}):
-        return {other: value for other, value in fields.items() if other != name}
+    if _HEADS in fields and not admits(fields[_HEADS]):
+        return {other: value for other, value in fields.items() if other != _HEADS}
     return fields
