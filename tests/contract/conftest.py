@@ -123,7 +123,9 @@ def _pruning(tokenizer: PreTrainedTokenizerFast, texts: list[str], budget: str) 
         if dataset is None:
             dataset = examples(model, texts, tokenizer)
         asked = {"method", "budget", "effort", "passes", "objective"} & settings.keys()
-        spent = {"effort": "fast"} if asked else {"budget": budget}
+        spent: dict[str, Any] = {"effort": "fast"} if asked else {"budget": budget}
+        if settings.get("method") == "stat-paper":  # which draws a sketch for each sequence
+            spent["num_calibration_samples"] = 20
         settings = {"tokenizer": tokenizer, "progress": False} | spent | settings
         return stat_prune.prune(model, dataset, target=target, **settings)
 

@@ -9,6 +9,7 @@ import torch
 from families import FAMILIES, Family, completed, output
 
 from stat_prune import MACs
+from stat_prune.reporting.result import PruningResult
 
 #: Where the model is run for each by itself.
 FEW = {"num_calibration_samples": 32}
@@ -39,11 +40,23 @@ def batches(texts, word_tokenizer):
     return make
 
 
+@pytest.fixture(scope="module")
+def halved(prune, texts):
+    """The result on the texts as they are, made once a family."""
+    made = {}
+
+    def of(family: Family) -> PruningResult:
+        if family.label not in made:
+            made[family.label] = prune(family.build(), MACs(0.5), dataset=texts)
+        return made[family.label]
+
+    return of
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_does_not_change_the_result(family: Family, prune, texts, batches, side):
-    model = family.build()
-    plain = prune(model, MACs(0.5), dataset=texts)
-    padded = prune(model, MACs(0.5), dataset=batches(side))
+def test_padding_does_not_change_the_result(family: Family, prune, halved, batches, side):
+    plain = halved(family)
+    padded = prune(family.build(), MACs(0.5), dataset=batches(side))
     assert padded.plan == plain.plan
     assert padded.report.seq_length == plain.report.seq_length
     assert same_weights(padded.model, plain.model)
@@ -95,10 +108,9 @@ def test_batch_size_changes_weights_by_rounding_alone_where_products_are_float64
 
 
 @pytest.mark.layouts
-def test_the_order_of_the_examples_does_not_change_the_result(family: Family, prune, texts):
-    model = family.build()
+def test_the_order_of_the_examples_does_not_change_the_result(family: Family, prune, halved, texts):
     shuffled = random.Random(1).sample(texts, len(texts))
-    plain, other = (prune(model, MACs(0.5), dataset=data) for data in (texts, shuffled))
+    plain, other = halved(family), prune(family.build(), MACs(0.5), dataset=shuffled)
     assert other.plan == plain.plan
     assert same_weights(other.model, plain.model)
 
@@ -107,7 +119,7 @@ def test_the_order_of_the_examples_does_not_change_the_result(family: Family, pr
 @pytest.mark.parametrize("method", ["stat", "stat-paper", "random"])
 def test_the_same_seed_gives_the_same_bits(family: Family, prune, method):
     model = family.build()
-    settings = {"seed": 3, "num_calibration_samples": 50, "method": method}
+    settings = {"seed": 3, "num_calibration_samples": 20, "method": method}
     # 'stat-paper' cannot halve layers of one key/value head.
     first, second = (prune(model, MACs(0.6), **settings) for _ in range(2))
     assert first.plan == second.plan

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from families import FAMILIES, Family, examples
+from families import FAMILIES, LAYOUTS, Family, examples
 
 import stat_prune
 
@@ -24,12 +24,14 @@ def test_layer_by_layer_a_family_is_pruned_as_in_memory(chain: Family, tmp_path,
     chain.build(chain.heads[1]).save_pretrained(tmp_path / "dense")
     model = stat_prune.load(tmp_path / "dense")
     data = examples(model, TEXTS, word_tokenizer)
+    # A search reads nothing of a family but its layout.
+    spent = {"effort": "fast"} if chain.label in LAYOUTS else {"budget": "probed"}
     options = {
         "target": stat_prune.MACs(0.6),
         "tokenizer": word_tokenizer,
         "batch_size": 7,
-        "effort": "fast",
         "progress": False,
+        **spent,
     }
     whole = stat_prune.prune(model, data, **options)
     whole.save(tmp_path / "whole")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -54,8 +55,26 @@ class Subject:
         return [index if one[0].block.layer in layers else ALL for one in self.folded]
 
 
+@pytest.fixture(scope="module")
+def subjects(word_salads, word_tokenizer) -> Callable[[Family], Subject]:
+    """`subject`, made once a family."""
+    made: dict[str, Subject] = {}
+
+    def of(family: Family) -> Subject:
+        if family.label not in made:
+            made[family.label] = subject_of(family, word_salads, word_tokenizer)
+        return made[family.label]
+
+    return of
+
+
 @pytest.fixture
-def subject(family: Family, word_salads, word_tokenizer) -> Subject:
+def subject(family: Family, subjects) -> Subject:
+    """A model that is left as it was."""
+    return subjects(family)
+
+
+def subject_of(family: Family, word_salads, word_tokenizer) -> Subject:
     model = family.build(family.heads[-1])
     calibration = build_calibration_set(
         examples(model, word_salads[:24], word_tokenizer),

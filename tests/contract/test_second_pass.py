@@ -23,14 +23,34 @@ from stat_prune.pipeline.second_pass import best_pass, can_move, pruned_copy, re
 
 
 @pytest.fixture
-def pruned_once(family: Family, texts, word_tokenizer):
+def pruned_once(family: Family, pruned_halves):
+    """A model that is left as it was, its calibration set, and half of each block."""
+    return pruned_halves(family)
+
+
+@pytest.fixture(scope="module")
+def pruned_halves(texts, word_tokenizer):
+    """`pruned_once`, made once a family."""
+    made = {}
+
+    def of(family: Family):
+        if family.label not in made:
+            made[family.label] = halved(family, texts, word_tokenizer)
+        if made[family.label] is None:
+            pytest.skip(f"the stream of {family.name} gets no consumer's output as it is")
+        return made[family.label]
+
+    return of
+
+
+def halved(family: Family, texts, word_tokenizer):
     model = family.build()
     calibration = build_calibration_set(
         texts, tokenizer=word_tokenizer, batch_size=16, complete=Completion(model)
     )
     blocks = [block for block in find_blocks(model) if not block.fixed]
     if not any(map(can_move, blocks)):
-        pytest.skip(f"the stream of {family.name} gets no consumer's output as it is")
+        return None
     moments = collect_moments(model, blocks, calibration.batches)
     folded = [
         fold(one, torch.arange(one.block.num_units // 2))

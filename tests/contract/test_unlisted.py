@@ -13,7 +13,11 @@ from families import TEXT_FAMILIES, Family, output
 from matrix import DOCS, table_of_unlisted
 
 # The same tests, once for each of `ROWS`.
-from test_data import batches, test_padding_does_not_change_the_result  # noqa: F401
+from test_data import (
+    batches,  # noqa: F401
+    halved,  # noqa: F401
+    test_padding_does_not_change_the_result,  # noqa: F401
+)
 from test_identity import (
     half_of_what_can_leave,
     test_keeping_everything_is_the_identity,  # noqa: F401
@@ -167,14 +171,8 @@ def test_rows_of_a_report_are_in_the_order_of_the_blocks_where_some_heads_stay(p
     assert len(cross) == 2 and all(row.name in result.plan for row in cross)
 
 
-def as_inferred(family: Family) -> dict[str, tuple]:
-    """The producers, units, groups and so on of each consumer, as inferred."""
-    model = family.build(family.heads[1])
-    with registry.describing(model, stat_prune.infer_architecture(model)):
-        return described(model)
-
-
 def described(model) -> dict[str, tuple]:
+    """The producers, units, groups and so on of each consumer."""
     return {
         block.consumer: (
             block.name, block.producers, block.num_units, block.num_groups, block.unit_size,
@@ -195,8 +193,10 @@ FOUND = [
 @of([family for family in TEXT_FAMILIES if family.label in FOUND])
 def test_what_is_inferred_of_a_registered_family_is_its_description(row: Family):
     model = row.build(row.heads[1])
-    assert as_inferred(row) == described(model)
     inferred, registered = stat_prune.infer_architecture(model), architecture_of(model)
+    expected = described(model)
+    with registry.describing(model, inferred):
+        assert described(model) == expected
     assert inferred.causal == registered.causal
     assert inferred.positions_after_padding == registered.positions_after_padding
 
