@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from .checks import check_finite, check_matrix, check_rank
-from .low_rank import BLOCK_ROWS, blocks_of, metric_roots, weighted_gram, weights_of_rows
+from .low_rank import (
+    BLOCK_ROWS,
+    LowRank,
+    blocks_of,
+    metric_roots,
+    truncated_svd,
+    weighted_gram,
+    weights_of_rows,
+)
 
 #: Of the whole table's squared norm, what sums of eigenvalues may be wrong by.
 _ROUNDING = 1e-12
@@ -130,8 +139,28 @@ def exact_rows(
     return WeightedTable(table, row_weights=row_weights, metric=metric).exact_rows(rank, most)
 
 
+class _Rest(NamedTuple):
+    """Weighted sums over the rows that stay, around the mean of all rows, in the metric."""
+
+    gram: Float64[Tensor, "m m"]
+    shift: Float64[Tensor, " m"]
+    weight: Float64[Tensor, ""]
+
+    def around_own_mean(self) -> Float64[Tensor, "m m"]:
+        """Their Gram matrix: the mean of the rows that stay is another one."""
+        return self.gram - self.shift.outer(self.shift) / self._divisor
+
+    def own_mean(self) -> Float64[Tensor, " m"]:
+        """From the mean of all rows."""
+        return self.shift / self._divisor
+
+    @property
+    def _divisor(self) -> Float64[Tensor, ""]:
+        return self.weight.clamp_min(torch.finfo(torch.float64).tiny)
+
+
 class WeightedTable:
-    """A tall matrix, and what `exact_rows` computes of it once for all ranks.
+    """A tall matrix, and its Gram matrix, computed once for all ranks and exact rows.
 
     Parameters
     ----------
@@ -146,33 +175,49 @@ class WeightedTable:
         self._table = table
         self._weights = weights_of_rows(row_weights, len(table), table.device)
         gram, self._mean = weighted_gram(table, self._weights, centered=True)
-        self._root, _ = metric_roots(metric, gram)
+        self._root, self._inverse = metric_roots(metric, gram)
         self._gram = self._root @ gram @ self._root
         self._directions = torch.linalg.eigh(self._gram).eigenvectors
 
     def exact_rows(self, rank: int = 0, most: int | None = None) -> ExactRows:
         """The errors beside exact rows, as the function of that name gives them."""
-        table, weights, gram, mean, root = (
-            self._table, self._weights, self._gram, self._mean, self._root
-        )  # fmt: skip
-        n, m = table.shape
+        n, m = self._table.shape
         check_rank(rank, m)
-        left_out = root @ self._directions[:, : m - rank]
-        sizes = [((rows - mean) @ left_out).square().sum(1) for rows in blocks_of(table)]
-        order = (torch.cat(sizes) * weights).argsort(descending=True, stable=True)
+        left_out = self._root @ self._directions[:, : m - rank]
+        sizes = [
+            ((rows - self._mean) @ left_out).square().sum(1) for rows in blocks_of(self._table)
+        ]
+        order = (torch.cat(sizes) * self._weights).argsort(descending=True, stable=True)
         most = n - 1 if most is None else max(min(most, n - 1), 0)
         counts = sorted({most >> halvings for halvings in range(most.bit_length() + 1)})
-        shift, total = table.new_zeros(m, dtype=torch.float64), weights.sum()
-        errors, done = [], 0
+        rest, errors, done = self._all_rows(), [], 0
         for count in counts:
-            for at in order[done:count].split(BLOCK_ROWS):
-                rows = (table[at].detach().to(torch.float64) - mean) @ root
-                weighed = rows * weights[at][:, None]
-                gram = gram - weighed.T @ rows
-                shift, total = shift - weighed.sum(0), total - weights[at].sum()
-            done = count
-            # The mean of the rows that stay is another one.
-            kept = gram - shift.outer(shift) / total.clamp_min(torch.finfo(torch.float64).tiny)
-            values = torch.linalg.eigvalsh(kept).clamp(min=0.0)
+            rest, done = self._without(rest, order[done:count]), count
+            values = torch.linalg.eigvalsh(rest.around_own_mean()).clamp(min=0.0)
             errors.append(torch.cat([values.new_zeros(1), values.cumsum(0)]).flip(0))
         return ExactRows(order, counts, torch.stack(errors))
+
+    def beside(self, exact: Tensor) -> LowRank:
+        """The factors of every rank of all rows but some, as `low_rank` finds them.
+
+        Parameters
+        ----------
+        exact : Tensor of shape (k,), int64
+            Rows that are kept exactly, each once; fewer than all.
+        """
+        rest = self._without(self._all_rows(), exact)
+        mean = self._mean + self._inverse @ rest.own_mean()
+        return truncated_svd(rest.around_own_mean(), mean, self._root, self._inverse)
+
+    def _all_rows(self) -> _Rest:
+        shift = self._table.new_zeros(len(self._gram), dtype=torch.float64)
+        return _Rest(self._gram, shift, self._weights.sum())
+
+    def _without(self, rest: _Rest, leaving: Tensor) -> _Rest:
+        gram, shift, weight = rest
+        for at in leaving.split(BLOCK_ROWS):
+            rows = (self._table[at].detach().to(torch.float64) - self._mean) @ self._root
+            weighed = rows * self._weights[at][:, None]
+            gram = gram - weighed.T @ rows
+            shift, weight = shift - weighed.sum(0), weight - self._weights[at].sum()
+        return _Rest(gram, shift, weight)

@@ -136,7 +136,7 @@ def low_rank(
     gram, mean = weighted_gram(table, weights, centered=centered)
     root, inverse = metric_roots(metric, gram)
     if decomposition == "svd":
-        return _truncated_svd(gram, mean, root, inverse)
+        return truncated_svd(root @ gram @ root, mean, root, inverse)
     return _interpolative(gram, mean, root)
 
 
@@ -157,13 +157,14 @@ def weighted_gram(
     return gram, mean
 
 
-def _truncated_svd(
+def truncated_svd(
     gram: Float64[Tensor, "m m"],
     mean: Float64[Tensor, " m"],
     root: Float64[Tensor, "m m"],
     inverse: Float64[Tensor, "m m"],
 ) -> LowRank:
-    values, vectors = torch.linalg.eigh(root @ gram @ root)
+    """Factors of every rank by M^½GM^½, the mean row, M^½ and its inverse."""
+    values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.clamp(min=0.0).flip(0), vectors.flip(1)
     left_out = torch.cat([values, values.new_zeros(1)]).flip(0).cumsum(0).flip(0)
     basis = vectors.T @ inverse

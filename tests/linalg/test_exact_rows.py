@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -9,7 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stat_prune.linalg import ExactRows, exact_rows, low_rank
+from stat_prune.linalg.exact_rows import WeightedTable
 from tests.linalg.matrices import decaying_matrix
+
+#: `exact_rows` of the package is the function.
+implementation = importlib.import_module("stat_prune.linalg.exact_rows")
 
 
 def weighted(seed: int, n: int = 60, m: int = 12) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,6 +53,37 @@ def test_factors_of_rows_without_weight_reach_these_errors() -> None:
     factors = low_rank(table, row_weights=own, metric=metric)
     errors = factors.error_curve.square() * factors.energy
     torch.testing.assert_close(errors, found.errors[found.counts.index(8)])
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 16])
+def test_factors_beside_exact_rows_are_those_of_the_others_alone(count: int) -> None:
+    table, weights, metric = weighted(4)
+    decomposed = WeightedTable(table, row_weights=weights, metric=metric)
+    exact = decomposed.exact_rows(rank=3, most=16).order[:count]
+    found = decomposed.beside(exact)
+    stay = torch.ones(len(table), dtype=torch.bool).index_fill(0, exact, False)
+    alone = low_rank(table[stay], row_weights=weights[stay], metric=metric)
+    torch.testing.assert_close(found.mean, alone.mean)
+    torch.testing.assert_close(found.error_curve, alone.error_curve, rtol=1e-7, atol=1e-7)
+    assert found.energy == pytest.approx(alone.energy)
+    product, expected = (
+        codes @ basis + mean
+        for codes, basis, mean in (one.factors(table, 5) for one in (found, alone))
+    )
+    torch.testing.assert_close(product, expected)
+
+
+def test_the_gram_matrix_is_summed_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, weights, metric = weighted(5)
+    decomposed = WeightedTable(table, row_weights=weights, metric=metric)
+
+    def summed_again(*_args: Any, **_options: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(implementation, "weighted_gram", summed_again)
+    monkeypatch.setattr(implementation, "metric_roots", summed_again)
+    for rank in (2, 6):
+        decomposed.beside(decomposed.exact_rows(rank, 9).order[:rank])
 
 
 def test_there_are_no_more_exact_rows_than_may_be() -> None:
