@@ -36,7 +36,8 @@ from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.modeling_stat_prune import ExactRows, auto_class_of
 from stat_prune.pipeline import loaded_model
 from stat_prune.pipeline.budgeting import sharing
-from stat_prune.surgery.embeddings import decompose_table, factor, is_factored
+from stat_prune.surgery.embeddings import decompose_table, factor
+from stat_prune.surgery.token_tables import is_factored
 
 IDS = torch.tensor([[2, 5, 9, 7, 3], [2, 11, 4, 6, 3]])
 ROWS = [{"input_ids": ids} for ids in IDS] * 20

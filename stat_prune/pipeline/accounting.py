@@ -22,7 +22,7 @@ from stat_prune.model.dispatched import own_parameters
 from stat_prune.pipeline.run import Run
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport, Size, Speed
-from stat_prune.surgery.embeddings import bytes_of_ids
+from stat_prune.surgery.token_tables import bytes_of_ids
 
 #: Relative distance of the measured speed-up from the one asked for that is worth a warning.
 TOLERANCE = 0.05

@@ -43,14 +43,8 @@ from stat_prune.pipeline.second_pass import with_held_out
 from stat_prune.settings.settings import Settings, kinds_left_alone
 from stat_prune.settings.targets import Target
 from stat_prune.surgery.config_checks import of_sizes_that_configs_say
-from stat_prune.surgery.embeddings import (
-    TableFactors,
-    decompose_head,
-    decompose_table,
-    find_head,
-    find_table,
-    own_head,
-)
+from stat_prune.surgery.embeddings import TableFactors, decompose_head, decompose_table
+from stat_prune.surgery.token_tables import find_head, find_table, own_head
 
 Item = TypeVar("Item")
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from stat_prune.errors import ModelError
 from stat_prune.families import token_embeddings
 from stat_prune.model.modeling_stat_prune import keep_exact_rows, sharing_modules
-from stat_prune.surgery.embeddings import find_table, own_head
+from stat_prune.surgery.token_tables import find_table, own_head
 
 #: Fields of configs with ids of tokens, besides those that end in these.
 _ENDINGS = ("token_id", "token_ids", "token_index")

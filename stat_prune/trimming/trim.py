@@ -21,7 +21,7 @@ from stat_prune.machine.progress import progress_bar
 from stat_prune.model.dispatched import own_parameters
 from stat_prune.model.model_checks import check_model
 from stat_prune.settings.arguments import flag
-from stat_prune.surgery.embeddings import find_table
+from stat_prune.surgery.token_tables import find_table
 from stat_prune.trimming.rows import ids_in_configs, keep_rows
 from stat_prune.trimming.tokenizer import Vocabulary
 

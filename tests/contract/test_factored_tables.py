@@ -17,8 +17,8 @@ from stat_prune.surgery.embeddings import (
     decompose_table,
     factor,
     factor_own_head,
-    own_head,
 )
+from stat_prune.surgery.token_tables import own_head
 
 ROWS = TEXT_FAMILIES
 

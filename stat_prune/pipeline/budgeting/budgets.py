@@ -15,7 +15,7 @@ from stat_prune.model.dispatched import is_dispatched
 from stat_prune.pipeline.budgeting.sharing import Shares
 from stat_prune.pipeline.run import Run
 from stat_prune.settings.targets import Latency, Target
-from stat_prune.surgery.embeddings import find_head, find_table
+from stat_prune.surgery.token_tables import find_head, find_table
 
 
 def resolve(run: Run, targets: Sequence[Target]) -> list[Budget]:

@@ -23,14 +23,8 @@ from stat_prune.pipeline.second_pass import with_held_out
 from stat_prune.pipeline.sources import Decided
 from stat_prune.settings.targets import Bytes, CostFunction, MACs, Parameters, Target
 from stat_prune.surgery.cut import pruned_copy
-from stat_prune.surgery.embeddings import (
-    Table,
-    factor,
-    factor_own_head,
-    find_head,
-    find_table,
-    own_head,
-)
+from stat_prune.surgery.embeddings import factor, factor_own_head
+from stat_prune.surgery.token_tables import Table, find_head, find_table, own_head
 
 #: Parts of the embeddings, and of a head of its own, that are tried, from the largest on.
 FRACTIONS = (1.0, 0.75, 0.5, 0.4, 0.33, 0.25, 0.15, 0.08)
@@ -152,7 +146,7 @@ class Shares:
             return self._cost(table, table.parameters if rank is None else table.cost(rank))
         run = self._run
         found = run.decomposed_table if table is self._table else run.decomposed_head
-        shape = table.shape_for(fraction, found, multiple)
+        shape = found.shape(table, fraction, multiple)
         if shape is None:
             return self._cost(table, table.parameters + table.ids(table.num_exact))
         num_exact = len(shape.exact)
