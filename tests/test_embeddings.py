@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from isolation import outputs_without_stat_prune
 from safetensors.torch import load_file
 from tiny_models import tiny_bert, tiny_llama
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModel,
     BartConfig,
@@ -246,6 +248,31 @@ def test_rows_that_weigh_most_are_looked_up_as_they_were(model: PreTrainedModel)
     assert len(ids) <= len(IDS.unique())
     assert result.report.embeddings.num_exact == len(ids)
     assert f"{len(ids)} rows exact" in str(result.report)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers that an operation returns."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, found.numel())
+        return found
+
+
+def test_looking_rows_up_makes_nothing_of_the_size_of_the_vocabulary() -> None:
+    model = tiny_bert(vocab_size=4096)
+    counts = torch.zeros(4096, dtype=torch.float64).index_fill(0, IDS.flatten(), 9.0)
+    factor(model, decompose_table(model, counts), 0.5)
+    found, expected = cast(Any, model.get_input_embeddings()), table(model)
+    assert len(exact_of(model).ids)
+    columns = IDS.T.int()  # neither contiguous nor of 64 bits
+    with torch.no_grad(), warnings.catch_warnings(), Largest() as largest:
+        warnings.simplefilter("error")
+        embedded = found(columns)
+    torch.testing.assert_close(embedded, expected[columns.long()])
+    assert 0 < largest.numbers < 4096
 
 
 @pytest.mark.parametrize("name", ["BERT with a tied head", "Llama", "GPT-2", "BART"])

@@ -211,7 +211,7 @@ class ExactRows(torch.nn.Module):
     weight : Parameter of shape (exact rows, hidden - rank)
         The other numbers.
     ids : Tensor of shape (exact rows,), int32
-        The tokens that they are of.
+        The tokens that they are of, ascending.
     """
 
     def __init__(self, like: torch.Tensor, num_rows: int, width: int) -> None:
@@ -247,11 +247,15 @@ class ExactRows(torch.nn.Module):
         """
         if not len(self.ids):
             return products  # its tokens have all been trimmed
-        ids = self.ids.long()
-        none = torch.full((num_tokens,), -1, device=ids.device)
-        places = none.scatter(0, ids, torch.arange(len(ids), device=ids.device))[asked]
-        own = torch.cat([codes, self.weight[places.clamp(min=0)]], dim=-1)
-        return torch.where((places >= 0)[..., None], own.to(products.dtype), products)
+        ids, asked = self.ids.long(), asked.long().contiguous()
+        if torch.compiler.is_exporting():
+            # ONNX has no search, for which each token would be compared with all of these.
+            order = torch.arange(len(ids), device=ids.device)
+            places = ids.new_zeros(num_tokens).scatter(0, ids, order)[asked]
+        else:
+            places = torch.bucketize(asked, ids).clamp(max=len(ids) - 1)
+        own = torch.cat([codes, self.weight[places]], dim=-1)
+        return torch.where((ids[places] == asked)[..., None], own.to(products.dtype), products)
 
 
 class _BesideExactRows(torch.nn.Module):
