@@ -146,6 +146,35 @@ def test_the_size_is_foreseen_where_embeddings_and_head_are_factored(target, tmp
     assert found.memory_by_layer is None
 
 
+@pytest.mark.parametrize("round_to", [1, 8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_exact_rows_beside_factors_are_foreseen(dtype, round_to, steady_machine, tmp_path):
+    """They fill what the rank leaves of the fraction, to less than a row."""
+    model = tiny_llama(tie_word_embeddings=True, vocab_size=512, dtype=dtype)
+    model.to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    target = stat_prune.Parameters(1.0, embeddings=0.5)  # blocks stay as they are
+    found = estimate(tmp_path, target=target, seq_length=16, round_to=round_to)
+    # Each token is read as often as suits its number, so that some are worth being exact.
+    ids = (torch.rand(256, 16, generator=torch.Generator().manual_seed(0)) ** 4 * 500).long() + 3
+    rows = [{"input_ids": row} for row in ids]
+    options = {"effort": "fast", "passes": 1, "round_to": round_to, "progress": False}
+    pruned = stat_prune.prune(model, rows, target=target, **options)
+    report, size = pruned.report, model.dtype.itemsize
+    row = (32 + 2) * size
+    assert report.embeddings.num_exact
+    assert found.before == report.before
+    assert found.after.bytes == pytest.approx(report.after.bytes, abs=row)
+    assert found.after.parameters == pytest.approx(
+        report.after.parameters, abs=32 + 4 // size * report.embeddings.num_exact
+    )
+    # So are those of a result that is pruned again.
+    pruned.save(tmp_path / "once")
+    again = estimate(tmp_path / "once", target=target, seq_length=16, round_to=round_to)
+    twice = stat_prune.prune(pruned.model, rows, target=target, **options).report
+    assert again.before == twice.before == report.after
+    assert again.after.bytes == pytest.approx(twice.after.bytes, abs=row)
+
+
 def test_factors_alone_are_not_foreseen(tmp_path):
     tiny_llama().save_pretrained(tmp_path)
     with pytest.raises(TargetError, match="no heads and neurons"):

@@ -64,6 +64,11 @@ class Table:
         in_factors = rank * (self.num_rows + self.width) + self.width
         return in_factors + num_exact * (self.width - rank)
 
+    def exact_beside(self, rank: int, fraction: float, most: int) -> int:
+        """Exact rows that there is room for within a fraction of the parameters, beside a rank."""
+        room = fraction * self.parameters - self.cost(rank)
+        return max(min(int(room / (self.width + self.ids(1) - rank)), most), 0)
+
     def ids(self, num_exact: int) -> float:
         """What says which rows are exact, in numbers of the table's size."""
         return num_exact * _ID / self.itemsize

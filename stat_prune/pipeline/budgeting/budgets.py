@@ -43,7 +43,7 @@ def check_budget(run: Run, budget: Budget) -> None:
     if target.of_head < 1:
         find_head(run.model).rank_for(target.of_head)
     if target.is_joint:
-        Shares(run, budget, foreseen=True)
+        Shares(run, budget, tables="factors")
         return
     check_reachable(
         run.blocks,

@@ -62,7 +62,8 @@ class Estimate:
     before : Size
         Of the dense model; MACs at `seq_length` tokens.
     after : Size
-        Of the pruned one, where MACs and parameters of the blocks shrink alike.
+        Of the pruned one, where MACs and parameters of the blocks shrink alike, and rows of the
+        embeddings that are kept exactly fill what is left beside their factors.
     seq_length : float
         Tokens a sequence.
     num_samples : int
@@ -289,7 +290,7 @@ def _moments_of_dims(run: Run) -> list[int]:
 def _shrunk(before: Size, run: Run, budget: Budget) -> Size:
     """What is left if MACs and parameters shrink alike; all of it for a `Tolerance`."""
     target, lengths, blocks = budget.target, budget.lengths, [*run.blocks, *run.untouched]
-    macs, parameters, of_tables = 0.0, 0, spared_by_factors(run, target)
+    macs, parameters = 0.0, 0
     for members, fraction in [] if target.bounds_error else target.budgets(blocks):
         for block in members:
             macs += (1 - fraction) * block.macs(block.num_units, block.num_groups, lengths)
@@ -298,11 +299,13 @@ def _shrunk(before: Size, run: Run, budget: Budget) -> Size:
             )
     of_macs, of_parameters = spared_by_dims(run, budget)
     macs, parameters = macs + of_macs, parameters + of_parameters
+    of_tables, bytes_of_tables = spared_by_factors(run, target)
+    itemsize = before.bytes // before.parameters
     return Size(
         block_macs=before.block_macs - macs,
         block_parameters=before.block_parameters - parameters,
         parameters=before.parameters - parameters - of_tables,
-        bytes=before.bytes - (parameters + of_tables) * before.bytes // before.parameters,
+        bytes=before.bytes - parameters * itemsize - bytes_of_tables,
     )
 
 
