@@ -3,6 +3,7 @@
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task encoder --objective pooled
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task stories
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task stories --lm-head 0.5
+    STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task reactions-albert --projected 0.5
 
 Each task's score, with the embeddings at several fractions by themselves, and with the whole file
 at several fractions: shared out between blocks and embeddings, and taken from the blocks alone.
@@ -10,7 +11,10 @@ Texts of another kind (paragraphs of SQuAD, which the encoder is not calibrated 
 becomes of rare tokens: the mean cosine of their embeddings with the dense model's; the share of
 their questions for which the nearest paragraph is the one that the dense model finds nearest; and
 the share for which it is their own. With --lm-head, a copy of the embeddings becomes a head of its
-own, and that alone is factored: in the metric of the states that it reads, and without one.
+own, and that alone is factored: in the metric of the states that it reads, and without one. With
+--projected, the embeddings of the model without its head are factored in the metric of the learned
+projection behind them, and without one; what is measured is the relative distance of the hidden
+states on texts that were not calibrated on.
 """
 
 from __future__ import annotations
@@ -32,10 +36,19 @@ from harness import options
 from harness.sources import data_folder
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.evaluation.similarity import embed
-from stat_prune.families import find_blocks
+from stat_prune.families import embedding_projection, find_blocks
+from stat_prune.measuring.objectives import objective_named
+from stat_prune.measuring.sensitivity import distance
 from stat_prune.measuring.token_counts import token_counts
 from stat_prune.settings.targets import Bytes, Parameters, Target
-from stat_prune.surgery.embeddings import decompose_head, factor_own_head
+from stat_prune.surgery.embeddings import (
+    TableFactors,
+    decompose_head,
+    decompose_table,
+    factor,
+    factor_own_head,
+)
+from stat_prune.surgery.token_tables import whole_rows
 from tasks import TASKS
 
 Record = dict[str, Any]
@@ -80,11 +93,15 @@ class Others:
         return paragraphs, likeness.argmax(-1)
 
 
-def targets_for(model: Any, embeddings: list[float], files: list[float]) -> dict[str, Target]:
-    """By name: embeddings alone, the file shared out, and the same bytes of the blocks alone."""
+def targets_for(
+    model: Any, embeddings: list[float], files: list[float], parameters: list[float]
+) -> dict[str, Target]:
+    """By name: embeddings alone, what is shared out, and bytes of the blocks alone."""
     found: dict[str, Target] = {
         f"embeddings at {kept:g}": Parameters({"embeddings": kept}) for kept in embeddings
     }
+    for kept in parameters:
+        found[f"parameters at {kept:g}"] = Parameters(kept, embeddings=True)
     whole = sum(one.numel() for one in model.parameters())
     in_blocks = sum(b.parameters(b.num_units, b.num_groups) for b in find_blocks(model))
     for kept in files:
@@ -96,7 +113,11 @@ def targets_for(model: Any, embeddings: list[float], files: list[float]) -> dict
 
 
 def measure(
-    name: str, embeddings: list[float], files: list[float], **settings: Any
+    name: str,
+    embeddings: list[float],
+    files: list[float],
+    parameters: list[float],
+    **settings: Any,
 ) -> list[Record]:
     """Score, size and agreement on other texts of a task's model, dense and at each target."""
     task = TASKS[name]()
@@ -118,7 +139,9 @@ def measure(
         )
 
     note("dense", model)
-    for what, target in tqdm(targets_for(model, embeddings, files).items(), unit="target"):
+    for what, target in tqdm(
+        targets_for(model, embeddings, files, parameters).items(), unit="target"
+    ):
         result = stat_prune.prune(
             model,
             task.calibration(),
@@ -177,6 +200,45 @@ def measure_heads(name: str, fractions: list[float], **settings: Any) -> list[Re
     return records
 
 
+def measure_projected(name: str, fractions: list[float], **settings: Any) -> list[Record]:
+    """Hidden states of a model without its head, of embeddings with and without a metric."""
+    task = TASKS[name]()
+    loaded, tokenizer = task.load()
+    model, records = copy.deepcopy(loaded.eval().base_model), []
+    if task.unseen is None or embedding_projection(model) is None:
+        raise typer.BadParameter(f"The model of {name} has no learned projection.")
+    read, unseen = (
+        calibration_set_for(
+            model,
+            texts,
+            tokenizer,
+            num_samples=settings["num_calibration_samples"],
+            seed=settings["seed"],
+        ).batches
+        for texts in (task.calibration(), task.unseen())
+    )
+    counts = token_counts(read, len(model.get_input_embeddings().weight))
+    metrics = {
+        "metric of the projection": decompose_table(model, counts),
+        "no metric": TableFactors(whole_rows(model.get_input_embeddings()), counts),
+    }
+    for kept in fractions:
+        for metric, factors in metrics.items():
+            pruned = copy.deepcopy(model)
+            table = factor(pruned, factors, kept)
+            records.append(
+                {
+                    "task": name,
+                    "what": f"embeddings at {kept:g}, {metric}",
+                    "rank": None if table is None else table.rank,
+                    "exact": None if table is None else table.num_exact,
+                    "distance": distance(model, pruned, unseen, objective_named(None)),
+                }
+            )
+            print(json.dumps(records[-1]), flush=True)
+    return records
+
+
 def markdown(records: list[Record]) -> str:
     """The records as a table."""
     columns = list(dict.fromkeys(name for row in records for name in row))
@@ -192,12 +254,23 @@ def main(
     task: Annotated[list[str], typer.Option(help=f"Of {', '.join(TASKS)}.")],
     embeddings: Annotated[list[float] | None, typer.Option(help="Fractions of them.")] = None,
     file: Annotated[list[float] | None, typer.Option(help="Fractions of all bytes.")] = None,
+    parameters: Annotated[
+        list[float] | None,
+        typer.Option(help="Fractions of blocks, embeddings and head together, and nothing else."),
+    ] = None,
     only_files: Annotated[bool, typer.Option(help="No embeddings by themselves.")] = False,
     lm_head: Annotated[
         list[float] | None, typer.Option(help="Fractions of a head of its own, and nothing else.")
     ] = None,
+    projected: Annotated[
+        list[float] | None,
+        typer.Option(help="Fractions of embeddings with a projection behind, without the head."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration examples.")] = 512,
     effort: options.Effort = "normal",
+    passes: Annotated[
+        int | None, typer.Option(help="1: blocks do not make up for what factors do.")
+    ] = None,
     objective: Annotated[str | None, typer.Option(help="For instance pooled.")] = None,
     seed: int = 0,
     output: Annotated[Path, typer.Option(help="Folder for the table.")] = Path(
@@ -205,15 +278,25 @@ def main(
     ),
 ) -> None:
     """Measure what is left of the models of some tasks."""
-    fractions = [] if only_files else embeddings or [0.5, 0.33, 0.2]
-    files = file if file is not None else [0.7, 0.5]
+    fractions = [] if only_files or parameters else embeddings or [0.5, 0.33, 0.2]
+    files = [] if parameters else file or [0.7, 0.5]
     settings: Record = {"num_calibration_samples": samples, "effort": effort, "seed": seed}
     records: list[Record] = []
     for name in task:
-        if lm_head:
+        if projected:
+            records += measure_projected(name, projected, **settings)
+        elif lm_head:
             records += measure_heads(name, lm_head, **settings)
         else:
-            records += measure(name, fractions, files, **settings, objective=objective)
+            records += measure(
+                name,
+                fractions,
+                files,
+                parameters or [],
+                **settings,
+                passes=passes,
+                objective=objective,
+            )
     output.mkdir(parents=True, exist_ok=True)
     (output / "embeddings.json").write_text(json.dumps(records, indent=2) + "\n")
     (output / "embeddings.md").write_text(markdown(records))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 import transformers
 from isolation import outputs_without_stat_prune
 from safetensors.torch import load_file
-from tiny_models import tiny_bert, tiny_llama
+from tiny_models import SIZES, tiny_bert, tiny_llama
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -33,13 +34,14 @@ import stat_prune
 from stat_prune import Bytes, MACs, Parameters
 from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
 from stat_prune.errors import ModelError, SettingsError, TargetError
+from stat_prune.families import embedding_projection
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.modeling_stat_prune import ExactRows, auto_class_of
 from stat_prune.pipeline import loaded_model
 from stat_prune.pipeline.budgeting import sharing
-from stat_prune.surgery.embeddings import decompose_table, factor
-from stat_prune.surgery.token_tables import is_factored
+from stat_prune.surgery.embeddings import TableFactors, decompose_table, factor
+from stat_prune.surgery.token_tables import is_factored, whole_rows
 
 IDS = torch.tensor([[2, 5, 9, 7, 3], [2, 11, 4, 6, 3]])
 ROWS = [{"input_ids": ids} for ids in IDS] * 20
@@ -248,6 +250,55 @@ def test_rows_that_weigh_most_are_looked_up_as_they_were(model: PreTrainedModel)
     assert len(ids) <= len(IDS.unique())
     assert result.report.embeddings.num_exact == len(ids)
     assert f"{len(ids)} rows exact" in str(result.report)
+
+
+def narrow(name: str, kind: str = "Model") -> PreTrainedModel:
+    """With 16 numbers a token, of which a projection to 32 reads few."""
+    torch.manual_seed(0)
+    width = {"word_embed_proj_dim" if name == "OPT" else "embedding_size": 16}
+    sizes = SIZES | width
+    if name == "OPT":
+        sizes |= {"ffn_dim": 48, "init_std": sizes.pop("initializer_range")}
+        del sizes["intermediate_size"]
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    model: PreTrainedModel = getattr(transformers, f"{name}{kind}")(config).eval()
+    reader = embedding_projection(model)
+    assert reader is not None
+    with torch.no_grad():
+        reader.weight *= 0.6 ** torch.arange(16)
+    return model
+
+
+def without_metric(model: PreTrainedModel, counts: Tensor) -> TableFactors:
+    return TableFactors(whole_rows(model.get_input_embeddings()), counts)
+
+
+@pytest.mark.parametrize("name", ["Albert", "DebertaV2", "Electra", "OPT"])
+def test_what_a_learned_projection_makes_of_embeddings_is_kept_best(
+    name: str, tmp_path: Path
+) -> None:
+    model, counts = narrow(name), torch.arange(64.0).double()
+    reader = cast(Any, embedding_projection(model))
+    weights = (counts + counts.mean()).sqrt()[:, None]
+    wrong = {}
+    for metric, decompose in {"its own": decompose_table, "none": without_metric}.items():
+        pruned = copy.deepcopy(model)
+        factor(pruned, decompose(pruned, counts), 0.5)
+        with torch.no_grad():
+            wrong[metric] = float((weights * reader(table(pruned) - table(model))).norm())
+    assert wrong["its own"] < 0.7 * wrong["none"]
+    result = factored(model)
+    result.save(tmp_path / "out")
+    assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("Albert", "ForMaskedLM"), ("OPT", "ForCausalLM")])
+def test_a_head_that_shares_the_table_has_its_say_beside_a_projection(name: str, kind: str) -> None:
+    model, counts = narrow(name, kind), torch.arange(64.0).double()
+    plain = copy.deepcopy(model)
+    factor(model, decompose_table(model, counts), 0.5)
+    factor(plain, without_metric(plain, counts), 0.5)
+    assert torch.equal(table(model), table(plain))
 
 
 class Largest(TorchDispatchMode):

@@ -21,7 +21,7 @@ from stat_prune.families.encoders.deberta import DEBERTA_V2
 from stat_prune.families.encoders.distilbert import DISTILBERT
 from stat_prune.families.encoders.modernbert import MODERNBERT
 from stat_prune.families.encoders.mpnet import MPNET
-from stat_prune.families.finding import find_blocks, token_embeddings
+from stat_prune.families.finding import embedding_projection, find_blocks, token_embeddings
 from stat_prune.families.registry import (
     architecture_of,
     attentions_of,
@@ -49,6 +49,7 @@ __all__ = [
     "FeedForward",
     "architecture_of",
     "attentions_of",
+    "embedding_projection",
     "find_blocks",
     "register_architecture",
     "remember",

@@ -184,6 +184,9 @@ class Architecture:
     calls : callable, optional
         ``(config, index)`` to how often a forward pass runs the layer of that index, where layers
         share weights.
+    embedding_projection : str, optional
+        Path, below the base model, of the linear layer that brings token embeddings to the width of
+        the layers, in models that have one.
     """
 
     model_types: tuple[str, ...]
@@ -197,6 +200,7 @@ class Architecture:
     signal: Signal | None = None
     other_stacks: tuple[Architecture, ...] = ()
     calls: Callable[[Any, int], int] | None = None
+    embedding_projection: str | None = None
 
     def max_positions(self, config: PreTrainedConfig) -> int | None:
         """Tokens of the longest sequence that a model of this config takes; None if it is open."""

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from stat_prune.errors import ModelError, UnsupportedArchitectureError
 from stat_prune.families.architecture import Attention, FeedForward
-from stat_prune.families.registry import stacks_of
+from stat_prune.families.registry import known_architecture, stacks_of
 from stat_prune.model.blocks import Block, Producer
 from stat_prune.model.projections import Projection, projection
 
@@ -62,6 +62,14 @@ def token_embeddings(model: PreTrainedModel) -> nn.Embedding | None:
     except NotImplementedError:
         return None
     return embeddings if isinstance(embeddings, nn.Embedding) else None
+
+
+def embedding_projection(model: PreTrainedModel) -> nn.Linear | None:
+    """What brings token embeddings to the width of the layers; None where they have it."""
+    known = known_architecture(model)
+    path = None if known is None else known.embedding_projection
+    found = None if path is None else dict(model.base_model.named_modules()).get(path)
+    return found if isinstance(found, nn.Linear) else None
 
 
 class _Finder:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.errors import NonFiniteWeightsError
-from stat_prune.families import token_embeddings
+from stat_prune.families import embedding_projection, token_embeddings
 from stat_prune.linalg import ExactRows, LowRank
 from stat_prune.linalg.exact_rows import WeightedTable
 from stat_prune.model.factored_table import FactoredTable
@@ -22,8 +22,8 @@ from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import FORMATS, factor_embeddings, factor_head
 from stat_prune.surgery.token_tables import Table, find_head, find_table, own_head, whole_rows
 
-#: Of the mean square of the states that a head reads, what every direction is taken to have.
-STATES_UNSEEN = 0.01
+#: Of the mean of a metric's diagonal, what is added to it in every direction.
+FLOOR = 0.01
 
 
 class Shape(NamedTuple):
@@ -107,16 +107,18 @@ def decompose_head(model: PreTrainedModel, counts: Tensor, moments: Tensor) -> T
     counts : Tensor of shape (tokens,), float64
         How often each is read, and so, about, is to be written; their mean is added to each.
     moments : Tensor of shape (hidden, hidden), float64
-        Second moments E[h hᵀ] of the states. `STATES_UNSEEN` of their mean square is added to every
+        Second moments E[h hᵀ] of the states. `FLOOR` of their mean square is added to every
         direction: of those that calibration has not seen nothing is known.
     """
-    mean = moments.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    metric = moments + STATES_UNSEEN * mean * torch.eye(len(moments)).to(moments)
-    return TableFactors(whole_rows(own_head(model)), counts, metric)
+    return TableFactors(whole_rows(own_head(model)), counts, _above_floor(moments))
 
 
 def decompose_table(model: PreTrainedModel, counts: Tensor) -> TableFactors:
     """Factors of every rank of a model's token embeddings, also of those that are factored.
+
+    Where a learned projection P is all that reads them, they are those of the smallest error of
+    what it makes of them, but for norms and positions between: the metric is PᵀP, with `FLOOR` of
+    the mean of its diagonal added. A head that shares the table reads it in another.
 
     Parameters
     ----------
@@ -125,7 +127,16 @@ def decompose_table(model: PreTrainedModel, counts: Tensor) -> TableFactors:
         How often each is read, at least one at all. Their mean is added to each: what calibration
         has not seen may come, and the less it has read the less it knows of that.
     """
-    return TableFactors(whole_rows(token_embeddings(model)), counts)
+    reader, metric = embedding_projection(model), None
+    if reader is not None and not find_table(model).tied_heads:
+        weight = reader.weight.detach().to(torch.float64)
+        metric = _above_floor(weight.T @ weight)
+    return TableFactors(whole_rows(token_embeddings(model)), counts, metric)
+
+
+def _above_floor(metric: Tensor) -> Tensor:
+    mean = metric.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    return metric + FLOOR * mean * torch.eye(len(metric)).to(metric)
 
 
 def factor(

@@ -31,4 +31,5 @@ OPT = Architecture(
     feed_forwards=(FeedForward(("fc1",), "fc2", config_neurons="ffn_dim"),),
     causal=True,
     variant=_variant,
+    embedding_projection="decoder.project_in",
 )

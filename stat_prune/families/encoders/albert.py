@@ -54,4 +54,5 @@ ALBERT = Architecture(
     ),
     variant=_checked,
     calls=_calls,
+    embedding_projection="encoder.embedding_hidden_mapping_in",
 )

@@ -28,6 +28,7 @@ BERT = Architecture(
             stream_after="output.LayerNorm",
         ),
     ),
+    embedding_projection="embeddings_project",  # ELECTRA's
 )
 
 ROBERTA = replace(

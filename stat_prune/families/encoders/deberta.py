@@ -44,4 +44,5 @@ DEBERTA_V2 = Architecture(
         ),
     ),
     feed_forwards=BERT.feed_forwards,
+    embedding_projection="embeddings.embed_proj",
 )
