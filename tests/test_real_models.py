@@ -36,7 +36,7 @@ def encoder_family(encoder, real_data: Path):
         model,
         [text for pair in train.texts for text in pair],
         tokenizer=tokenizer,
-        targets=[MACs(kept, seq_length=20) for kept in (1.0, 0.6, 0.5, 0.4)],
+        targets=[MACs(kept, seq_length=20) for kept in (1.0, 0.6, 0.4)],
         num_calibration_samples=512,
         effort="fast",
         progress=False,
@@ -76,7 +76,7 @@ def test_the_encoder_keeps_its_similarity_judgements(encoder, encoder_family, re
         sts_spearman(result.model, tokenizer, dev.texts, dev.labels)
         for result in encoder_family[1:]
     ]
-    assert scores[0] >= 0.864 and scores[1] >= 0.858 and scores[2] >= 0.853
+    assert scores[0] >= 0.864 and scores[1] >= 0.853
 
 
 def test_the_decoder_keeps_its_perplexity_better_than_baselines(decoder, decoder_result):
@@ -100,7 +100,7 @@ def test_keeping_everything_keeps_the_outputs(encoder, encoder_family, decoder):
 
 def test_both_reload_to_the_bit_in_each_way(encoder_family, decoder_result, tmp_path: Path):
     results = {
-        ("encoder", "AutoModel"): encoder_family[2],
+        ("encoder", "AutoModel"): encoder_family[1],
         ("decoder", "AutoModelForCausalLM"): decoder_result,
     }
     folders = [(tmp_path / name, auto_class) for name, auto_class in results]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import compress
 from typing import Literal
 
 import torch
@@ -270,24 +272,29 @@ class Block:
         joined = torch.cat(kept)
         return joined.sort().values if producer.interleaved else joined
 
-    def _rows(self, part: str) -> tuple[int, int, int]:
-        """Rows that producers have for a unit or group: all, those with a bias, those of tokens."""
-        counts = [
-            (
+    @cached_property
+    def _rows(self) -> dict[str, tuple[int, int, int]]:
+        """Rows that producers have for a unit or group: all, those with a bias, those of tokens.
+
+        A search for a budget asks for them at every size of every block, again and again.
+        """
+        counts = {
+            part: [
                 sum(
                     n
                     for p, n in zip(one.parts, one.sizes(self.unit_size), strict=True)
                     if p == part
-                ),
-                one,
-            )
-            for one in self.producers
-        ]
-        return (
-            sum(count for count, _ in counts),
-            sum(count for count, producer in counts if producer.bias),
-            sum(count for count, producer in counts if not producer.of_positions),
-        )
+                )
+                for one in self.producers
+            ]
+            for part in ("unit", "group")
+        }
+        biased = [one.bias for one in self.producers]
+        of_tokens = [not one.of_positions for one in self.producers]
+        return {
+            part: (sum(rows), sum(compress(rows, biased)), sum(compress(rows, of_tokens)))
+            for part, rows in counts.items()
+        }
 
     def macs(self, num_units: int, num_groups: int, seq_length: SeqLength) -> float:
         """Multiply-accumulates for one sequence of `seq_length` tokens.
@@ -297,19 +304,19 @@ class Block:
         for the tokens routed to it where all experts get equally many.
         """
         size, s = self.unit_size, length_of(seq_length, self.mask)
-        per_unit = s * (self._rows("unit")[2] * self.input_size + size * self.output_size)
+        per_unit = s * (self._rows["unit"][2] * self.input_size + size * self.output_size)
         per_group = 0.0
         if self.kind == "heads":
             keys = length_of(seq_length, self.key_mask)
             once, per_token = self.position_macs
             per_unit += s * keys * (self.query_key_size + size) + once + s * per_token
-            per_group = keys * self._rows("group")[2] * self.input_size
+            per_group = keys * self._rows["group"][2] * self.input_size
         return self.calls * self.usage * (num_units * per_unit + num_groups * per_group)
 
     def parameters(self, num_units: int, num_groups: int) -> int:
         """Weights and biases of the block's linear layers."""
-        own, own_biases, _ = self._rows("unit")
-        shared, shared_biases, _ = self._rows("group")
+        own, own_biases, _ = self._rows["unit"]
+        shared, shared_biases, _ = self._rows["group"]
         per_unit = own * self.input_size + own_biases + self.unit_size * self.output_size
         per_group = shared * self.input_size + shared_biases
         return num_units * per_unit + num_groups * per_group + self.consumer_bias * self.output_size
