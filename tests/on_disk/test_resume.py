@@ -36,8 +36,20 @@ TARGET = stat_prune.MACs(0.6)
 
 @pytest.fixture
 def dense(tmp_path) -> Path:
-    tiny_llama(num_hidden_layers=3).save_pretrained(tmp_path / "dense", max_shard_size="10KB")
-    return tmp_path / "dense"
+    return saved(tmp_path / "dense")
+
+
+def saved(folder: Path) -> Path:
+    tiny_llama(num_hidden_layers=3).save_pretrained(folder, max_shard_size="10KB")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> dict[str, bytes]:
+    """What a run leaves that nothing breaks off."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    prune(saved(folder / "dense"), folder / "out")
+    return contents(folder / "out")
 
 
 def examples() -> list[dict[str, torch.Tensor]]:
@@ -105,9 +117,8 @@ def test_killed_at_any_moment_and_resumed_the_result_is_bit_equal(dense, tmp_pat
     ],
 )
 def test_a_full_disk_keeps_what_is_finished_for_a_resume(
-    piece, walked, compared, dense, tmp_path, monkeypatch
+    piece, walked, compared, dense, unbroken, tmp_path, monkeypatch
 ):
-    prune(dense, tmp_path / "unbroken")
     replace_directory = workspace.replace_directory
 
     def full(directory, **options):
@@ -126,7 +137,7 @@ def test_a_full_disk_keeps_what_is_finished_for_a_resume(
 
     prune(dense, tmp_path / "out", resume=True)
 
-    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+    assert contents(tmp_path / "out") == unbroken
     assert passed == {walk: walked, comparing: compared}
 
 
