@@ -267,6 +267,7 @@ METHODS: dict[str, Callable[[Cell], Result]] = {
     ),
     "stat, then scales": lambda cell: cell.finished(cell.pruned_folder(), "scales"),
     "stat, then low-rank updates": lambda cell: cell.finished(cell.pruned_folder(), "lora"),
+    "stat, then weights": lambda cell: cell.finished(cell.pruned_folder(), "weights"),
     "stat, then distillation without labels": without_labels,
     "stat, then fine-tuning": lambda cell: from_stat(cell, logit_weight=0.0, hidden_weight=0.0),
     "stat, then distillation": from_stat,

@@ -96,7 +96,7 @@ def prune(
     device : str or torch.device, optional
         Where to compute; a model that is not there is copied to it. Default: where it is. A
         dispatched model computes where its hooks say, and takes no other.
-    finish : {"scales", "lora"}, optional
+    finish : {"scales", "lora", "weights"}, optional
         Fit the result to the dense model's outputs: a scale for every channel that is left, biases
         and norms, on eight times as many examples, where there are so many. It takes a few times as
         long as reading them does, and computes gradients, of the weights (in float32) that change

@@ -23,7 +23,7 @@ from stat_prune.cli import app
 from stat_prune.cli.settings_options import documentation, settings_in
 from stat_prune.errors import SettingsError
 from stat_prune.settings.fields import Config, Integer, Number, OneOf
-from stat_prune.settings.methods import METHODS
+from stat_prune.settings.methods import FINISHES, METHODS
 from stat_prune.settings.options import Arguments, Options
 from stat_prune.settings.settings import Settings, recorded_arguments, settings_of
 from stat_prune.settings.targets import TARGETS
@@ -237,7 +237,7 @@ def test_a_group_goes_through_json_and_back(kind, data):
     method=st.sampled_from([*METHODS, Method(), Method(effort="fast", passes=2), "kcm"]),
     ignore=st.lists(st.integers(0, 3) | st.sampled_from(["heads", "a.*"])),
     effort=st.sampled_from([None, "fast", "thorough"]),
-    finish=st.sampled_from([None, "scales", "lora"]),
+    finish=st.sampled_from([None, *FINISHES]),
 )
 def test_settings_go_through_json_and_back(calibration, constraints, **own):
     try:

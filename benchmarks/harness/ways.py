@@ -13,6 +13,7 @@ WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "stat-thorough": ("stat", {"effort": "thorough"}),
     "stat-scales": ("stat", {"finish": "scales"}),
     "stat-lora": ("stat", {"finish": "lora"}),
+    "stat-weights": ("stat", {"finish": "weights"}),
 }
 
 METHOD_NAMES = (*METHODS, *BASELINES, "slicegpt", *WAYS)

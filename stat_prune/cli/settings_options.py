@@ -77,7 +77,8 @@ FINISH = typer.Option(
     metavar="NAME",
     callback=one_of(*FINISHES),
     help="Fit scales, biases and norms of the result to MODEL's outputs, without labels; "
-    "lora: more numbers, for results that have lost much.",
+    "lora: more numbers, for results that have lost much; weights: all of the layers, for examples "
+    "by the ten thousand.",
 )
 
 #: Arguments of `stat_prune.prune` that are no fields: type, default and option.

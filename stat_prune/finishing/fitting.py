@@ -1,4 +1,4 @@
-"""A short optimisation of a few numbers of a pruned model, stopped by sequences held out."""
+"""A short optimisation of a pruned model's numbers, stopped by sequences held out."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ PASSES = 5
 PARTS = 5
 PATIENCE = 2
 
-#: Of AdamW, at the end of the warm-up: for scales, for low-rank updates relative to the root mean
-#: square of the weight's entries, and for vectors to that of theirs, or to the least that counts.
-RATES = {"scales": 1e-2, "lora": 4e-3}
+#: Of AdamW, at the end of the warm-up: for scales; for low-rank updates and weights relative to the
+#: root mean square of the weight's entries, and for vectors to that of theirs, or to the least that
+#: counts.
+RATES = {"scales": 1e-2, "lora": 4e-3, "weights": 1e-3}
 VECTOR_RATE = 1e-2
 LEAST_SIZE = 0.1
 
@@ -61,7 +62,7 @@ def fit(
     num_sequences: int,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Tensor], Finish]:
-    """Fit a pruned model's scales, biases and norms to the dense model's outputs.
+    """Fit a pruned model's scales (or weights), biases and norms to the dense model's outputs.
 
     Minimises the objective, which needs no labels, and the distance of hidden states by AdamW. The
     numbers that do best on the sequences held out are returned, those of the start among them.
@@ -76,7 +77,7 @@ def fit(
         With sequences held out.
     objective : callable
         Distance of outputs.
-    kind : {"scales", "lora"}
+    kind : {"scales", "lora", "weights"}
     seed : int
     num_sequences : int
         To read, those that are read again counted again.

@@ -1,4 +1,4 @@
-"""`finish`: a pruned model's scales, biases and norms fitted to the dense model's outputs."""
+"""`finish`: a pruned model fitted to the dense model's outputs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def finish(
     objective: ObjectiveName | Objective | None = None,
     progress: bool = True,
 ) -> PruningResult:
-    """Fit a few numbers of a pruned model to the dense model's outputs; no labels.
+    """Fit a few numbers of a pruned model, or its weights, to the dense model's outputs; no labels.
 
     A scale for every channel that is left, biases and norms are fitted by a short distillation and
     folded into the weights, so that the result has the shapes of the model given, which is left as
@@ -67,9 +67,10 @@ def finish(
         one was saved in, or that `prune_checkpoint` has written.
     dataset : object
         Unlabelled examples, as for `stat_prune.prune`. The more, the better.
-    kind : {"scales", "lora"}
+    kind : {"scales", "lora", "weights"}
         ``"lora"``: updates of low rank to the layers' weights in place of the scales; more numbers,
-        for models that have lost much and examples that are many.
+        for models that have lost much and examples that are many. ``"weights"``: those weights
+        themselves, which is distillation, for examples by the ten thousand.
     teacher : PreTrainedModel, optional
         The dense model. Default: what `result` says that it came from, loaded again.
     tokenizer : PreTrainedTokenizerBase or path, optional

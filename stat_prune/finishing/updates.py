@@ -7,7 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
+from torch.nn.utils.parametrize import (
+    is_parametrized,
+    register_parametrization,
+    remove_parametrizations,
+)
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -82,7 +86,7 @@ class LowRankUpdate(nn.Module):
 
 
 class Updates:
-    """Scales (or updates of low rank), biases and norms of a model, opened to be fitted.
+    """Scales (or updates of low rank, or weights), biases and norms of a model, to be fitted.
 
     Parameters
     ----------
@@ -90,9 +94,9 @@ class Updates:
         In float32; changed.
     blocks : sequence of Block
         Those of the dense model: their layers are where they were.
-    kind : {"scales", "lora"}
+    kind : {"scales", "lora", "weights"}
         ``"scales"``: of the channels that the consumers read. ``"lora"``: low-rank updates of
-        consumers and producers.
+        consumers and producers. ``"weights"``: those themselves.
     seed : int
     """
 
@@ -114,6 +118,10 @@ class Updates:
         self.sizes: list[float] = []
         for module, name in self._places:
             weight = getattr(module, name)
+            if kind == "weights":
+                self.weights.append(weight.requires_grad_(True))
+                self.sizes.append(root_mean_square(weight))
+                continue
             update: Scales | LowRankUpdate = (
                 Scales(weight, -2 if isinstance(module, Conv1D) else -1)
                 if kind == "scales"
@@ -146,7 +154,8 @@ class Updates:
     def folded(self) -> dict[str, Tensor]:
         """The weights that are changed, by name; the model has them, and is as it was otherwise."""
         for module, name in self._places:
-            remove_parametrizations(module, name)
+            if is_parametrized(module, name):
+                remove_parametrizations(module, name)
         changed: dict[str, Any] = {
             path: getattr(module, name) for (module, name), path in self._places.items()
         }
@@ -158,7 +167,7 @@ def _paths(blocks: Iterable[Block], kind: str) -> list[str]:
     paths = []
     for block in blocks:
         paths += [block.consumer]
-        if kind == "lora":
+        if kind != "scales":
             paths += [producer.path for producer in block.producers]
     return paths
 

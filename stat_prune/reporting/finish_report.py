@@ -11,7 +11,7 @@ class Finish:
 
     Attributes
     ----------
-    kind : {"scales", "lora"}
+    kind : {"scales", "lora", "weights"}
     numbers : int
         How many were fitted.
     sequences, held_out_sequences : int

@@ -54,7 +54,7 @@ Precision = Literal["auto", "float64", "float32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 #: What is fitted to the dense model's outputs when a model has been cut.
-Finish = Literal["scales", "lora"]
+Finish = Literal["scales", "lora", "weights"]
 FINISHES: tuple[Finish, ...] = get_args(Finish)
 
 #: Fields that a representation has only where something was asked for.

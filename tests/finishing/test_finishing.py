@@ -19,6 +19,7 @@ from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.reporting.html_report import html_page
 from stat_prune.reporting.report import PruningReport
+from stat_prune.settings.methods import FINISHES
 from stat_prune.vib import VIBConfig, vib_finetune
 
 
@@ -41,7 +42,7 @@ def same(one, other):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-@pytest.mark.parametrize("kind", ["scales", "lora"])
+@pytest.mark.parametrize("kind", FINISHES)
 def test_a_finish_comes_closer_to_the_dense_model_and_says_how_far(kind):
     model, result = classifier(), pruned(finish=kind)
     report = result.report
@@ -241,7 +242,7 @@ def test_dispatched_models_are_refused_before_any_work():
         pruned(cpu_offload(classifier()))
 
 
-@pytest.mark.parametrize("kind", ["scales", "lora"])
+@pytest.mark.parametrize("kind", FINISHES)
 @pytest.mark.parametrize("build", [classifier, tiny_llama, lambda: tiny_gpt2()])
 def test_updates_change_nothing_before_they_are_fitted(build, kind):
     model = build()
@@ -271,6 +272,17 @@ def test_low_rank_updates_are_as_large_a_part_of_a_weight_whatever_its_scale():
     count = len(Updates(classifier(), find_blocks(classifier()), "lora", seed=0).weights)
     assert of_larger[:count:2] == pytest.approx([10 * rate for rate in rates[:count:2]])
     assert of_larger[1:count:2] == rates[1:count:2]
+
+
+def test_weights_themselves_are_those_of_the_layers_and_not_of_embeddings_or_head():
+    result, plain = pruned(finish="weights"), pruned(finish=None)
+    assert result.report.finish.taken > 0
+    ours, theirs = result.model.state_dict(), plain.model.state_dict()
+    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    kept = {name for name in ours if "embeddings.w" in name or name.startswith("classifier")}
+    layers = {name for name in ours if "layer." in name and name.endswith("weight")}
+    assert kept and not kept & changed
+    assert layers <= changed
 
 
 def tiny_gpt2():
