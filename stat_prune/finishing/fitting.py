@@ -30,19 +30,20 @@ BATCH_SIZE = 8
 #: Passes over the sequences, where there are not more of them than that.
 PASSES = 5
 
-#: How often the fit is judged; after so many times without a gain it ends.
+#: How often the fit is judged; after so many times without a gain it ends, and once behind its start.
 PARTS = 5
 PATIENCE = 2
 
 #: Of AdamW, at the end of the warm-up: for scales; for low-rank updates and weights relative to the
 #: root mean square of the weight's entries, and for vectors to that of theirs, or to the least that
 #: counts.
-RATES = {"scales": 1e-2, "lora": 4e-3, "weights": 1e-3}
+RATES = {"scales": 1e-2, "lora": 1.6e-2, "weights": 1.6e-2}
 VECTOR_RATE = 1e-2
 LEAST_SIZE = 0.1
 
-#: Of these, tried one after the other until one is never behind the start.
-RATE_FRACTIONS = (1.0, 0.25, 0.0625)
+#: Of these, tried one after the other until one is never behind the start. What is best differs by
+#: sixty times between models.
+RATE_FRACTIONS = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
 WARM_UP = 0.1
 MAX_GRAD_NORM = 1.0
 
@@ -147,7 +148,7 @@ class _Attempt:
         schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARM_UP * steps), steps)
         checks = {math.ceil(part * steps / PARTS) for part in range(1, PARTS + 1)}
         found: list[float] = []
-        best, step = None, 0
+        best, step, start = None, 0, least
         with evaluating(self.dense), evaluating(self.student), torch.enable_grad():
             for step, batch in enumerate(_batches(self.examples, steps, seed), 1):
                 optimizer.zero_grad()
@@ -164,6 +165,8 @@ class _Attempt:
                 found.append(self.distance())
                 if found[-1] < least:
                     best, least = updates.values(), found[-1]
+                elif found[-1] > start:
+                    break
                 elif all(one > least for one in found[-PATIENCE:]) and len(found) >= PATIENCE:
                     break
         return found, best, step

@@ -105,6 +105,15 @@ def test_a_rate_that_ever_led_away_is_followed_by_lower_ones_and_the_best_of_all
     assert report.distances[2] == pytest.approx(0.3 * report.distances[0])
 
 
+def test_an_attempt_that_is_behind_its_start_ends_at_once(monkeypatch):
+    monkeypatch.setitem(fitting.RATES, "scales", 30.0)
+    monkeypatch.setattr(fitting, "RATE_FRACTIONS", (1.0,))
+    report = pruned().report.finish
+    assert report is not None and report.taken == 0
+    assert len(report.distances) == 2 and report.distances[1] > report.distances[0]
+    assert report.passes < 0.5 * fitting.PASSES
+
+
 def test_the_same_seed_gives_the_same_bits_and_in_place_too():
     model = classifier()
     results = [pruned(), pruned(), pruned(model, inplace=True)]
