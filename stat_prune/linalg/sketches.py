@@ -8,7 +8,7 @@ over the whole would sketch it, and shards add up.
 from __future__ import annotations
 
 import warnings
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from torch import Tensor
 
 from .checks import check_count, check_number, check_seed
 from .streams import RowStream
+
+# scikit-learn brings pandas, in all a hundred megabytes: it is imported where it is used.
+if TYPE_CHECKING:
+    from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 
 # Rows that are converted at once, into a buffer that stays in cache, and columns of S that are
 # drawn at once.
@@ -220,9 +224,8 @@ class GaussianSketch(_ProjectionSketch):
     """Gaussian sketch: S has independent normal entries of variance 1/s.
 
     The best understood sketch, and the dearest: 2 s m operations a row, more than a Gram matrix
-    where s > m. Memory: s m doubles and 256 (s + m), whatever the number of rows. Entries are those
-    of scikit-learn's `GaussianRandomProjection`, without its checks, which take longer than a small
-    S does.
+    where s > m. Memory: s m doubles and 256 (s + m), whatever the number of rows. S is drawn by
+    scikit-learn's `GaussianRandomProjection`.
 
     Parameters
     ----------
@@ -231,9 +234,10 @@ class GaussianSketch(_ProjectionSketch):
     """
 
     def _draw(self, seed: int) -> Tensor:
-        scale = 1 / np.sqrt(self.num_rows)
-        drawn = np.random.RandomState(seed).normal(0, scale, (self.num_rows, _BLOCK_ROWS))
-        return torch.from_numpy(drawn)
+        from sklearn.random_projection import GaussianRandomProjection
+
+        projection = GaussianRandomProjection(n_components=self.num_rows, random_state=seed)
+        return torch.from_numpy(_components(projection))
 
 
 class SparseSketch(_ProjectionSketch):
@@ -267,20 +271,25 @@ class SparseSketch(_ProjectionSketch):
         super().__init__(num_channels, num_rows, **options)
 
     def _draw(self, seed: int) -> Tensor:
-        # It brings pandas, in all a hundred megabytes, and is imported where it is used.
-        from sklearn.exceptions import DataDimensionalityWarning
         from sklearn.random_projection import SparseRandomProjection
 
         projection = SparseRandomProjection(
             n_components=self.num_rows, density=self.density, random_state=seed
         )
-        with warnings.catch_warnings():
-            # That a block is shorter than the sketch is tall is no mistake: more blocks follow.
-            warnings.simplefilter("ignore", DataDimensionalityWarning)
-            entries = projection.fit(np.zeros((1, _BLOCK_ROWS))).components_.tocoo()
+        entries = _components(projection).tocoo()
         return torch.sparse_coo_tensor(
             torch.from_numpy(np.stack([entries.row, entries.col])),
             torch.from_numpy(entries.data),
             entries.shape,
             check_invariants=True,
         )
+
+
+def _components(projection: GaussianRandomProjection | SparseRandomProjection) -> Any:
+    """The random matrix for one block of rows."""
+    from sklearn.exceptions import DataDimensionalityWarning
+
+    with warnings.catch_warnings():
+        # That a block is shorter than the sketch is tall is no mistake: more blocks follow.
+        warnings.simplefilter("ignore", DataDimensionalityWarning)
+        return projection.fit(np.zeros((1, _BLOCK_ROWS))).components_

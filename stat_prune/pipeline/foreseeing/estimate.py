@@ -300,12 +300,11 @@ def _shrunk(before: Size, run: Run, budget: Budget) -> Size:
     of_macs, of_parameters = spared_by_dims(run, budget)
     macs, parameters = macs + of_macs, parameters + of_parameters
     of_tables, bytes_of_tables = spared_by_factors(run, target)
-    itemsize = before.bytes // before.parameters
     return Size(
         block_macs=before.block_macs - macs,
         block_parameters=before.block_parameters - parameters,
         parameters=before.parameters - parameters - of_tables,
-        bytes=before.bytes - parameters * itemsize - bytes_of_tables,
+        bytes=before.bytes - parameters * before.bytes // before.parameters - bytes_of_tables,
     )
 
 
