@@ -30,8 +30,8 @@ BATCH_SIZE = 8
 #: Passes over the sequences, where there are not more of them than that.
 PASSES = 5
 
-#: How often the fit is judged; after so many times without a gain it ends, and when it is behind its
-#: start.
+#: How often the fit is judged; after so many times without a gain it ends, and when it is behind
+#: its start.
 PARTS = 5
 PATIENCE = 2
 
