@@ -43,7 +43,7 @@ VECTOR_RATE = 1e-2
 LEAST_SIZE = 0.1
 
 #: Of these, tried one after the other until one is never behind the start. What is best differs by
-#: sixty times between models.
+#: hundreds of times between models.
 RATE_FRACTIONS = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
 WARM_UP = 0.1
 MAX_GRAD_NORM = 1.0
