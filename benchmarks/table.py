@@ -37,6 +37,7 @@ WAYS = (
     "stat-thorough",
     "stat-scales",
     "stat-lora",
+    "stat-weights",
 )
 
 
