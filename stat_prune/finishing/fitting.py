@@ -30,10 +30,11 @@ BATCH_SIZE = 8
 #: Passes over the sequences, where there are not more of them than that.
 PASSES = 5
 
-#: How often the fit is judged; after so many times without a gain it ends, and when it is behind
-#: its start.
+#: How often the fit is judged; after so many times without a gain it ends, and at once when it is
+#: so many times as far from the dense model as its start: less may be chance.
 PARTS = 5
 PATIENCE = 2
+BROKEN_OFF = 1.05
 
 #: Of AdamW, at the end of the warm-up: for scales; for low-rank updates and weights relative to the
 #: root mean square of the weight's entries, and for vectors to that of theirs, or to the least that
@@ -166,7 +167,7 @@ class _Attempt:
                 found.append(self.distance())
                 if found[-1] < least:
                     best, least = updates.values(), found[-1]
-                elif found[-1] > start:
+                elif found[-1] > BROKEN_OFF * start:
                     break
                 elif all(one > least for one in found[-PATIENCE:]) and len(found) >= PATIENCE:
                     break
