@@ -140,14 +140,6 @@ def empty_layer(
     """
     weight: Any = stock.weight
     layer: torch.nn.Module
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-        if type(stock) is torch.nn.Linear:  # in a third of the time
-            layer = torch.nn.Linear(in_features, out_features, bias=has_bias, device="meta")
-            for name, one in list(layer.named_parameters()):
-                empty = torch.empty(one.shape, dtype=weight.dtype, device=weight.device)
-                setattr(layer, name, torch.nn.Parameter(empty))
-            return layer
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")
         if isinstance(stock, Conv1D) and in_features:
