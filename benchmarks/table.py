@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from harness import options
+from harness import options, ways
 from harness.cells import Grid, run
 from harness.measures import Measuring
 from stat_prune.errors import SettingsError
@@ -32,12 +32,8 @@ WAYS = (
     "id-unweighted",
     "kprune",
     "stat-paper",
-    "stat-fast",
     "stat",
-    "stat-thorough",
-    "stat-scales",
-    "stat-lora",
-    "stat-weights",
+    *ways.WAYS,
 )
 
 
