@@ -12,6 +12,9 @@ OLDEST := $(VENV)-oldest
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS) \
 	-c constraints.txt
 
+# With it set, every process would compile torch and transformers anew: five seconds.
+export PYTHONDONTWRITEBYTECODE =
+
 # Fixtures of a file are made once, by the worker that runs all of it.
 BY_FILE = --dist loadfile --no-loadscope-reorder
 
