@@ -1,4 +1,8 @@
-"""What all tests share: offline libraries, one thread each, and the folder of real data."""
+"""What all tests share: offline libraries, one thread each, and the folder of real data.
+
+What takes seconds to import is imported where it is used: with ``pytest -n`` the process that
+shares out the tests runs none, and the others wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before transformers and datasets are imported: no test may need a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,15 +21,10 @@ os.environ["STAT_PRUNE_CACHE"] = ""
 
 import hypothesis
 import pytest
-import torch
-from clocks import LinearClock
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
-from stat_prune.measuring import latency_cache, latency_table
+if TYPE_CHECKING:
+    from clocks import LinearClock
+    from transformers import PreTrainedTokenizerFast
 
 # The same examples each time: what a test finds is there again. A busy machine is no failure.
 hypothesis.settings.register_profile(
@@ -34,9 +34,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("repeatable")
-
-# Tests run side by side (pytest -n); oversubscribed cores would only slow them down.
-torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,6 +63,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Spare the garbage collector what was imported: it stays, and is 400,000 objects."""
+    import torch
+
+    # Tests run side by side (pytest -n); oversubscribed cores would only slow them down.
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
 
@@ -79,6 +80,10 @@ def real_data() -> Path:
 @pytest.fixture
 def linear_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[LinearClock]:
     """In place of every clock, one that only linear layers move; no table is remembered."""
+    from clocks import LinearClock
+
+    from stat_prune.measuring import latency_cache, latency_table
+
     clock = LinearClock()
     monkeypatch.setattr(time, "thread_time", clock)
     monkeypatch.setattr(time, "perf_counter", lambda: clock())
@@ -92,6 +97,12 @@ def linear_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[LinearClock]:
 @pytest.fixture(scope="session")
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Words of a small vocabulary (ids below 64), [CLS] ... [SEP] around, token types for pairs."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
     words = (
         "the a cat dog bird sat ran flew on under over mat tree house and then it was very".split()
     )
