@@ -19,10 +19,10 @@ ROOT = Path(stat_prune.__file__).parents[1]
 #: Imports once what takes seconds. What is asked for is done by forks, which have done nothing yet;
 #: the answer is their exit codes.
 SERVER = """
-import json, os, runpy, sys, traceback
+import json, os, runpy, signal, sys, traceback
 import datasets, torch, transformers
 from transformers import AutoModel, AutoTokenizer, BertModel, LlamaForCausalLM
-import IPython, matplotlib.pyplot, stat_prune.cli.prune_command
+import IPython, matplotlib.pyplot, stat_prune.cli.prune_command, stat_prune.pruning
 
 def become(arguments, environment, folder, files):
     for number, file in enumerate(files, start=1):
@@ -30,6 +30,8 @@ def become(arguments, environment, folder, files):
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below background jobs
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     how, *sys.argv = arguments if arguments[0] in ("-c", "-m") else ("", *arguments)
     if how == "-m":
         sys.path.insert(0, folder)
@@ -38,6 +40,7 @@ def become(arguments, environment, folder, files):
         sys.path.insert(0, folder)
         exec(sys.argv[0], {"__name__": "__main__"})
     else:
+        sys.path.insert(0, os.path.dirname(sys.argv[0]))
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 def fork(*task):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from forks import Fork
 from tiny_models import tiny_bert, tiny_llama
 from tokenizers_at_hand import with_spaces
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
@@ -47,6 +48,11 @@ def start(*arguments: object) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
+
+
+def fork(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A process of its own that has imported torch already."""
+    return Fork(["-m", "stat_prune", *map(str, arguments)]).ended()
 
 
 @pytest.fixture
@@ -442,7 +448,7 @@ def test_finetune_trains_on_a_task_and_leaves_a_model_of_every_fraction(
         *("finetune", classifier, "--task", "sst2", "-d", labelled, "-o", tmp_path / "run"),
         *("--config", labelled / "short.json", "--gradual", 0.8, "--macs", 0.6, "--json"),
     )
-    done = start(*arguments)
+    done = fork(*arguments)
     again, resumed = run(*arguments), run(*arguments, "--resume")
 
     assert done.returncode == 0, done.stderr

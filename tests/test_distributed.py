@@ -65,7 +65,7 @@ def prune(inputs: Path, output: Path, start: Start, processes: int, *options: st
 
 @pytest.mark.parametrize(
     ("start", "processes", "options"),
-    [(launch, 2, {"passes": 2}), (fork, 3, {}), (fork, 2, {"batch_size": 128})],
+    [(fork, 2, {"passes": 2}), (fork, 3, {}), (fork, 2, {"batch_size": 128})],
 )
 def test_several_processes_make_the_model_of_one(inputs, tmp_path, start, processes, options):
     """With one batch for two processes, one of them has no share."""

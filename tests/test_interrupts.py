@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from forks import Fork
 from tiny_models import tiny_llama
 
 from stat_prune import cli
@@ -64,20 +64,15 @@ def test_where_nothing_is_kept_it_says_how_to_keep_it(command, monkeypatch, caps
 def test_the_signal_of_the_keyboard_ends_a_process_of_its_own_with_130(command, tmp_path):
     (tmp_path / "texts.txt").write_text("the cat sat on the mat\n" * 20_000)
     more = ["--num-calibration-samples", "20000", "--batch-size", "1", "--layer-at-a-time"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stat_prune", *command, *more],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Fork(["-m", "stat_prune", *command, *more])
     while not Path(f"{command[-1]}.working").exists():
-        assert process.poll() is None
+        assert process.is_running(), process.ended().stderr
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "Traceback" not in error
-    assert error.rstrip().endswith(GOES_ON)
+    os.kill(process.ids[0], signal.SIGINT)
+    done = process.ended()
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert done.stderr.rstrip().endswith(GOES_ON)
 
 
 def test_the_help_says_what_ctrl_c_does(monkeypatch, capsys):

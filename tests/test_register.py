@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Fork
 from pebble import PebbleConfig, PebbleForCausalLM
 
 import stat_prune
@@ -43,10 +42,9 @@ with torch.no_grad():
 def test_the_example_is_short_and_runs_in_a_process_of_its_own(tmp_path):
     assert len(EXAMPLE.splitlines()) < 40
     paths = [str(ROOT), str(ROOT / "tests")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-c", EXAMPLE + CHECK], check=True, cwd=tmp_path, env=environment
-    )
+    environment = {"PYTHONPATH": os.pathsep.join(paths)}
+    done = Fork(["-c", EXAMPLE + CHECK], cwd=tmp_path, environment=environment).ended()
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

@@ -6,15 +6,13 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import typer
+from forks import ROOT, Fork
 from stalling import main, task
 
 from harness import records
@@ -24,7 +22,6 @@ from harness.tables import markdown
 from stat_prune.errors import DataError
 
 SCRIPT = Path(__file__).with_name("stalling.py")
-ROOT = SCRIPT.parents[2]
 OLD_RECORD = {  # as benchmarks/retention.py once wrote them
     "task": "sst2",
     "method": "stat",
@@ -37,16 +34,11 @@ OLD_RECORD = {  # as benchmarks/retention.py once wrote them
 }
 
 
-def started(output: Path, log: Path, stall_at: int) -> subprocess.Popen:
-    paths = [ROOT, ROOT / "benchmarks", ROOT / "tests", SCRIPT.parent]
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(output), str(log), str(stall_at)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Shells start what runs in the background with it ignored.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+def started(output: Path, log: Path, stall_at: int) -> Fork:
+    paths = [ROOT, ROOT / "benchmarks", ROOT / "tests"]
+    return Fork(
+        [str(SCRIPT), str(output), str(log), str(stall_at)],
+        environment={"PYTHONPATH": os.pathsep.join(map(str, paths))},
     )
 
 
@@ -57,10 +49,10 @@ def ended(output: Path, log: Path) -> str:
     return printed.getvalue()
 
 
-def wait_for_lines(log: Path, count: int, process: subprocess.Popen) -> None:
+def wait_for_lines(log: Path, count: int, process: Fork) -> None:
     deadline = time.monotonic() + 240
     while not log.exists() or len(log.read_text().splitlines()) < count:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.is_running(), process.ended().stderr
         assert time.monotonic() < deadline, "the benchmark does not get there"
         time.sleep(0.05)
 
@@ -83,11 +75,11 @@ def test_a_stopped_benchmark_goes_on_and_repeats_no_finished_cell(how, tmp_path,
     process = started(output, log, stall_at)
     wait_for_lines(log, stall_at, process)
     finished = {path.name: path.read_bytes() for path in output.glob("*.json")}
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
+    os.kill(process.ids[0], how)
+    done = process.ended()
     if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert "goes on there" in errors
+        assert done.returncode == 130
+        assert "goes on there" in done.stderr
         assert "stat" in (output / "stalling.md").read_text()
     # Dense, two budgets of four cells of which the last is being scored.
     assert len(finished) == 1 + 3 and stall_at == 1 + 3 * 2 + 1

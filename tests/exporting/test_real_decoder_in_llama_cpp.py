@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from forks import ROOT, Fork
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stat_prune
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.realdata,
@@ -46,13 +42,8 @@ def test_the_same_tokens_and_perplexity_in_float32_and_nearly_so_in_8_bits(
     result.save(tmp_path / "pruned")
     script = ROOT / "benchmarks" / "in_llama_cpp.py"
     options = ["--output", tmp_path / "record", "--limit", "20"]
-    done = subprocess.run(
-        [sys.executable, script, tmp_path / "pruned", tmp_path / "texts.jsonl", *options],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    arguments = [script, tmp_path / "pruned", tmp_path / "texts.jsonl", *options]
+    done = Fork(list(map(str, arguments))).ended()
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "record" / "in_llama_cpp.json").read_text())
     assert record["f32"]["same_greedy_tokens"] == record["f32"]["prompts"] == 20
