@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -211,6 +212,8 @@ def joint_menu(menus: Sequence[Menu], part: str) -> Menu:
         If their sizes differ.
     """
     first = menus[0]
+    if len(menus) == 1:
+        return first
     for menu in menus:
         if not torch.equal(menu.indices, first.indices):
             raise TargetError(
@@ -242,19 +245,23 @@ def raise_unreachable(
     )
 
 
+@np.errstate(invalid="ignore")  # errors may be infinite
 def _hull_steps(menu: Menu, start: int) -> list[tuple[float, int, int]]:
     """Steps along the lower convex hull from a candidate on: (error saved per cost, from, to)."""
     steps: list[tuple[float, int, int]] = []
-    while True:
-        costs, errors = menu.costs - menu.costs[start], menu.errors[start] - menu.errors
-        slopes = torch.where(costs > 0, errors / costs, torch.full_like(costs, -torch.inf))
+    # Of a few numbers each, on which torch would take several times as long.
+    costs, errors = menu.costs.numpy(), menu.errors.numpy()
+    while start + 1 < len(costs):
+        extra, saved = costs[start + 1 :] - costs[start], errors[start] - errors[start + 1 :]
+        slopes = np.divide(saved, extra, out=np.full_like(extra, -np.inf), where=extra > 0)
         best = slopes.max()
         if not best > 0:
-            return steps
+            break
         # Of equally good candidates the nearest, so that steps stay small.
-        end = int((slopes >= best * (1 - 1e-12)).nonzero()[0])
+        end = start + 1 + int((slopes >= best * (1 - 1e-12)).argmax())
         steps.append((float(best), start, end))
         start = end
+    return steps
 
 
 def _spend_remainder(menus: Sequence[Menu], chosen: list[int], remaining: float) -> None:

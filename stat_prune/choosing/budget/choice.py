@@ -158,7 +158,7 @@ def _spread(
     """The candidate of each block within budgets of a cost, or, without one, within tolerances."""
     chosen = [len(one.prefixes) - 1 for one in candidates]
     blocks = [one.block for one in candidates]
-    smallest: list[_Move] = []
+    bought: list[tuple[list[Menu], list[list[int]], float]] = []
     for members, fraction in budgets:
         indices = [i for i, block in enumerate(blocks) if block in members]
         # Experts of a set are chosen as one, as they are of one size.
@@ -187,13 +187,14 @@ def _spread(
             else:
                 choice = (allocate_evenly if even else allocate)([*menus, *fixed], fraction)
                 budget = fraction * sum(menu.full_cost for menu in [*menus, *fixed])
-                smallest += _moves_from_nothing(menus, list(sets.values()), budget)
+                bought.append((menus, list(sets.values()), budget))
         # The menus of untouched blocks come last and have no candidate.
         for together, index in zip(sets.values(), choice, strict=False):
             for i in together:
                 chosen[i] = index
-    if smallest and _is_nothing(candidates, chosen):
-        _, together, index = min(smallest)
+    if bought and _is_nothing(candidates, chosen):
+        moves = [move for one in bought for move in _moves_from_nothing(*one)]
+        _, together, index = min(moves, default=(0.0, [], 0))
         for i in together:
             chosen[i] = index
     return chosen
