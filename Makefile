@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := $(VENV)-oldest
 # Compiled is what is imported, and when it is: not the tens of thousands of other modules.
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS) \
-	-c constraints.txt
+INSTALLER ?= $(BIN)/python -m pip install --disable-pip-version-check --no-compile
+PIP_INSTALL = $(INSTALLER) --quiet $(PIP_FLAGS) -c constraints.txt
 
 # With it set, every process would compile torch and transformers anew: five seconds.
 export PYTHONDONTWRITEBYTECODE =
