@@ -80,6 +80,13 @@ def check_llama_like(model: PreTrainedModel, program: str) -> None:
             )
 
 
+def window_of(config: Any) -> int | None:
+    """Tokens that a layer attends to, where that is not all of them."""
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds is None or "sliding_attention" in kinds
+    return getattr(config, "sliding_window", None) if slides else None
+
+
 def decoder_layers(model: PreTrainedModel, multiple: int = 1) -> Iterator[DecoderLayer]:
     """The layers of a model that `check_llama_like` lets pass, one after another.
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from stat_prune.errors import SettingsError, StatPruneError
-from stat_prune.exporting.decoders import DecoderLayer, decoder_layers
+from stat_prune.exporting.decoders import DecoderLayer, decoder_layers, window_of
 from stat_prune.exporting.llama_cpp import EVEN, TURN_NEIGHBOURS, gguf_architecture
 
 try:
@@ -148,7 +148,7 @@ def _add_facts(writer: gguf.GGUFWriter, model: PreTrainedModel, plan: _Plan) -> 
     kv_heads = [layer.num_kv_heads for layer in layers]
     neurons = [layer.num_neurons for layer in layers]
     even = plan.architecture == EVEN[config.model_type]
-    window = _window(config)
+    window = window_of(config)
     context = config.max_position_embeddings
     writer.add_type("model")
     writer.add_name(Path(config.name_or_path).name or config.model_type)
@@ -179,13 +179,6 @@ def _add_facts(writer: gguf.GGUFWriter, model: PreTrainedModel, plan: _Plan) -> 
         if layer.added_neurons
     ]
     return notes
-
-
-def _window(config: Any) -> int | None:
-    """Tokens that a layer attends to, where that is not all of them."""
-    kinds = getattr(config, "layer_types", None)
-    slides = kinds is None or "sliding_attention" in kinds
-    return getattr(config, "sliding_window", None) if slides else None
 
 
 def _tensors(model: PreTrainedModel, plan: _Plan) -> Iterator[tuple[str, Tensor]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -172,10 +174,13 @@ def _sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the notes of exporters on what they do."""
+    """Without the notes of exporters on what they do, which torch prints to stdout."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            yield
     finally:
         logging.disable(before)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.errors import SettingsError, UnsupportedArchitectureError
-from stat_prune.exporting.decoders import DecoderLayer, check_llama_like, decoder_layers
+from stat_prune.exporting.decoders import DecoderLayer, check_llama_like, decoder_layers, window_of
 
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -62,7 +62,10 @@ def write_mlx(
     (folder / "config.json").write_text(json.dumps(_config(model, layers), indent=2))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    return []
+    window = window_of(model.config)
+    if not window or window >= model.config.max_position_embeddings:
+        return []
+    return [f"right up to {window} tokens: mlx-lm attends to what lies behind the window, too"]
 
 
 def check_mlx(model: PreTrainedModel) -> None:
@@ -88,6 +91,7 @@ def check_mlx(model: PreTrainedModel) -> None:
 def _config(model: PreTrainedModel, layers: list[DecoderLayer]) -> dict[str, Any]:
     config: Any = model.config
     blocks: Any = model.base_model.layers
+    context = config.max_position_embeddings
     return {
         "model_type": "openelm",
         "architectures": ["OpenELMForCausalLM"],
@@ -95,7 +99,7 @@ def _config(model: PreTrainedModel, layers: list[DecoderLayer]) -> dict[str, Any
         "num_transformer_layers": len(layers),
         "model_dim": config.hidden_size,
         "vocab_size": config.vocab_size,
-        "max_context_length": config.max_position_embeddings,
+        "max_context_length": min(context, window_of(config) or context),
         "num_query_heads": [layer.num_heads for layer in layers],
         "num_kv_heads": [layer.num_kv_heads for layer in layers],
         "ffn_multipliers": [layer.num_neurons / config.hidden_size for layer in layers],

@@ -74,6 +74,15 @@ def test_what_openelm_cannot_hold_is_refused_before_anything_is_written(tmp_path
         export(tiny("Llama"), tmp_path / "out", "mlx")
 
 
+def test_a_window_that_openelm_lacks_is_the_context(tmp_path):
+    model = tiny("Mistral", sliding_window=16, max_position_embeddings=64)
+    written = export(model, tmp_path / "out", "mlx")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["max_context_length"] == 16
+    assert any("right up to 16 tokens" in note for note in written.notes)
+    assert export(tiny("Llama"), tmp_path / "other", "mlx").notes == ()
+
+
 IN_MLX = """
 import json, sys
 import mlx.core as mx
