@@ -341,6 +341,25 @@ def test_prune_scores_the_dense_model_and_the_result(classifier, texts, glue, ru
     assert "\nKept " in shown and "of all parameters" in shown
 
 
+def test_texts_held_out_tell_the_distance_from_the_dense_model(classifier, texts, run, tmp_path):
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("\n".join(TEXTS[:8]), encoding="utf-8")
+    command = ("prune", classifier, "-d", texts, "--macs", 0.5, "--effort", "fast")
+    command += ("--evaluate", "divergence", "--evaluate-data", held_out)
+    done = run(*command, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    before, after = json.loads(done.stdout)["scores"]
+    assert before["divergence"] == pytest.approx(0, abs=1e-9) and after["divergence"] > 0
+    assert after["num_examples"] == 8
+
+    score = ("evaluate", tmp_path / "out", "--task", "divergence", "--data", held_out)
+    alone = json.loads(run(*score, "--dense", classifier, "--json").stdout)
+    assert {name: alone[name] for name in after} == after
+    assert run(*score).returncode == 2
+    shown = run(*command, "-o", tmp_path / "again").stdout
+    assert f"\ndivergence: 0.0000 -> {after['divergence']:.4f}\n" in shown
+
+
 def test_what_a_program_cannot_hold_is_one_line_that_names_what_to_use(
     classifier, texts, run, tmp_path
 ):
@@ -356,6 +375,7 @@ def test_what_a_program_cannot_hold_is_one_line_that_names_what_to_use(
     [
         (("--evaluate", "sst2", "--evaluate-data", "no-such-folder"), 1, "no-such-folder"),
         (("--evaluate", "perplexity"), 2, "perplexity needs texts"),
+        (("--evaluate", "divergence"), 2, "divergence needs texts"),
         (("--evaluate-data", "texts.txt"), 2, "goes with --evaluate TASK"),
     ],
 )

@@ -21,6 +21,10 @@ def evaluate(
     context_length: Annotated[
         int | None, typer.Option(min=2, help="Tokens a piece, for perplexity.")
     ] = None,
+    dense: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="For divergence: the model that MODEL was made from."),
+    ] = None,
     batch_size: BatchSize = 32,
     device: Device = None,
     json_output: Json = False,
@@ -32,8 +36,9 @@ def evaluate(
       stat-prune evaluate out --task mrpc --data ~/glue
       stat-prune evaluate out --task squad --data dev-v2.0.json --limit 1000
       stat-prune evaluate out --task perplexity --data stories.jsonl --limit 200
+      stat-prune evaluate out --task divergence --dense path/to/model --data held-out.txt
     """
-    scores = Scoring(task, data, limit, context_length, batch_size, device).of(model)
+    scores = Scoring(task, data, limit, context_length, batch_size, device, dense).of(model)
     if json_output:
         print_json({"model": model, "task": task, **scores})
     else:

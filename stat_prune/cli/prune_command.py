@@ -24,7 +24,7 @@ from stat_prune.cli.common_options import (
     print_saved,
 )
 from stat_prune.cli.interrupts import resumable
-from stat_prune.cli.scores import ABOUT_DATA, ABOUT_TASKS, TASKS, Scoring, shown
+from stat_prune.cli.scores import ABOUT_DATA, ABOUT_TASKS, DIVERGENCE, TASKS, Scoring, shown
 from stat_prune.cli.settings_options import ALL, one_of, with_settings
 from stat_prune.settings.options import Calibration
 
@@ -154,8 +154,9 @@ def prune(
     Twice as fast on this machine, on batches of 16 x 128 tokens:
       stat-prune prune ./bert -d texts.txt --speedup 2 --latency-batch 16 --seq-length 128 -o out
     \b
-    With scores before and after:
+    With scores before and after, on a task or on texts that are held out:
       stat-prune prune ./bert -d glue/sst2 --macs 0.6 --evaluate sst2 -o out
+      stat-prune prune ./bert -d a.txt --macs 0.6 --evaluate divergence --evaluate-data b.txt -o out
     \b
     Larger than memory, one layer at a time; after an interruption, the same with --resume:
       stat-prune prune ./llama-70b -d texts.jsonl --parameters 0.8 --layer-at-a-time -o out
@@ -169,7 +170,7 @@ def prune(
         target = _target(*given, seq_length, latency_batch)
     device = settings.pop("device", None)
     batch_size = settings.get("batch_size", Calibration().batch_size)
-    scoring = _scoring(evaluate, evaluate_data, batch_size, device)
+    scoring = _scoring(model, evaluate, evaluate_data, batch_size, device)
 
     from stat_prune import pruning
     from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
@@ -229,17 +230,20 @@ def prune(
         return
     Console().print(result.report.table())
     if scores:
-        typer.echo("\n".join(f"{evaluate} {line}" for line in shown(*scores)))
+        typer.echo("\n".join(shown(*scores, task=evaluate)))
     typer.echo(in_one_line(result.report))
     print_saved(output)
 
 
 def _scoring(
-    task: str | None, data: str | None, batch_size: int, device: str | None
+    model: str, task: str | None, data: str | None, batch_size: int, device: str | None
 ) -> Scoring | None:
     if task is None and data is not None:
         raise typer.BadParameter("goes with --evaluate TASK", param_hint="--evaluate-data")
-    return None if task is None else Scoring(task, data, batch_size=batch_size, device=device)
+    if task is None:
+        return None
+    dense = model if task == DIVERGENCE else None
+    return Scoring(task, data, batch_size=batch_size, device=device, dense=dense)
 
 
 def _target(

@@ -10,18 +10,19 @@ import typer
 from stat_prune.data.glue_tasks import GLUE_TASKS
 from stat_prune.errors import DataError, LoadError
 
-STS_COSINE, PERPLEXITY, SQUAD = "sts-cosine", "perplexity", "squad"
-TASKS = (*GLUE_TASKS, SQUAD, STS_COSINE, PERPLEXITY)
+STS_COSINE, PERPLEXITY, SQUAD, DIVERGENCE = "sts-cosine", "perplexity", "squad", "divergence"
+TASKS = (*GLUE_TASKS, SQUAD, STS_COSINE, PERPLEXITY, DIVERGENCE)
 
 ABOUT_TASKS = (
     f"A GLUE task ({', '.join(GLUE_TASKS)}) for a classifier; {SQUAD} for a question answering "
     f"model; {STS_COSINE} (STS-B through mean-pooled embeddings) for a sentence encoder; "
-    f"{PERPLEXITY} for a causal language model."
+    f"{PERPLEXITY} for a causal language model; {DIVERGENCE} of the output from the dense model's, "
+    "for any model and without labels."
 )
 ABOUT_DATA = (
     "For GLUE and sts-cosine the folder that holds TASK/dev.tsv, for squad a file as SQuAD "
-    "publishes it; default the Hub's copy. For perplexity the texts, in any form that "
-    "`prune --dataset` takes."
+    "publishes it; default the Hub's copy. For perplexity and divergence the texts, in any "
+    "form that `prune --dataset` takes."
 )
 
 
@@ -35,10 +36,17 @@ class Scoring:
     context_length: int | None = None
     batch_size: int = 32
     device: str | None = None
+    dense: str | None = None
 
     def __post_init__(self) -> None:
-        if self.task == PERPLEXITY and self.data is None:
-            raise typer.BadParameter("perplexity needs texts: pass a file or the name of a dataset")
+        if self.task in (PERPLEXITY, DIVERGENCE) and self.data is None:
+            raise typer.BadParameter(
+                f"{self.task} needs texts: pass a file or the name of a dataset"
+            )
+        if (self.task == DIVERGENCE) != (self.dense is not None):
+            raise typer.BadParameter(
+                "divergence, and no other task, compares with the dense model: --dense MODEL"
+            )
 
     def of(
         self, name: str, *, auto_class: str | None = None, tokenizer: str | None = None
@@ -56,15 +64,18 @@ class Scoring:
         from stat_prune.settings.arguments import usable_device
 
         where = usable_device(self.device) or "cpu"
-        model = load_pretrained(name, auto_class)
-        torch.nn.Module.to(model, where, torch.float32)
+        names = [name] if self.dense is None else [name, self.dense]
+        models = [load_pretrained(one, auto_class) for one in names]
+        for model in models:
+            torch.nn.Module.to(model, where, torch.float32)
         found = load_tokenizer(tokenizer or name)
         if found is None:
             raise LoadError(f"{tokenizer or name!r} has no tokenizer, which evaluation needs.")
-        return self._scores(model, found)
+        return self._scores(*models, tokenizer=found)
 
-    def _scores(self, model: Any, tokenizer: Any) -> dict[str, Any]:
+    def _scores(self, model: Any, dense: Any = None, *, tokenizer: Any) -> dict[str, Any]:
         from stat_prune.evaluation import (
+            divergence,
             evaluate_glue,
             evaluate_squad,
             perplexity,
@@ -76,6 +87,9 @@ class Scoring:
         if self.task == PERPLEXITY:
             texts = _texts(self.data or "", self.limit)
             return perplexity(model, tokenizer, texts, context_length=self.context_length, **common)
+        if self.task == DIVERGENCE:
+            common["num_samples"] = self.limit or 512
+            return divergence(dense, model, tokenizer, self.data, **common)
         if self.task == STS_COSINE:
             pairs = read_glue("stsb", self.data).spread(self.limit)
             found = sts_spearman(model, tokenizer, pairs.texts, pairs.labels, **common)
@@ -86,12 +100,13 @@ class Scoring:
         return evaluate_glue(model, tokenizer, self.task, self.data, **common)
 
 
-def shown(*scores: dict[str, Any]) -> list[str]:
+def shown(*scores: dict[str, Any], task: str | None = None) -> list[str]:
     """A line for each score, with its value for every model in turn; one value where all agree."""
     lines = []
     for name in scores[0]:
         values = [f"{x:.4f}" if isinstance(x := one[name], float) else str(x) for one in scores]
-        lines.append(f"{name}: {' -> '.join(values if len(set(values)) > 1 else values[:1])}")
+        label = name if task in (None, name) else f"{task} {name}"
+        lines.append(f"{label}: {' -> '.join(values if len(set(values)) > 1 else values[:1])}")
     return lines
 
 

@@ -1,6 +1,10 @@
-"""Measures of what a model can do: GLUE, SQuAD, similarity, perplexity, masked tokens."""
+"""Measures of what a model can do: GLUE, SQuAD, similarity, perplexity, masked tokens.
+
+And of how far it is from the one that it was made from.
+"""
 
 from stat_prune.data.glue_tasks import GLUE_TASKS
+from stat_prune.evaluation.divergence import divergence
 from stat_prune.evaluation.glue import GlueData, evaluate_glue, glue_examples, read_glue
 from stat_prune.evaluation.masked import masked_accuracy
 from stat_prune.evaluation.perplexity import perplexity
@@ -20,6 +24,7 @@ __all__ = [
     "Question",
     "answer_questions",
     "cosine_to_reference",
+    "divergence",
     "embed",
     "evaluate_glue",
     "evaluate_squad",
