@@ -155,6 +155,38 @@ def test_inspect_shows_what_was_kept_and_lists_removed_heads(pruned, run):
     assert as_json["report"]["blocks"] == printed["blocks"]
 
 
+def test_inspect_shows_what_is_left_in_a_folder_that_a_trainer_wrote(pruned, run, tmp_path):
+    folder, printed = pruned
+    stat_prune.load(folder).save_pretrained(tmp_path / "trained")
+
+    shown = run("inspect", tmp_path / "trained")
+    sizes = json.loads(run("inspect", tmp_path / "trained", "--json").stdout)["sizes"]
+    assert shown.returncode == 0, shown.stderr
+    for row, found in zip(printed["blocks"], sizes["blocks"], strict=True):
+        assert {name: row[name] for name in found} == found
+        assert f" {row['kept']}/{row['total']} " in shown.stdout
+    assert sizes["parameters"] == printed["after"]["parameters"]
+    assert sizes["parameters_before"] == printed["before"]["parameters"]
+    assert "error" not in shown.stdout and "nan" not in shown.stdout
+
+
+@pytest.mark.parametrize("how", [(), ("--layer-at-a-time",)], ids=["whole", "layer by layer"])
+def test_a_second_pruning_tells_of_the_first(pruned, texts, run, tmp_path, how):
+    folder, first = pruned
+    out = tmp_path / "out"
+    done = run("prune", folder, "-d", texts, "--macs", 0.8, "--effort", "fast", "-o", out, *how)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(run("inspect", out, "--json").stdout)["report"]
+
+    (before,) = record["earlier"]
+    assert before == {name: first[name] for name in ("settings", "before", "after")}
+    lines = run("inspect", out).stdout.splitlines()
+    assert "MACs(fraction=0.6" in lines[0] + lines[1] + lines[2]
+    parameters = (first["before"]["parameters"], record["after"]["parameters"])
+    assert any("{:,} -> {:,} parameters".format(*parameters) in line for line in lines)
+    assert "First, `stat` to `MACs(fraction=0.6" in (out / "README.md").read_text()
+
+
 def test_prune_goes_layer_by_layer_to_the_same_model(pruned, classifier, texts, run, tmp_path):
     done = run(
         "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out", "--json",

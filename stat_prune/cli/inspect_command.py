@@ -17,17 +17,21 @@ from stat_prune.reporting.what_was_done import in_one_line
 
 
 def inspect(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder that `stat-prune prune` wrote.")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with a pruned model.")],
     json_output: Json = False,
 ) -> None:
     """Show what was removed where, what it cost, and how the run can be repeated.
+
+    Of a folder that a trainer or `save_pretrained` wrote from a pruned model: what is left of the
+    dense model in each layer, as its config says.
 
     \b
       stat-prune inspect out
       stat-prune inspect out --json | jq .report.after
     """
+    if (folder / "config.json").is_file() and not (folder / REPORT_FILE).exists():
+        _show_sizes(folder, json_output)
+        return
     report, plan = _read_record(folder)
     if json_output:
         print_json({"report": report.to_dict(), "plan": plan})
@@ -40,6 +44,17 @@ def inspect(
     for name, value in (report.settings | report.versions).items():
         typer.echo(f"{name}: {value}")
     typer.echo(in_one_line(report))
+
+
+def _show_sizes(folder: Path, json_output: bool) -> None:
+    from stat_prune.reporting.recorded_sizes import recorded_sizes
+
+    sizes = recorded_sizes(folder)
+    if json_output:
+        print_json({"sizes": sizes.to_dict()})
+        return
+    Console().print(sizes.table())
+    typer.echo(sizes.in_one_line())
 
 
 def _read_record(folder: Path) -> tuple[PruningReport, dict[str, list[int]]]:

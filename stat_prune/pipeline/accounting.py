@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.plan import BlockPlan
-from stat_prune.errors import LatencyWarning
+from stat_prune.errors import LatencyWarning, LoadError
 from stat_prune.families import find_blocks
 from stat_prune.machine.distributed import num_processes
 from stat_prune.machine.process_memory import peak_memory
@@ -22,6 +23,7 @@ from stat_prune.model.dispatched import own_parameters
 from stat_prune.pipeline.run import Run
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport, Size, Speed
+from stat_prune.reporting.result import read_account
 from stat_prune.surgery.token_tables import bytes_of_ids
 
 #: Relative distance of the measured speed-up from the one asked for that is worth a warning.
@@ -103,8 +105,20 @@ def report_of(
         seconds=dict(run.stopwatch.seconds),
         peak_memory=peak_memory(run.device),
         settings=_settings(run, budget),
+        earlier=_earlier(run.model.name_or_path),
         **known,
     )
+
+
+def _earlier(source: str | None) -> list[dict[str, Any]]:
+    """The runs that made a model, where it came from a folder that tells."""
+    if not source:
+        return []
+    try:
+        report, _ = read_account(Path(source))
+    except LoadError:
+        return []
+    return report.as_earlier()
 
 
 def row_of(plan: BlockPlan) -> BlockRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -16,18 +17,24 @@ _HEADINGS = ("layer", "heads", "key/value", "error", "neurons", "error")
 def layer_table(blocks: Sequence[BlockRow]) -> Table:
     """What is kept of each layer and the error of each output, in 80 columns.
 
-    Where a layer has several blocks of a kind, the others are named on lines of their own.
+    Where a layer has several blocks of a kind, the others are named on lines of their own. Errors
+    are left out where none is known.
     """
-    table = Table()
     lines = _lines(blocks)
-    shared = any(cells[2] for cells in lines)
-    for heading in _HEADINGS:
-        if heading == "layer":
-            table.add_column(heading, overflow="fold")
-        elif shared or heading != "key/value":
-            table.add_column(heading, justify="right")
+    shown = {"layer", "heads", "neurons"}
+    if any(cells[2] for cells in lines):
+        shown.add("key/value")
+    if not all(math.isnan(block.output_error) for block in blocks):
+        shown.add("error")
+    columns = [number for number, heading in enumerate(_HEADINGS) if heading in shown]
+    table = Table()
+    for number in columns:
+        if number == 0:
+            table.add_column(_HEADINGS[number], overflow="fold")
+        else:
+            table.add_column(_HEADINGS[number], justify="right")
     for cells in lines:
-        table.add_row(*(cells if shared else (*cells[:2], *cells[3:])))
+        table.add_row(*(cells[number] for number in columns))
     return table
 
 

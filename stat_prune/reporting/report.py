@@ -129,6 +129,9 @@ class PruningReport:
         What was fitted to the dense model's outputs at the end, where that was asked for.
     head_dims : DimensionsOfHeads or None
         What became of dimensions inside heads, where they could leave.
+    earlier : list of dict
+        Where the model had been pruned before: ``settings``, ``before`` and ``after`` of each of
+        these runs, the first one first.
     """
 
     blocks: list[BlockRow]
@@ -149,6 +152,7 @@ class PruningReport:
     lm_head: FactoredTable | None = None
     finish: Finish | None = None
     head_dims: DimensionsOfHeads | None = None
+    earlier: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -196,12 +200,25 @@ class PruningReport:
 
     def table(self) -> Group:
         """A row for each layer, and the totals, for a terminal."""
-        return Group(Text(self.title()), layer_table(self.blocks), Text(self.summary()))
+        titles = [*self.lineage(), self.title()]
+        return Group(*map(Text, titles), layer_table(self.blocks), Text(self.summary()))
 
     def title(self) -> str:
         """One line: what was pruned, how, and to what."""
-        s = self.settings
-        return f"{s['model']}: {s['method']} to {s['target']}"
+        return _title(self.settings)
+
+    def lineage(self) -> list[str]:
+        """A line for each run that made the model which was pruned, the first one first."""
+        return [
+            f"{_title(one['settings'])}, {one['before']['parameters']:,} -> "
+            f"{one['after']['parameters']:,} parameters"
+            for one in self.earlier
+        ]
+
+    def as_earlier(self) -> list[dict[str, Any]]:
+        """`earlier` of a run that prunes the result of this one."""
+        own = {name: self.to_dict()[name] for name in ("settings", "before", "after")}
+        return [*self.earlier, own]
 
     def summary(self) -> str:
         """Totals and time, in a few lines."""
@@ -217,6 +234,7 @@ class PruningReport:
                 f"all parameters    {before.parameters:,} -> {after.parameters:,} "
                 f"({_share(after.parameters, before.parameters)}), "
                 f"{before.bytes / 2**20:.1f} -> {after.bytes / 2**20:.1f} MiB",
+                *([f"of the first      {self._of_first()}"] if self.earlier else []),
                 *([f"embeddings        {self.embeddings}"] if self.embeddings else []),
                 *([f"head of the model {self.lm_head}"] if self.lm_head else []),
                 f"calibration       {self.calibration_text()}",
@@ -228,6 +246,12 @@ class PruningReport:
                 f"seconds           {stages}; peak memory {self._memory()}",
             )
         )
+
+    def _of_first(self) -> str:
+        """What is left of the model that was pruned first."""
+        first = self.earlier[0]["before"]["parameters"]
+        share = _share(self.after.parameters, first)
+        return f"{first:,} -> {self.after.parameters:,} parameters ({share})"
 
     def _memory(self) -> str:
         predicted = self.predicted_peak_memory
@@ -275,6 +299,10 @@ class PruningReport:
         with console.capture() as capture:
             console.print(self.table())
         return capture.get()
+
+
+def _title(settings: dict[str, Any]) -> str:
+    return f"{settings['model']}: {settings['method']} to {settings['target']}"
 
 
 def _share(after: float, before: float) -> str:

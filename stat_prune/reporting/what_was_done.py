@@ -31,7 +31,12 @@ def what_was_done(report: PruningReport) -> str:
         lines.insert(2, f"Dimensions inside heads: {report.head_dims}.")
     if report.lm_head is not None:
         lines.insert(2, f"Head of the language model: {report.lm_head}.")
-    return "\n".join(f"- {line}" for line in lines)
+    earlier = [
+        f"First, `{one['settings']['method']}` to `{one['settings']['target']}`: "
+        f"{one['before']['parameters']:,} parameters became {one['after']['parameters']:,}."
+        for one in report.earlier
+    ]
+    return "\n".join(f"- {line}" for line in [*earlier, *lines])
 
 
 def in_one_line(report: PruningReport) -> str:
