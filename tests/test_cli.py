@@ -129,6 +129,33 @@ def test_kinds_have_fractions_of_their_own(classifier, texts, tmp_path, run):
     assert "'query-key' and 'value' to numbers, got {'nerves': 0.8}" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        ("--macs", 0.8),
+        ("--parameters", 0.8),
+        ("--bytes", 0.8),
+        ("--tolerance", 0.1),
+        ("--speedup", 1.2, "--latency-batch", 2),
+        ("--macs", 0.8, "--embeddings", 0.5),
+    ],
+    ids=lambda target: " ".join(map(str, target)),
+)
+def test_plan_foresees_every_target_on_the_examples(classifier, texts, run, target):
+    done = run("plan", classifier, "-d", texts, "--max-seq-length", 8, *target, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["num_samples"] == len(TEXTS) and 1 < found["seq_length"] <= 8
+    assert found["memory"] > 0 and found["seconds"]["collect"] > 0
+
+
+def test_plan_is_of_examples_or_of_a_length(classifier, texts, run):
+    done = run("plan", classifier, "--macs", 0.8, "-d", texts, "--seq-length", 8)
+    assert done.returncode == 2 and "--dataset" in done.stderr
+    shown = run("plan", classifier, "--macs", 0.8, "--seq-length", 8).stdout
+    assert "MACs at 8 tokens" in shown and "0.00" not in shown
+
+
 def test_plan_foresees_dimensions(classifier, run):
     done = run("plan", classifier, "--parameters", "value=0.5", "--json")
     found = json.loads(done.stdout)
@@ -899,4 +926,4 @@ def test_a_plan_foresees_a_file_of_half_the_size(run, tmp_path):
     assert found["after"]["bytes"] == pytest.approx(0.5 * found["before"]["bytes"], rel=0.05)
     both = run(*command, "--macs", "0.5")
     assert both.returncode == 2
-    assert "one of --macs, --parameters and --bytes" in both.stderr
+    assert "exactly one of --macs, --parameters, --bytes" in both.stderr

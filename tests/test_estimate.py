@@ -230,6 +230,35 @@ def test_the_length_of_a_target_is_that_of_texts_and_not_of_images(steady_machin
     assert estimate(config_of(), target=target, seq_length=17).seq_length == 9
 
 
+def test_as_much_is_foreseen_as_there_are_examples(steady_machine):
+    torch.manual_seed(0)
+    lengths = [4, 4, 6, 6, 10]
+    rows = [{"input_ids": torch.randint(5, 60, (length,))} for length in lengths]
+    target, settings = stat_prune.MACs(0.7), {"batch_size": 2}
+    found = estimate(config_of(), target=target, dataset=rows, **settings)
+    assert (found.num_samples, found.seq_length) == (5, 6.0)
+    # All as long as the longest would take more.
+    longest = estimate(
+        config_of(), target=target, seq_length=10, num_calibration_samples=5, **settings
+    )
+    assert found.seconds["collect"] < longest.seconds["collect"]
+    assert found.memory <= longest.memory
+    shorter = estimate(config_of(), target=target, dataset=rows, max_seq_length=4, **settings)
+    assert shorter.seq_length == 4.0
+
+
+def test_a_time_is_foreseen_with_what_timing_takes(steady_machine):
+    found = estimate(config_of(), target=stat_prune.Speedup(2.0))
+    alike = estimate(config_of(), target=stat_prune.MACs(0.5))
+    assert found.after == alike.after and found.memory_by_layer is None
+    timing = found.seconds.pop("time")
+    assert found.seconds == alike.seconds
+    longer = estimate(config_of(), target=stat_prune.Speedup(2.0, batch_size=4)).seconds["time"]
+    assert 0 < timing < longer
+    with pytest.raises(TargetError, match=r"beyond the model's \d+ positions"):
+        estimate(config_of(), target=stat_prune.Speedup(2.0, seq_length=10**6))
+
+
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(LoadError, match="neither a folder with config.json nor"):
         estimate(tmp_path / "nothing", target=stat_prune.MACs(0.5))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stat_prune.cli.settings_options import DEVICE, IGNORE, option
+
+if TYPE_CHECKING:
+    from stat_prune.settings.targets import Target
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Seed = Annotated[int, option("seed")]
@@ -75,6 +78,18 @@ KeptHead = Annotated[
         "the embeddings, as two factors; alone, or with --macs or --parameters.",
     ),
 ]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="Keep what this relative error of each block's activations needs."),
+]
+Speedup = Annotated[
+    float | None, typer.Option(help="Make the forward pass this many times as fast here, e.g. 2.")
+]
+LatencyBatch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Sequences at once that --speedup is timed on. Default: 1."),
+]
+Fractions = float | Mapping[str, float]
 AutoClass = Annotated[
     str | None,
     typer.Option(
@@ -110,3 +125,54 @@ def print_saved(place: Path) -> None:
 def print_json(content: dict[str, Any]) -> None:
     """One object on one line of stdout."""
     typer.echo(json.dumps(content))
+
+
+def target_of(
+    macs: Fractions | None,
+    parameters: Fractions | None,
+    embeddings: float | None,
+    lm_head: float | None,
+    kept_bytes: float | None,
+    tolerance: float | None,
+    speedup: float | None,
+    seq_length: float | None,
+    latency_batch: int | None,
+) -> Target:
+    """What is kept, by the options that say so; wrong usage where they do not go together."""
+    one_of_them = (macs, parameters, kept_bytes, tolerance, speedup)
+    given = sum(value is not None for value in one_of_them)
+    named = {"embeddings": embeddings, "lm_head": lm_head}
+    tables = {name: value for name, value in named.items() if value is not None}
+    if given != 1 and (given or not tables):
+        raise typer.BadParameter(
+            "give exactly one of --macs, --parameters, --bytes, --tolerance, --speedup, e.g. "
+            "--macs 0.6"
+        )
+    if seq_length is not None and macs is None and speedup is None:
+        raise typer.BadParameter(
+            "only --macs and --speedup depend on a length", param_hint="--seq-length"
+        )
+    if latency_batch is not None and speedup is None:
+        raise typer.BadParameter("only --speedup is timed", param_hint="--latency-batch")
+    if tables and (kept_bytes, tolerance, speedup) != (None, None, None):
+        option = f"--{next(iter(tables)).replace('_', '-')}"
+        raise typer.BadParameter("goes with --macs or --parameters, or alone", param_hint=option)
+
+    from stat_prune.settings.targets import Bytes, MACs, Parameters, Speedup, Tolerance
+
+    if macs is not None:
+        return MACs(macs, seq_length=seq_length, **tables)
+    if speedup is not None:
+        whole = int(seq_length) if seq_length is not None and seq_length.is_integer() else None
+        if seq_length is not None and whole is None:
+            raise typer.BadParameter("--speedup needs a whole number", param_hint="--seq-length")
+        return Speedup(speedup, batch_size=latency_batch or 1, seq_length=whole)
+    if kept_bytes is not None:
+        return Bytes(kept_bytes)
+    if isinstance(parameters, Mapping):
+        return Parameters({**parameters, **tables})
+    if parameters is not None:
+        return Parameters(parameters, **tables)
+    if tables:
+        return Parameters(tables)
+    return Tolerance(tolerance or 0.0)

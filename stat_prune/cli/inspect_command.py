@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from os.path import exists, isfile
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,8 @@ def inspect(
       stat-prune inspect out
       stat-prune inspect out --json | jq .report.after
     """
-    if (folder / "config.json").is_file() and not (folder / REPORT_FILE).exists():
+    # of os.path, which finds nothing by a name that is too long
+    if isfile(folder / "config.json") and not exists(folder / REPORT_FILE):
         _show_sizes(folder, json_output)
         return
     report, plan = _read_record(folder)

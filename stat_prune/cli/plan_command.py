@@ -10,16 +10,23 @@ from rich.console import Console
 from stat_prune.cli.common_options import (
     Json,
     KeptBytes,
+    KeptEmbeddings,
+    KeptHead,
     KeptMACs,
     KeptParameters,
+    LatencyBatch,
+    Speedup,
+    Tolerance,
     print_json,
+    target_of,
 )
 from stat_prune.cli.settings_options import with_settings
 
 
 @with_settings(
-    *("method", "num_calibration_samples", "batch_size", "effort", "budget", "ignore", "device"),
-    after="kept_bytes",
+    *("method", "num_calibration_samples", "max_seq_length", "batch_size", "round_to", "uniform"),
+    *("remove_blocks", "head_dims", "serve_with", "budget", "passes", "effort", "ignore", "device"),
+    after="latency_batch",
 )
 def plan(
     model: Annotated[
@@ -28,10 +35,26 @@ def plan(
             metavar="MODEL", help="A folder with config.json, or a name on the Hugging Face Hub."
         ),
     ],
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            help="The examples, as for `prune`: as many and as long as they are.",
+        ),
+    ] = None,
+    seq_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of each example, without --dataset. Default: 512."),
+    ] = None,
     macs: KeptMACs = None,
     parameters: KeptParameters = None,
+    embeddings: KeptEmbeddings = None,
+    lm_head: KeptHead = None,
     kept_bytes: KeptBytes = None,
-    seq_length: Annotated[int, typer.Option(min=1, help="Tokens of each example.")] = 512,
+    tolerance: Tolerance = None,
+    speedup: Speedup = None,
+    latency_batch: LatencyBatch = None,
     json_output: Json = False,
     **settings: Any,
 ) -> None:
@@ -41,22 +64,24 @@ def plan(
 
     \b
       stat-prune plan meta-llama/Llama-2-7b-hf --macs 0.7 --num-calibration-samples 128
+      stat-prune plan path/to/model -d texts.jsonl --speedup 2
       stat-prune plan path/to/model --parameters 0.5 --json
     """
+    if dataset is not None and seq_length is not None:
+        raise typer.BadParameter("says what --dataset does itself", param_hint="--seq-length")
+    given = (macs, parameters, embeddings, lm_head, kept_bytes, tolerance, speedup)
     target = settings.pop("target", None)
-    given = sum(value is not None for value in (macs, parameters, kept_bytes))
-    if given > 1 or (not given and target is None):
-        raise typer.BadParameter("Pass one of --macs, --parameters and --bytes.")
+    if target is None or any(value is not None for value in (*given, latency_batch)):
+        target = target_of(*given, None, latency_batch)
     from stat_prune.pipeline.foreseeing.estimate import estimate
-    from stat_prune.settings.targets import Bytes, MACs, Parameters
 
-    if macs is not None:
-        target = MACs(macs)
-    elif parameters is not None:
-        target = Parameters(parameters)
-    elif kept_bytes is not None:
-        target = Bytes(kept_bytes)
-    found = estimate(model, target=target, seq_length=seq_length, **settings)
+    if dataset is not None:
+        from stat_prune.checkpoints.pretrained import load_tokenizer
+
+        settings |= {"dataset": dataset, "tokenizer": load_tokenizer(model)}
+    elif seq_length is not None:
+        settings["seq_length"] = seq_length
+    found = estimate(model, target=target, **settings)
     if json_output:
         print_json(found.to_dict())
     else:

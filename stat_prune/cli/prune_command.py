@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,10 +17,14 @@ from stat_prune.cli.common_options import (
     KeptHead,
     KeptMACs,
     KeptParameters,
+    LatencyBatch,
+    Speedup,
     Tokenizer,
+    Tolerance,
     file_of,
     print_json,
     print_saved,
+    target_of,
 )
 from stat_prune.cli.interrupts import resumable
 from stat_prune.cli.scores import ABOUT_DATA, ABOUT_TASKS, DIVERGENCE, TASKS, Scoring, shown
@@ -30,9 +33,6 @@ from stat_prune.settings.options import Calibration
 
 if TYPE_CHECKING:
     from stat_prune.reporting.result import Reported
-    from stat_prune.settings.targets import Target
-
-Fractions = float | Mapping[str, float]
 
 
 @with_settings(*ALL, after="latency_batch")
@@ -58,24 +58,15 @@ def prune(
     embeddings: KeptEmbeddings = None,
     lm_head: KeptHead = None,
     kept_bytes: KeptBytes = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(help="Keep what this relative error of each block's activations needs."),
-    ] = None,
-    speedup: Annotated[
-        float | None,
-        typer.Option(help="Make the forward pass this many times as fast here, e.g. 2."),
-    ] = None,
+    tolerance: Tolerance = None,
+    speedup: Speedup = None,
     seq_length: Annotated[
         float | None,
         typer.Option(
             help="Tokens a sequence for --macs and --speedup. Default: the calibration mean."
         ),
     ] = None,
-    latency_batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Sequences at once that --speedup is timed on. Default: 1."),
-    ] = None,
+    latency_batch: LatencyBatch = None,
     evaluate: Annotated[
         str | None,
         typer.Option(
@@ -167,7 +158,7 @@ def prune(
     given = (macs, parameters, embeddings, lm_head, kept_bytes, tolerance, speedup)
     target = settings.pop("target", None)
     if target is None or any(value is not None for value in (*given, seq_length, latency_batch)):
-        target = _target(*given, seq_length, latency_batch)
+        target = target_of(*given, seq_length, latency_batch)
     device = settings.pop("device", None)
     batch_size = settings.get("batch_size", Calibration().batch_size)
     scoring = _scoring(model, evaluate, evaluate_data, batch_size, device)
@@ -244,53 +235,3 @@ def _scoring(
         return None
     dense = model if task == DIVERGENCE else None
     return Scoring(task, data, batch_size=batch_size, device=device, dense=dense)
-
-
-def _target(
-    macs: Fractions | None,
-    parameters: Fractions | None,
-    embeddings: float | None,
-    lm_head: float | None,
-    kept_bytes: float | None,
-    tolerance: float | None,
-    speedup: float | None,
-    seq_length: float | None,
-    latency_batch: int | None,
-) -> Target:
-    one_of_them = (macs, parameters, kept_bytes, tolerance, speedup)
-    given = sum(value is not None for value in one_of_them)
-    named = {"embeddings": embeddings, "lm_head": lm_head}
-    tables = {name: value for name, value in named.items() if value is not None}
-    if given != 1 and (given or not tables):
-        raise typer.BadParameter(
-            "give exactly one of --macs, --parameters, --bytes, --tolerance, --speedup, e.g. "
-            "--macs 0.6"
-        )
-    if seq_length is not None and macs is None and speedup is None:
-        raise typer.BadParameter(
-            "only --macs and --speedup depend on a length", param_hint="--seq-length"
-        )
-    if latency_batch is not None and speedup is None:
-        raise typer.BadParameter("only --speedup is timed", param_hint="--latency-batch")
-    if tables and (kept_bytes, tolerance, speedup) != (None, None, None):
-        option = f"--{next(iter(tables)).replace('_', '-')}"
-        raise typer.BadParameter("goes with --macs or --parameters, or alone", param_hint=option)
-
-    from stat_prune.settings.targets import Bytes, MACs, Parameters, Speedup, Tolerance
-
-    if macs is not None:
-        return MACs(macs, seq_length=seq_length, **tables)
-    if speedup is not None:
-        whole = int(seq_length) if seq_length is not None and seq_length.is_integer() else None
-        if seq_length is not None and whole is None:
-            raise typer.BadParameter("--speedup needs a whole number", param_hint="--seq-length")
-        return Speedup(speedup, batch_size=latency_batch or 1, seq_length=whole)
-    if kept_bytes is not None:
-        return Bytes(kept_bytes)
-    if isinstance(parameters, Mapping):
-        return Parameters({**parameters, **tables})
-    if parameters is not None:
-        return Parameters(parameters, **tables)
-    if tables:
-        return Parameters(tables)
-    return Tolerance(tolerance or 0.0)

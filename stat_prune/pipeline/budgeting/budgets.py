@@ -67,7 +67,7 @@ def _resolved(run: Run, target: Target, known: dict[tuple[int, int], TimedModel]
         return Budget(target, lengths, calibration.main_mask)
     whole = {mask: round(length) for mask, length in lengths.items()}
     length = whole[calibration.main_mask]
-    _check_can_be_timed(run, target, length)
+    check_can_be_timed(run, target, length)
     key = (target.batch_size, length)
     if key not in known:
         with run.stage("time dense model"):
@@ -84,8 +84,13 @@ def _resolved(run: Run, target: Target, known: dict[tuple[int, int], TimedModel]
     return Budget(target, whole, calibration.main_mask, known[key])
 
 
-def _check_can_be_timed(run: Run, target: Latency, length: int) -> None:
-    """Latency tables are of layers of two blocks that read texts, each computed once."""
+def check_can_be_timed(run: Run, target: Latency, length: int) -> None:
+    """Refuse what latency tables are not of: layers of two blocks that read texts, computed once.
+
+    Raises
+    ------
+    TargetError
+    """
     if run.settings.baseline is not None:
         raise TargetError(
             f"method={run.settings.method!r} cannot aim at a time, got {target!r}. Use "

@@ -10,10 +10,11 @@ from typing import Any, Unpack
 
 import torch
 from rich.table import Table
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.checkpoints.layer_weights import empty_model
 from stat_prune.checkpoints.loading import class_of
+from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.errors import LoadError, TargetError
@@ -24,7 +25,7 @@ from stat_prune.machine.process_memory import taken_memory
 from stat_prune.machine.progress import progress_bar
 from stat_prune.model.blocks import Block
 from stat_prune.pipeline.accounting import measure
-from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
+from stat_prune.pipeline.budgeting.budgets import check_budget, check_can_be_timed, resolve
 from stat_prune.pipeline.budgeting.sharing import even_share, spared_by_factors
 from stat_prune.pipeline.foreseeing.peak_memory import (
     Reading,
@@ -37,14 +38,15 @@ from stat_prune.pipeline.foreseeing.peak_memory import (
 from stat_prune.pipeline.foreseeing.rates import Rates, block_seconds, measure_rates
 from stat_prune.pipeline.foreseeing.search_cost import searches
 from stat_prune.pipeline.foreseeing.streaming_requirements import obstacle, supported_method
+from stat_prune.pipeline.foreseeing.timing_cost import timing_seconds
 from stat_prune.pipeline.inside_heads.kept_dims import check_kept_dims, heads_of, spared_by_dims
-from stat_prune.pipeline.run import Run, blocks_of
+from stat_prune.pipeline.run import Run, blocks_of, opened
 from stat_prune.reporting.report import Size
 from stat_prune.settings.arguments import check_path, integer
 from stat_prune.settings.methods import Method
 from stat_prune.settings.options import Arguments
 from stat_prune.settings.settings import Settings, settings_of
-from stat_prune.settings.targets import Target, checked_target
+from stat_prune.settings.targets import Latency, MACs, Target, checked_target
 
 #: Forward passes over the calibration set that a second pass takes, as measured.
 SECOND_PASS = 3.0
@@ -97,25 +99,25 @@ class Estimate:
     def in_one_line(self) -> str:
         """What pruning will take."""
         layers = self.memory_by_layer
-        beside = "" if layers is None else f" ({layers / 2**30:.2f} GiB layer by layer)"
+        beside = "" if layers is None else f" ({amount(layers)} layer by layer)"
         return (
-            f"It will take {self.memory / 2**30:.2f} GiB of memory{beside} and about "
+            f"It will take {amount(self.memory)} of memory{beside} and about "
             f"{duration(sum(self.seconds.values()))}."
         )
 
     def table(self) -> Table:
         """For a terminal."""
         table = Table(title=f"{self.model}, {self.dtype}", show_header=False)
-        gib = 2**30
+        before, after = self.before, self.after
         rows = {
-            "parameters": f"{self.before.parameters:,} -> about {self.after.parameters:,}",
-            "weights": f"{self.before.bytes / gib:.2f} -> about {self.after.bytes / gib:.2f} GiB",
-            f"MACs at {self.seq_length:g} tokens": f"{self.before.block_macs / 1e9:,.1f} -> "
-            f"{self.after.block_macs / 1e9:,.1f} thousand million",
-            "peak memory, whole model": f"{self.memory / gib:.2f} GiB",
+            "parameters": f"{before.parameters:,} -> about {after.parameters:,}",
+            "weights": f"{amount(before.bytes)} -> about {amount(after.bytes)}",
+            f"MACs at {self.seq_length:.4g} tokens": f"{before.block_macs:.4g} -> "
+            f"{after.block_macs:.4g}",
+            "peak memory, whole model": amount(self.memory),
             "peak memory, layer by layer": "cannot be pruned so"
             if self.memory_by_layer is None
-            else f"{self.memory_by_layer / gib:.2f} GiB, and {self.disk / gib:.2f} GiB of disk",
+            else f"{amount(self.memory_by_layer)}, and {amount(self.disk)} of disk",
             "time": f"about {duration(sum(self.seconds.values()))}",
         }
         for name, value in rows.items():
@@ -130,6 +132,8 @@ def estimate(
     *,
     target: Target,
     seq_length: int = 512,
+    dataset: Any = None,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     **settings: Unpack[Arguments],
 ) -> Estimate:
     """Foresee memory, disk and time of pruning a model, without its weights.
@@ -141,10 +145,13 @@ def estimate(
     ----------
     model : path, str or PreTrainedConfig
         A folder with ``config.json``, a name on the Hub, or the config itself.
-    target : MACs, Parameters, Bytes or Tolerance
-        Where embeddings share the budget, the sizes are those of about equal shares.
+    target : MACs, Parameters, Bytes, Tolerance or Latency
+        Where embeddings share the budget, the sizes are those of about equal shares; for a time
+        those of a model in which it goes with MACs.
     seq_length : int
-        Tokens of a calibration sequence.
+        Tokens of a calibration sequence, where `dataset` is not given.
+    dataset, tokenizer
+        As for `stat_prune.prune`: what is read is then as much, and as long, as it is.
     **settings
         As for `stat_prune.prune_checkpoint`, where they matter; ``effort`` as for
         `stat_prune.prune`, which alone searches.
@@ -161,6 +168,9 @@ def estimate(
         As for `stat_prune.prune_checkpoint`, but for models that can only be pruned in memory.
     """
     chosen = settings_of(estimate, settings)
+    timed = target if isinstance(target, Latency) else None
+    if timed is not None:
+        target = MACs(timed.fraction, seq_length=timed.seq_length)
     # Layer by layer starts are compared, whatever the effort in memory, and corrected once.
     recipe = supported_method(replace(chosen, effort="fast", passes=1), checked_target(target))
     seq_length = integer("seq_length", seq_length)
@@ -168,6 +178,12 @@ def estimate(
         check_path("model", model)
     empty = _model_of(model)
     run = _foreseen_run(empty, chosen, target, seq_length)
+    if dataset is not None:
+        quiet = replace(chosen, progress=False)
+        with opened(empty, dataset, given_tokenizer(tokenizer), quiet, [target]) as run:
+            pass  # what is read is known by now
+    if timed is not None:
+        check_can_be_timed(run, timed, timed.seq_length or round(run.calibration.mean_length))
     (budget,) = resolve(run, [target])
     check_budget(run, budget)
     check_kept_dims(run, [budget])
@@ -188,7 +204,7 @@ def estimate(
     if target.of_dimensions:
         whole += sum(map(Moments.num_bytes, _moments_of_dims(run)))
     needs = needs_of(empty, run.blocks, reading, recipe, target)
-    whole_alone = target.factors or target.of_dimensions or chosen.num_passes > 1
+    whole_alone = target.factors or target.of_dimensions or chosen.num_passes > 1 or timed
     return Estimate(
         model=type(empty).__name__,
         dtype=str(empty.dtype).removeprefix("torch."),
@@ -196,7 +212,7 @@ def estimate(
         after=_shrunk(before, run, budget),
         seq_length=budget.seq_length,
         num_samples=reading.num_samples,
-        seconds=_seconds(run, recipe, reading, target),
+        seconds=_seconds(run, recipe, reading, target, timed),
         memory=taken + whole,
         memory_by_layer=None if whole_alone or obstacle(empty) else taken + needs.memory,
         disk=needs.disk,
@@ -267,15 +283,15 @@ def _of_dimensions(run: Run, budget: Budget, before: Size) -> Estimate:
 def _seconds_of_dims(run: Run, reading: Reading, target: Target, rates: Rates) -> float:
     """One pass over the calibration set, and a probe of half of each kind in each layer."""
     widths = _moments_of_dims(run)
-    collecting = sum(width**2 for width in widths) * reading.length * rates.moments
-    collecting += _macs_of(run, reading.length) * rates.forward
+    collecting = sum(width**2 for width in widths) * reading.mean_length * rates.moments
+    collecting += _macs_of(run, reading.mean_length) * rates.forward
     # Half of the layers, on average, are computed for a probe.
     passes = 1 + len(target.of_dimensions) * len(widths) / 4
     probing = passes * _macs_of(run, reading.probe_length) * rates.forward
     return reading.num_samples * collecting + reading.num_probe_samples * probing
 
 
-def _macs_of(run: Run, tokens: int) -> float:
+def _macs_of(run: Run, tokens: float) -> float:
     """Of all blocks, for a sequence of so many tokens."""
     every = find_blocks(run.model)
     return sum(block.macs(block.num_units, block.num_groups, tokens) for block in every)
@@ -308,11 +324,13 @@ def _shrunk(before: Size, run: Run, budget: Budget) -> Size:
     )
 
 
-def _seconds(run: Run, recipe: Method, reading: Reading, target: Target) -> dict[str, float]:
+def _seconds(
+    run: Run, recipe: Method, reading: Reading, target: Target, timed: Latency | None = None
+) -> dict[str, float]:
     """By stage: operations are counted, and multiplied by what one of them takes here."""
     model, blocks, settings, device = run.model, run.blocks, run.settings, run.device
     rates = measure_rates(model.dtype, device, settings.first_precision)
-    length, depth = reading.length, 1 + max(block.layer for block in blocks)
+    length, depth = reading.mean_length, 1 + max(block.layer for block in blocks)
 
     sequence = partial(_macs_of, run)
     grams = sum(block.usage * block.num_channels**2 for block in blocks)
@@ -339,10 +357,12 @@ def _seconds(run: Run, recipe: Method, reading: Reading, target: Target) -> dict
         "probe": probing,
     }
     if searches(recipe, target):
-        head = length * _head_weights(model)
-        forward = reading.num_samples * (sequence(length) + head) * rates.forward
+        to_logits = length * _head_weights(model)
+        forward = reading.num_samples * (sequence(length) + to_logits) * rates.forward
         seconds["search the budget"] = most.passes * forward + trials
     seconds["fold"] = folding
+    if timed is not None:
+        seconds["time"] = timing_seconds(run, timed, rates)
     if target.of_dimensions:
         seconds["dimensions of heads"] = _seconds_of_dims(run, reading, target, rates)
     if settings.tries_second_pass:
@@ -363,6 +383,12 @@ def _by_shape(blocks: Sequence[Block]) -> list[list[Block]]:
         shape = (block.num_units, block.unit_size, block.num_groups, block.output_size)
         alike.setdefault(shape, []).append(block)
     return list(alike.values())
+
+
+def amount(count: float) -> str:
+    """Bytes in the unit that fits."""
+    gib = count / 2**30
+    return f"{gib:.2f} GiB" if gib >= 1 else f"{count / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,8 @@ class Reading:
         Sequences.
     length : int
         Tokens of the longest.
+    mean_length : float
+        Tokens, padding included.
     batch_tokens : int
         Tokens of the largest batch, padding included.
     num_probe_samples : int
@@ -65,6 +68,7 @@ class Reading:
 
     num_samples: int
     length: int
+    mean_length: float
     batch_tokens: int
     num_probe_samples: int
     probe_length: int
@@ -81,6 +85,7 @@ class Reading:
         return cls(
             num_samples=calibration.num_samples,
             length=length,
+            mean_length=sum(map(math.prod, sizes)) / calibration.num_samples,
             batch_tokens=max(sequences * tokens for sequences, tokens in sizes),
             num_probe_samples=probes,
             probe_length=min(length, cut),
