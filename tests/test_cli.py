@@ -180,6 +180,10 @@ def test_inspect_shows_what_was_kept_and_lists_removed_heads(pruned, run):
             assert f"{row['name']} without {', '.join(map(str, removed))}" in shown.stdout
     assert as_json["plan"] == plan
     assert as_json["report"]["blocks"] == printed["blocks"]
+    # what was not given is shown as what went for it
+    lines = shown.stdout.splitlines()
+    assert {"objective: logits", "budget: searched", "passes: 1"} <= set(lines)
+    assert as_json["report"]["settings"]["budget"] is None
 
 
 def test_inspect_shows_what_is_left_in_a_folder_that_a_trainer_wrote(pruned, run, tmp_path):

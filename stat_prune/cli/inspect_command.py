@@ -43,7 +43,7 @@ def inspect(
         if row.kind == "heads" and row.kept < row.total and row.name in plan:
             removed = sorted(set(range(row.total)) - set(plan[row.name]))
             typer.echo(f"{row.name} without {', '.join(map(str, removed))}")
-    for name, value in (report.settings | report.versions).items():
+    for name, value in (report.settings_used() | report.versions).items():
         typer.echo(f"{name}: {value}")
     typer.echo(in_one_line(report))
 

@@ -168,4 +168,17 @@ def _settings(run: Run, budget: Budget) -> dict[str, Any]:
         "dtype": str(run.model.dtype),
         "device": str(run.device),
         "processes": num_processes(),
+        "chosen": _chosen(run),
     }
+
+
+def _chosen(run: Run) -> dict[str, Any]:
+    """What went for settings that were left to the method and the model."""
+    settings = run.settings
+    itself = settings.baseline is not None and settings.budget is None
+    found = {
+        "objective": "hidden-states" if run.model.base_model is run.model else "logits",
+        "budget": "the method's own" if itself else settings.recipe.allocation,
+        "passes": 2 if settings.tries_second_pass else 1,
+    }
+    return {name: value for name, value in found.items() if getattr(settings, name) is None}

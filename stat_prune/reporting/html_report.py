@@ -64,7 +64,7 @@ def html_page(report: PruningReport, plan: Mapping[str, Collection[int]]) -> str
                 if table is not None
             ),
             ("Time", {name: f"{value:.1f} s" for name, value in report.seconds.items()}),
-            ("Settings", report.settings),
+            ("Settings", report.settings_used()),
             ("Versions", report.versions),
         ],
     )

@@ -108,7 +108,8 @@ class PruningReport:
     peak_memory : int
         Bytes: peak resident set of the process, or of the GPU's allocator.
     settings : dict
-        Model, method, target, seed and every other argument, data fingerprint and counts.
+        Model, method, target, seed and every other argument, data fingerprint and counts;
+        ``chosen`` has what went for arguments that were not given.
     versions : dict of str to str
     second_pass : dict or None
         Whether its correction was ``taken``, the ``distances`` on held-out calibration sequences
@@ -206,6 +207,15 @@ class PruningReport:
     def title(self) -> str:
         """One line: what was pruned, how, and to what."""
         return _title(self.settings)
+
+    def settings_used(self) -> dict[str, Any]:
+        """`settings`, with what was chosen in place of what was not given."""
+        chosen = self.settings.get("chosen", {})  # reports of the first versions lack it
+        return {
+            name: chosen.get(name, value)
+            for name, value in self.settings.items()
+            if name != "chosen"
+        }
 
     def lineage(self) -> list[str]:
         """A line for each run that made the model which was pruned, the first one first."""

@@ -56,6 +56,7 @@ _OF_THE_RUN = frozenset(
         "calibration_fingerprint",
         "dtype",
         "processes",
+        "chosen",
     }
 )
 
