@@ -53,8 +53,9 @@ def check_llama_like(model: PreTrainedModel, program: str) -> None:
     if kind not in LLAMA_LIKE:
         raise UnsupportedArchitectureError(
             f"A model of the type {kind!r} cannot be written for {program}: sizes that differ by "
-            f"layer are read there of {', '.join(LLAMA_LIKE)}. Prune it with uniform=True, and "
-            f"give the folder that is saved to {program}'s own converter."
+            f"layer are read there of {', '.join(LLAMA_LIKE)}. Export it to onnx or openvino; or, "
+            f"where {program} knows the type, prune it with uniform=True and give it the folder "
+            "that is saved."
         )
     if "head_dims" in (getattr(model.config, "stat_prune", None) or {}):
         raise UnsupportedArchitectureError(
