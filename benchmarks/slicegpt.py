@@ -28,7 +28,7 @@ from stat_prune.families.decoders.llama import LLAMA, QWEN3
 from stat_prune.pipeline.accounting import measure, report_of
 from stat_prune.pipeline.budgeting.budgets import resolve
 from stat_prune.pipeline.reached import check_fraction
-from stat_prune.pipeline.run import starting
+from stat_prune.pipeline.run import start_run
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import MACs, Target, Tolerance
@@ -78,7 +78,7 @@ def slicegpt(
             f"language-model head, such as LlamaForCausalLM, not {type(model).__name__}."
         )
     results = []
-    with starting(model, dataset, tokenizer, Settings(**settings)) as run:
+    with start_run(model, dataset, tokenizer, Settings(**settings)) as run:
         for target in targets:
             (budget,) = resolve(run, [target])
             seq_length = budget.seq_length

@@ -23,7 +23,7 @@ from stat_prune.pipeline.inside_heads.narrowing_heads import check_narrowing
 from stat_prune.pipeline.loaded_model import LoadedModel
 from stat_prune.pipeline.method_requirements import check_method
 from stat_prune.pipeline.resuming import FinishedWork, digest_of
-from stat_prune.pipeline.run import starting
+from stat_prune.pipeline.run import start_run
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.stages import results_of
 from stat_prune.pipeline.workspace import fingerprint_of
@@ -208,7 +208,7 @@ def _pruned(
     if output is not None:
         recorded = any(target.factors for target in targets) or not settings.uniform
         output.check(model, tokenizer, work_dir=work_dir, recorded=recorded)
-    with starting(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
+    with start_run(model, dataset, tokenizer, settings, targets, dispatched=True) as run:
         if settings.head_dims:
             check_narrowing(run, targets)
         budgets = resolve(run, targets)

@@ -33,7 +33,7 @@ def interrupted(command: list[str], monkeypatch, capsys) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stat_prune.pipeline.stages.sensitivities", stop)
-    monkeypatch.setattr("stat_prune.pipeline.on_disk.walk.Walk.distances", stop)
+    monkeypatch.setattr("stat_prune.pipeline.on_disk.layer_pass.LayerPass.distances", stop)
     monkeypatch.setattr(sys, "argv", ["stat-prune", *command])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

@@ -18,7 +18,7 @@ import stat_prune
 from stat_prune import MACs
 from stat_prune.errors import ModelError
 from stat_prune.model.dispatched import same_weights
-from stat_prune.pipeline.run import starting
+from stat_prune.pipeline.run import start_run
 from stat_prune.settings.settings import Settings
 
 ROWS = [{"input_ids": torch.randint(4, 40, (12,))} for _ in range(40)]
@@ -87,7 +87,7 @@ def places(model: torch.nn.Module) -> list[int]:
 
 def test_a_run_takes_no_second_memory_for_the_weights():
     model = tiny_llama()
-    with starting(model, ROWS, None, Settings(progress=False)) as run:
+    with start_run(model, ROWS, None, Settings(progress=False)) as run:
         assert run.model is not model
         assert places(run.model) == places(model)
 

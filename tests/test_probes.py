@@ -10,7 +10,7 @@ from transformers import BertForQuestionAnswering, BertForSequenceClassification
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.pipeline.foreseeing.peak_memory import Reading
-from stat_prune.pipeline.run import MIN_PROBE_LENGTH, MIN_PROBE_SEQUENCES, starting
+from stat_prune.pipeline.run import MIN_PROBE_LENGTH, MIN_PROBE_SEQUENCES, start_run
 from stat_prune.settings.settings import Settings
 
 
@@ -21,7 +21,7 @@ def rows(count: int, length: int) -> list[dict[str, torch.Tensor]]:
 
 def probed(model, data) -> list[int]:
     """The lengths of the sequences that each probe is measured on."""
-    with starting(model, data, None, Settings(progress=False)) as run:
+    with start_run(model, data, None, Settings(progress=False)) as run:
         values = positions_per_sequence(model, run.calibration.batches[0], output_distance)
         batches = run.probe_batches(values)
         reading = Reading.of(run)
@@ -44,7 +44,7 @@ def test_probes_of_long_texts_take_half_a_pass_whatever_the_depth(layers):
 def test_probes_are_batched_to_as_many_tokens_as_calibration():
     model = tiny_llama(num_hidden_layers=8, max_position_embeddings=256)
     data = rows(20, 200)
-    with starting(model, data, None, Settings(batch_size=2, progress=False)) as run:
+    with start_run(model, data, None, Settings(batch_size=2, progress=False)) as run:
         shapes = [tuple(batch["input_ids"].shape) for batch in run.probe_batches(200.0)]
     # Two of 200 tokens at a time: six of 64.
     assert shapes == [(6, MIN_PROBE_LENGTH), (4, MIN_PROBE_LENGTH)]

@@ -21,7 +21,7 @@ import stat_prune
 from stat_prune import MACs
 from stat_prune.errors import SaveError, SettingsError
 from stat_prune.pipeline import loaded_model, stages
-from stat_prune.pipeline.on_disk import walk
+from stat_prune.pipeline.on_disk import layer_pass
 from stat_prune.pipeline.workspace import Workspace
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -141,7 +141,7 @@ def test_a_run_that_failed_gives_its_folder_back(run, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="midway") as caught:
         patch.setattr(stages, "sensitivities", fail)
-        patch.setattr(walk.Walk, "distances", fail)
+        patch.setattr(layer_pass.LayerPass, "distances", fail)
         run(tmp_path)
     assert caught.traceback  # which still refers to the run
     run(tmp_path)
@@ -160,7 +160,7 @@ def test_resuming_a_run_that_has_ended_gives_its_result(run, tmp_path, monkeypat
         raise AssertionError("measured again")
 
     monkeypatch.setattr(loaded_model, "collect", never)
-    monkeypatch.setattr(walk.Walk, "measure", never)
+    monkeypatch.setattr(layer_pass.LayerPass, "measure", never)
     again = run(tmp_path)
     assert again.plan == first.plan
     assert again.report.to_dict() == first.report.to_dict()
@@ -193,7 +193,7 @@ def broken_off(run, tmp_path, monkeypatch) -> Path:
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stages, "sensitivities", stop)
-        patch.setattr(walk.Walk, "distances", stop)
+        patch.setattr(layer_pass.LayerPass, "distances", stop)
         run(tmp_path)
     return tmp_path
 

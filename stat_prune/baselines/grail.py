@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stat_prune.baselines.layer_inputs import LayerwiseModel, put
+from stat_prune.baselines.layer_inputs import LayerwiseModel, mask_block
 from stat_prune.baselines.ranking import budget_of, cost_of, unit_cost
 from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
 from stat_prune.choosing.criteria.simple import wanda_sp
@@ -85,7 +85,7 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
                 weight = _compensated(seen, units) if len(units) < block.num_units else None
                 plans[block.name] = planned(one, units, weight)
                 if weight is not None:
-                    put(pruned.model, block, units, weight)
+                    mask_block(pruned.model, block, units, weight)
     return [plans[block.name] for block in run.blocks]
 
 

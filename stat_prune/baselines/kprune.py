@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from stat_prune.baselines.layer_inputs import (
     LayerwiseModel,
     dense_sums,
-    put,
+    mask_block,
     reconstruction_moments,
 )
 from stat_prune.baselines.mask_gradients import mask_gradients
@@ -124,7 +124,7 @@ def plan(run: Run, budget: Budget, search: Callable[[], Sizes] | None = None) ->
                         if intact
                         else _tuned(one, pruned, sums[one.block.name], units)
                     )
-                    put(pruned.model, one.block, units, plans[-1].folded.weight)
+                    mask_block(pruned.model, one.block, units, plans[-1].folded.weight)
                     left -= cost(one.block, len(units), len(units))
     return plans
 

@@ -128,7 +128,7 @@ def reconstruction_moments(
     return moments
 
 
-def put(model: PreTrainedModel, block: Block, units: Tensor, weight: Tensor) -> None:
+def mask_block(model: PreTrainedModel, block: Block, units: Tensor, weight: Tensor) -> None:
     """Let a model compute as if a block were pruned, in place: dropped channels weigh nothing."""
     full = projection(model.base_model, block.consumer).weight
     with torch.no_grad():

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from stat_prune.baselines.layer_inputs import (
     LayerwiseModel,
     dense_sums,
-    put,
+    mask_block,
     reconstruction_moments,
 )
 from stat_prune.choosing.plan import BlockPlan
@@ -94,7 +94,7 @@ def _tuned_weights(
             if masks is None:
                 return weights
             weights[block.name] = weight * masks.repeat_interleave(block.unit_size)
-            put(pruned, block, units, weights[block.name])
+            mask_block(pruned, block, units, weights[block.name])
         model.advance()
     return weights
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from stat_prune.choosing.correction import fold
 from stat_prune.choosing.criteria import Candidates
 from stat_prune.choosing.measured import Measured
-from stat_prune.machine.distributed import is_mine, merged, together
+from stat_prune.machine.distributed import barrier, gather, is_mine
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.folded_consumer import FoldedConsumer
@@ -25,7 +25,7 @@ def fold_all(
         with gathered_numerical_warnings(f"folding {what}"):
             return {number: fold_one(recipe, measured[number], choice[number]) for number in mine}
 
-    return merged(together(fold_mine))
+    return gather(barrier(fold_mine))
 
 
 def fold_candidate(

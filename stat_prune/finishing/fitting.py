@@ -18,7 +18,7 @@ from stat_prune.data.training_data import BatchesOfOneLength, TrainingSet
 from stat_prune.errors import SettingsError
 from stat_prune.finishing.updates import Updates, root_mean_square
 from stat_prune.measuring.distillation import LayerMap, hidden_distance, layer_map_of, run_on
-from stat_prune.measuring.objectives import judged
+from stat_prune.measuring.objectives import reader_of
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.blocks import Block
 from stat_prune.model.running import Batch, Objective, evaluating
@@ -214,7 +214,7 @@ def check_gradient(dense: PreTrainedModel, objective: Objective, batch: Batch) -
     SettingsError
     """
     with evaluating(dense):
-        expected, _ = run_on(judged(dense, objective), batch)
+        expected, _ = run_on(reader_of(dense, objective), batch)
     found = copy.copy(expected)
     for name, value in expected.items():
         if isinstance(value, Tensor) and value.is_floating_point():
@@ -237,8 +237,8 @@ def _loss(
 ) -> Tensor:
     """The objective, and the distance of hidden states, which say more than a few logits do."""
     with torch.no_grad():
-        expected, expected_states = run_on(judged(dense, objective), batch)
-    found, states = run_on(judged(student, objective), batch)
+        expected, expected_states = run_on(reader_of(dense, objective), batch)
+    found, states = run_on(reader_of(student, objective), batch)
     loss = objective(expected, found, batch).mean()
     if layer_map:
         loss = loss + HIDDEN_WEIGHT * hidden_distance(states, expected_states, batch, layer_map)

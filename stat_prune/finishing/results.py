@@ -18,12 +18,12 @@ from stat_prune.data.calibration import CalibrationSet
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import DataError, ModelError, SettingsError
 from stat_prune.finishing.fitting import PASSES, check_gradient, fit, num_steps
-from stat_prune.machine.distributed import agreed
+from stat_prune.machine.distributed import broadcast
 from stat_prune.measuring.distillation import check_teacher
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.model.dispatched import is_dispatched, shared_copy
 from stat_prune.model.running import Objective
-from stat_prune.pipeline.run import Run, leaves_out_head, starting
+from stat_prune.pipeline.run import Run, leaves_out_head, start_run
 from stat_prune.reporting.finish_report import Finish
 from stat_prune.reporting.result import PruningResult, saved_result
 from stat_prune.settings.methods import FINISHES, ObjectiveName
@@ -110,7 +110,7 @@ def finish(
         result = saved_result(folder, load_tokenizer(str(folder)))
     dense = _teacher_of(result) if teacher is None else teacher
     tokenizer = result.tokenizer if tokenizer is None else given_tokenizer(tokenizer)
-    with starting(dense, dataset, tokenizer, settings) as run:
+    with start_run(dense, dataset, tokenizer, settings) as run:
         check_finish(run)
         if "input_ids" in run.calibration.batches[0]:
             check_teacher(result.model, dense)
@@ -235,7 +235,7 @@ class Finishing:
         count = min(self.num_sequences, PASSES * self.examples.num_samples)
         with run.stage("finish"):
             run.expect(num_steps(count))
-            return agreed(
+            return broadcast(
                 lambda: fit(
                     model,
                     self.dense,

@@ -71,7 +71,7 @@ def is_mine(number: int) -> bool:
     return number % num_processes() == rank()
 
 
-def merged(found: Mapping[int, Item]) -> list[Item]:
+def gather(found: Mapping[int, Item]) -> list[Item]:
     """What all processes found, by the number of the part of the work; on each of them."""
     if num_processes() == 1:
         return [found[number] for number in sorted(found)]
@@ -96,7 +96,7 @@ def _unpacked(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location=place, weights_only=False)
 
 
-def together(work: Callable[[], Result]) -> Result:
+def barrier(work: Callable[[], Result]) -> Result:
     """Do this process's part; where one fails, all raise its error instead of waiting for it."""
     if num_processes() == 1:
         return work()
@@ -109,7 +109,7 @@ def together(work: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
-def agreed(work: Callable[[], Result]) -> Result:
+def broadcast(work: Callable[[], Result]) -> Result:
     """What the first process found, on all: for what two processes might see differently."""
     if num_processes() == 1:
         return work()

@@ -77,7 +77,7 @@ def _check_distances(objective: Objective, values: Any) -> None:
     )
 
 
-def judged(model: PreTrainedModel, objective: Objective) -> PreTrainedModel:
+def reader_of(model: PreTrainedModel, objective: Objective) -> PreTrainedModel:
     """The model whose output an objective reads: that without a head for what is inside."""
     return cast(PreTrainedModel, model.base_model) if objective in OF_BASE_MODEL else model
 

@@ -13,17 +13,17 @@ from transformers import PreTrainedModel
 
 from stat_prune.data.batching import masks_in, num_sequences
 from stat_prune.families import transformer_layers
-from stat_prune.measuring.objectives import distances, judged, output_distance
+from stat_prune.measuring.objectives import distances, output_distance, reader_of
 from stat_prune.model.dispatched import input_device, loaded
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import projection
-from stat_prune.model.running import Batch, Objective, answering, evaluating, model_inputs
+from stat_prune.model.running import Batch, Objective, evaluating, model_inputs, stubbed
 
 
 def positions_per_sequence(model: PreTrainedModel, batch: Batch, objective: Objective) -> float:
     """How many values an objective has for a sequence: one, or one a token."""
     device = input_device(model)
-    reader = judged(model, objective)
+    reader = reader_of(model, objective)
     with evaluating(model):
         return positions_of(reader(**model_inputs(reader, batch, device)), batch, objective)
 
@@ -66,7 +66,7 @@ def distances_by_sequence(
         for batch in batches:
             dense, *found = (
                 reader(**model_inputs(reader, batch, device))
-                for reader in (judged(one, objective) for one in (model, *pruned.values()))
+                for reader in (reader_of(one, objective) for one in (model, *pruned.values()))
             )
             for of_model, output in zip(sums.values(), found, strict=True):
                 values = distances(objective, dense, output, batch)
@@ -128,7 +128,7 @@ def probe(
     if not probes:
         return []
     objective = objective or output_distance
-    reader = judged(model, objective)
+    reader = reader_of(model, objective)
     layers = transformer_layers(model)
     device = input_device(model)
     together: dict[str, list[FoldedConsumer]] = {}
@@ -145,7 +145,7 @@ def probe(
                     layer: partial(layer_outputs.get, layer)
                     for layer in list(layers)[: members[0].block.layer]
                 }
-                with answering(known), ExitStack() as stack:
+                with stubbed(known), ExitStack() as stack:
                     for folded in members:
                         stack.enter_context(loaded(model.base_model, folded.block.consumer))
                     stack.enter_context(replaced(model.base_model, members))

@@ -55,7 +55,7 @@ def evaluating(model: nn.Module, *, timed: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def answering(answers: Mapping[nn.Module, Callable[[], Any]]) -> Iterator[None]:
+def stubbed(answers: Mapping[nn.Module, Callable[[], Any]]) -> Iterator[None]:
     """These modules answer with what is known instead of computing."""
     own = {module: module.__dict__.get("forward") for module in answers}
     for module, answer in answers.items():

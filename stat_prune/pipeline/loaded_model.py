@@ -19,7 +19,7 @@ from stat_prune.choosing.folding import fold_all
 from stat_prune.choosing.measured import Measured
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.families import find_blocks
-from stat_prune.machine.distributed import agreed, is_mine, merged, summed, together
+from stat_prune.machine.distributed import barrier, broadcast, gather, is_mine, summed
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.objectives import objective_named
@@ -46,7 +46,7 @@ from stat_prune.pipeline.second_pass import (
     can_move,
     states_of_token,
 )
-from stat_prune.pipeline.sources import Cut, Decided, Probed
+from stat_prune.pipeline.sources import CutModel, Decided, Probed
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.targets import Target
@@ -121,7 +121,7 @@ class LoadedModel:
         pairs = zip(folded, measured, choice, strict=True)
         return Decided.of([planned(*one) for one in pairs], second, held_out)
 
-    def cut(self, budget: Budget, decided: Decided) -> Cut:
+    def cut(self, budget: Budget, decided: Decided) -> CutModel:
         """Smaller layers in place of the dense ones, in a copy that shares the others."""
         run, plans = self.run, decided.plans
         with run.stage("cut"):
@@ -133,9 +133,9 @@ class LoadedModel:
                 as_pruned_class(pruned)
         kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
         renumber_alignment_heads(pruned, dense, kept)
-        return Cut(pruned, [row_of(plan) for plan in plans], kept, embeddings, head)
+        return CutModel(pruned, [row_of(plan) for plan in plans], kept, embeddings, head)
 
-    def result(self, budget: Budget, cut: Cut, report: PruningReport) -> PruningResult:
+    def result(self, budget: Budget, cut: CutModel, report: PruningReport) -> PruningResult:
         """The model and the account of it."""
         leave_source(cut.model)
         if self.run.settings.inplace:
@@ -160,7 +160,9 @@ def collect(run: Run) -> list[BlockStatistics]:
     attention = _attention_of_heads(run) if recipe.heads_only else {}
     statistics = _statistics(run, run.blocks, run.settings.first_precision)
     if run.settings.precision == "auto":
-        again = agreed(lambda: [one.block for one in statistics.values() if one.has_dependence()])
+        again = broadcast(
+            lambda: [one.block for one in statistics.values() if one.has_dependence()]
+        )
         for block in again:
             del statistics[block.name]  # the memory is needed
         statistics |= _statistics(run, again, "float64")
@@ -175,7 +177,7 @@ def _statistics(run: Run, blocks: Sequence[Block], precision: str) -> dict[str, 
         return {}
     mine = [batch for number, batch in enumerate(run.calibration.batches) if is_mine(number)]
     with run.stage("collect"):
-        moments = together(
+        moments = barrier(
             lambda: collect_moments(run.model, blocks, run.tracked(mine), precision=precision)
         )
         moments = summed(moments)
@@ -197,8 +199,8 @@ def decompose(run: Run, statistics: Sequence[BlockStatistics]) -> list[Measured]
     """Rank each block's units; one decomposition prices every size."""
     mine = [number for number in range(len(statistics)) if is_mine(number)]
     with run.stage("decompose"):
-        candidates = merged(
-            together(lambda: {n: candidates_of(run, statistics[n], n) for n in run.tracked(mine)})
+        candidates = gather(
+            barrier(lambda: {n: candidates_of(run, statistics[n], n) for n in run.tracked(mine)})
         )
     pairs = zip(candidates, statistics, strict=True)
     return [Measured(sizes, one.output_energy, one) for sizes, one in pairs]
@@ -215,7 +217,7 @@ def _second_pass(
         return folded, None
     with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
         run.expect(len(folded))
-        best, second = agreed(
+        best, second = broadcast(
             lambda: best_pass(
                 run.model,
                 folded,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stat_prune.choosing.measured import Measured
-from stat_prune.machine.distributed import is_mine, merged, together
+from stat_prune.machine.distributed import barrier, gather, is_mine
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import positions_per_sequence, probe
 from stat_prune.model.folded_consumer import FoldedConsumer
@@ -61,7 +61,7 @@ def distances(run: Run, probes: Sequence[FoldedConsumer], batches: Sequence[Batc
     # By layer: experts of a set are probed together.
     mine = [number for number, one in enumerate(probes) if is_mine(one.block.layer)]
     run.expect(len(batches) * len(mine))
-    found = together(
+    found = barrier(
         lambda: probe(
             run.model,
             [probes[number] for number in mine],
@@ -70,7 +70,7 @@ def distances(run: Run, probes: Sequence[FoldedConsumer], batches: Sequence[Batc
             advance=run.advance,
         )
     )
-    return merged(dict(zip(mine, found, strict=True)))
+    return gather(dict(zip(mine, found, strict=True)))
 
 
 def weights_by_block(probes: Sequence[Probed], measured: Sequence[Measured]) -> list[float]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stat_prune.machine.distributed import agreed
+from stat_prune.machine.distributed import broadcast
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.dispatched import stored_tensors
 from stat_prune.pipeline.run import Run
@@ -71,7 +71,7 @@ class FinishedWork:
         self._locked: Workspace | None = None
         if folder is not None:
             self._folder = Path(os.path.realpath(folder))
-            self._workspace = agreed(self._open)
+            self._workspace = broadcast(self._open)
 
     @property
     def workspace(self) -> Workspace:
@@ -159,7 +159,7 @@ class FinishedWork:
         """Nothing of it is needed any more: the results are saved, or in the caller's hands."""
         workspace = self._workspace
         if workspace is not None:
-            agreed(workspace.delete)
+            broadcast(workspace.delete)
 
     def _open(self) -> Workspace:
         self._locked = Workspace(self._folder, self._fingerprint, resume=self._resume)
@@ -175,16 +175,16 @@ class FinishedWork:
         workspace = self._workspace
         if workspace is None:
             return measure()
-        if agreed(lambda: workspace.done(name)):
-            self._run.stopwatch.seconds |= agreed(workspace.seconds)
-            return agreed(lambda: load(workspace.folder / name))
+        if broadcast(lambda: workspace.done(name)):
+            self._run.stopwatch.seconds |= broadcast(workspace.seconds)
+            return broadcast(lambda: load(workspace.folder / name))
         found = measure()
 
         def finish() -> None:
             with workspace.piece(name, self._run.stopwatch.seconds) as folder:
                 save(found, folder)
 
-        agreed(finish)
+        broadcast(finish)
         return found
 
 

@@ -22,7 +22,7 @@ from stat_prune.exporting.serving import check_servable
 from stat_prune.families import find_blocks
 from stat_prune.inferring import describe
 from stat_prune.machine.clock import Stopwatch
-from stat_prune.machine.distributed import check_same, rank, together
+from stat_prune.machine.distributed import barrier, check_same, rank
 from stat_prune.machine.ordinary_tensors import outside_modes_of_caller
 from stat_prune.machine.progress import progress_bar
 from stat_prune.measuring.head_states import head_moments
@@ -186,7 +186,7 @@ def probe_length(num_tokens: int, num_blocks: int, num_sequences: int) -> int:
 
 
 @contextmanager
-def starting(
+def start_run(
     model: PreTrainedModel,
     dataset: Any,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -211,9 +211,9 @@ def starting(
     with (
         outside_modes_of_caller(),
         model_of_run(model, itself=itself) as own,
-        opened(own, dataset, tokenizer, settings, targets) as run,
+        open_run(own, dataset, tokenizer, settings, targets) as run,
     ):
-        together(lambda: check_weights_are_finite(own, stored_tensors(own)))
+        barrier(lambda: check_weights_are_finite(own, stored_tensors(own)))
         module: nn.Module = own
         home = None if is_dispatched(own) else next(module.parameters()).device
         try:
@@ -226,7 +226,7 @@ def starting(
 
 
 @contextmanager
-def opened(
+def open_run(
     model: PreTrainedModel,
     dataset: Any,
     tokenizer: PreTrainedTokenizerBase | None,

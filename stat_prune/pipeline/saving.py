@@ -28,7 +28,7 @@ from stat_prune.checkpoints.replacing import (
     run_of,
 )
 from stat_prune.errors import SaveError
-from stat_prune.machine.distributed import agreed, rank
+from stat_prune.machine.distributed import broadcast, rank
 from stat_prune.model.dispatched import stored_tensors
 from stat_prune.model.whole_encoders import transformer_of
 from stat_prune.reporting.result import PruningResult, saved_result
@@ -81,7 +81,7 @@ class Output:
         check_working_folder(self.directory, work_dir)
         check_can_be_saved(model, tokenizer, recorded=recorded)
         if work_dir is None or self._run() is None:
-            agreed(lambda: check_output_directory(self.directory, self.overwrite))
+            broadcast(lambda: check_output_directory(self.directory, self.overwrite))
 
     def finished(self, run: Mapping[str, str], **options: Any) -> PruningResult | None:
         """The result of a run, where that is what the folder holds.
@@ -105,7 +105,7 @@ class Output:
         return None
 
     def _run(self) -> dict[str, str] | None:
-        return agreed(lambda: run_of(Path(os.path.realpath(self.directory))))
+        return broadcast(lambda: run_of(Path(os.path.realpath(self.directory))))
 
     def save(self, result: PruningResult) -> None:
         """Save a result; of several processes the first does.
@@ -118,7 +118,7 @@ class Output:
         if self.whole is not None:
             result = result.inside(self.whole)
         try:
-            agreed(lambda: result.save(self.directory, overwrite=self.overwrite))
+            broadcast(lambda: result.save(self.directory, overwrite=self.overwrite))
         except Exception as error:
             if rank() > 0:
                 raise

@@ -98,7 +98,7 @@ def _size_of(plan: BlockPlan) -> tuple[Block, int, int]:
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutModel:
     """A pruned model, not yet accounted for.
 
     Attributes
@@ -142,8 +142,8 @@ class Source(Protocol[Result]):
     def fold(self, measured: Sequence[Measured], choice: Sequence[int], target: Target) -> Decided:
         """The correction of each block's candidate; or a note to fold it when it is cut."""
 
-    def cut(self, budget: Budget, decided: Decided) -> Cut:
+    def cut(self, budget: Budget, decided: Decided) -> CutModel:
         """Smaller layers in place of the dense ones, in a copy or layer by layer."""
 
-    def result(self, budget: Budget, cut: Cut, report: PruningReport) -> Result:
+    def result(self, budget: Budget, cut: CutModel, report: PruningReport) -> Result:
         """What the caller gets."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.families import stacks_of, transformer_layers
 from stat_prune.model.dispatched import input_device
-from stat_prune.model.running import Batch, answering, model_inputs
+from stat_prune.model.running import Batch, model_inputs, stubbed
 
 #: What the last layer so far of each stack has returned, by the number of the stack.
 States: TypeAlias = dict[int, Any]
@@ -39,7 +39,7 @@ def known_before(model: PreTrainedModel, layer: int, states: States) -> Iterator
     answers = {
         one: partial(states.get, number) for one, number in zip(layers, numbers, strict=True)
     }
-    with answering(answers):
+    with stubbed(answers):
         yield
 
 

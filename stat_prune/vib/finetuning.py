@@ -22,7 +22,7 @@ from stat_prune.measuring.distillation import check_teacher
 from stat_prune.model.model_checks import check_is_model
 from stat_prune.model.one_run import model_of_run
 from stat_prune.pipeline.method_requirements import single_fraction
-from stat_prune.pipeline.run import Run, starting
+from stat_prune.pipeline.run import Run, start_run
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.arguments import check_number, check_path, flag
 from stat_prune.settings.settings import Settings
@@ -144,7 +144,10 @@ def vib_finetune(
     )
     if output_dir is not None and isinstance(model, PreTrainedModel):
         check_can_be_saved(model, tokenizer)
-    with starting(model, train_dataset, tokenizer, settings) as run, _teaching(run, teacher) as one:
+    with (
+        start_run(model, train_dataset, tokenizer, settings) as run,
+        _teaching(run, teacher) as one,
+    ):
         finetuning = Finetuning.prepared(run, target, config, one, labels, hidden)
         finetuning.prices(finetuning.hidden).check_reachable(fractions[-1])
         if output_dir is None:

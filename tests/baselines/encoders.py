@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.pipeline.budgeting.budgets import resolve
-from stat_prune.pipeline.run import Run, starting
+from stat_prune.pipeline.run import Run, start_run
 from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Target
 
@@ -73,7 +73,7 @@ def rows(count: int = 60, *, labels: list[float] | None = None) -> list[dict[str
 def ready(model: PreTrainedModel, data: Any = None, **settings: Any) -> Iterator[Run]:
     """A run on `rows`, in silence."""
     chosen = Settings(**{"batch_size": 16, "progress": False} | settings)
-    with starting(model, rows() if data is None else data, None, chosen) as run:
+    with start_run(model, rows() if data is None else data, None, chosen) as run:
         yield run
 
 

@@ -11,7 +11,7 @@ from encoders import budget_for, build, ready, rows
 
 from stat_prune import MACs
 from stat_prune.baselines import kprune
-from stat_prune.baselines.layer_inputs import LayerwiseModel, dense_sums, put
+from stat_prune.baselines.layer_inputs import LayerwiseModel, dense_sums, mask_block
 from stat_prune.baselines.task_loss import decisions
 from stat_prune.data.batching import token_mask
 
@@ -68,7 +68,7 @@ def test_tuning_brings_every_sublayer_closer_to_the_dense_one(model):
                 assert error(folded.weight) < 0.95 * error(weight[:, kept])
                 best = np.linalg.lstsq(channels[:, kept].numpy(), targets.numpy(), rcond=None)[0]
                 np.testing.assert_allclose(folded.weight.T, best, rtol=1e-3, atol=1e-3)
-                put(pruned.model, block, folded.units, folded.weight)
+                mask_block(pruned.model, block, folded.units, folded.weight)
             pruned.advance()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from stat_prune.baselines.layer_inputs import (
     LayerwiseModel,
     dense_sums,
-    put,
+    mask_block,
     reconstruction_moments,
 )
 from stat_prune.data.batching import token_mask
@@ -73,7 +73,7 @@ def test_moments_are_of_the_kept_channels_and_of_what_they_should_add(model):
         heads, neurons = run.blocks[:2]
         units = torch.tensor([0, 2])
         channels = heads.channels(units)
-        put(
+        mask_block(
             pruned.model, heads, units,
             model.base_model.get_submodule(heads.consumer).weight[:, channels].double(),
         )  # fmt: skip

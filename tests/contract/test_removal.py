@@ -25,7 +25,7 @@ from stat_prune.model.projections import projection
 from stat_prune.pipeline.loaded_model import LoadedModel
 from stat_prune.pipeline.probes import sensitivities
 from stat_prune.pipeline.resuming import FinishedWork
-from stat_prune.pipeline.run import starting
+from stat_prune.pipeline.run import start_run
 from stat_prune.pipeline.second_pass import can_move, pruned_copy, restream
 from stat_prune.settings.settings import Settings
 
@@ -106,7 +106,7 @@ def test_with_removal_the_least_is_one_unit_of_one_block(family: Family, prune):
 def test_a_removed_block_has_the_price_that_its_removal_shows(label, texts, word_tokenizer):
     model = BY_LABEL[label].build("ForSequenceClassification")
     settings = Settings(remove_blocks=True, progress=False)
-    with starting(model, texts, word_tokenizer, settings) as run:
+    with start_run(model, texts, word_tokenizer, settings) as run:
         source = LoadedModel(run, FinishedWork(run))
         blocks = source.measure()
         weights = sensitivities(source, blocks)

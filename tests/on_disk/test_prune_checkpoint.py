@@ -20,7 +20,7 @@ import stat_prune
 from stat_prune.checkpoints.layer_weights import Checkpoint
 from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE
 from stat_prune.families import transformer_layers
-from stat_prune.pipeline.on_disk import comparing, walk
+from stat_prune.pipeline.on_disk import comparing, layer_pass
 from stat_prune.reporting.report import PruningReport
 
 WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then it was very".split()
@@ -179,7 +179,7 @@ def test_weights_of_one_layer_are_in_memory_at_a_time(
     in_memory: list[set[int]] = []
     embeddings: list[int] = []
 
-    run_layer = walk.run_layer
+    run_layer = layer_pass.run_layer
 
     def watched(model, layer, *arguments, embedded=True):
         layers = transformer_layers(model)
@@ -191,7 +191,9 @@ def test_weights_of_one_layer_are_in_memory_at_a_time(
         embeddings.append(storage.nbytes() if layer or embedded else 0)
         return run_layer(model, layer, *arguments)
 
-    monkeypatch.setattr(walk, "run_layer", partial(watched, embedded=method == "id-unweighted"))
+    monkeypatch.setattr(
+        layer_pass, "run_layer", partial(watched, embedded=method == "id-unweighted")
+    )
     monkeypatch.setattr(comparing, "run_layer", watched)
     stat_prune.prune_checkpoint(
         tmp_path / "dense",

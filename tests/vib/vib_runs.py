@@ -12,7 +12,7 @@ from tiny_models import tiny_bert
 from transformers import BertForSequenceClassification, PreTrainedModel
 
 from stat_prune.families import find_blocks
-from stat_prune.pipeline.run import starting
+from stat_prune.pipeline.run import start_run
 from stat_prune.settings.settings import Settings
 from stat_prune.surgery.cut import apply
 from stat_prune.vib import MODES, VIBConfig, vib_finetune
@@ -73,7 +73,7 @@ def masked_and_cut(
     with masking(model, blocks, masks, Lagrangian()):
         masked = output(model, inputs)
     units = [kept_units(block, mask.kept) for block, mask in zip(blocks, masks, strict=True)]
-    with starting(model, sequences(), None, Settings(progress=False)) as run:
+    with start_run(model, sequences(), None, Settings(progress=False)) as run:
         plans = fold_masks(model, blocks, masks, units, config, run)
     apply(model, [plan.folded for plan in plans])
     return masked, output(model, inputs)

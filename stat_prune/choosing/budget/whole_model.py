@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from stat_prune.data.batching import num_sequences
 from stat_prune.families import transformer_layers
-from stat_prune.machine.distributed import is_mine, merged, num_processes, together
-from stat_prune.measuring.objectives import distances, judged
+from stat_prune.machine.distributed import barrier, gather, is_mine, num_processes
+from stat_prune.measuring.objectives import distances, reader_of
 from stat_prune.measuring.sensitivity import recorded, sums_by_sequence
 from stat_prune.model.running import Batch, Objective, evaluating
 from stat_prune.surgery.layerwise import States, run_rest, stack_numbers
@@ -183,7 +183,7 @@ class WholeModel:
         found: Iterator[Tensor] = map(on_batch, numbers)
         if num_processes() > 1:
             mine = [number for number in numbers if is_mine(number)]
-            found = iter(merged(together(lambda: {n: on_batch(n) for n in mine})))
+            found = iter(gather(barrier(lambda: {n: on_batch(n) for n in mine})))
         return found
 
     def _on_batch(
@@ -195,7 +195,7 @@ class WholeModel:
         outputs: dict[int, list[Any]],
     ) -> Tensor:
         batch = self._batches[number]
-        reader = judged(pruned, self._objective)
+        reader = reader_of(pruned, self._objective)
         layers = transformer_layers(pruned)
         states = dict(zip(self._stacks[:first], known or (), strict=False))
         with recorded(layers[first:]) as computed:
@@ -211,7 +211,7 @@ class WholeModel:
 
         It is remembered, or computed again from what the last layers have returned.
         """
-        batch, reader = self._batches[number], judged(self._model, self._objective)
+        batch, reader = self._batches[number], reader_of(self._model, self._objective)
         layers = transformer_layers(self._model)
         with recorded(layers) as computed:
             output = run_rest(reader, 0, batch, {})

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from stat_prune.choosing.budget.choice import check_reachable
 from stat_prune.choosing.budget.costs import Budget, full_cost
 from stat_prune.errors import TargetError
-from stat_prune.machine.distributed import agreed
+from stat_prune.machine.distributed import broadcast
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.blocks import SeqLength
@@ -276,13 +276,13 @@ def best_share(
         for side in (less, more):
             tried += _until_worse(run, budget, search, side)
     corrected: dict[str, float] = {}
-    order = agreed(lambda: sorted(range(len(tried)), key=lambda at: tried[at].distance))
+    order = broadcast(lambda: sorted(range(len(tried)), key=lambda at: tried[at].distance))
     contenders = [tried[at] for at in order[:NUM_CORRECTED]]
     for one in contenders:
         decided = fold(one.choice, one.share)
         with run.stage("share the budget"):
             corrected[str(one.share)] = _held_out_distance(run, one.share, decided)
-    best = agreed(lambda: min(contenders, key=lambda one: corrected[str(one.share)]).share)
+    best = broadcast(lambda: min(contenders, key=lambda one: corrected[str(one.share)]).share)
     distances = {str(one.share): one.distance for one in tried}
     return replace(budget, target=replace(best, distances=distances, corrected=corrected))
 
@@ -302,7 +302,7 @@ def _until_worse(
 
 def _nearest(tried: Sequence[_Tried]) -> int:
     """The number of the nearest, on all processes; -1 of none."""
-    return agreed(lambda: min(range(len(tried)), key=lambda at: tried[at].distance, default=-1))
+    return broadcast(lambda: min(range(len(tried)), key=lambda at: tried[at].distance, default=-1))
 
 
 def _held_out_distance(run: Run, share: Share, decided: Decided) -> float:

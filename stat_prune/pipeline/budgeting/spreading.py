@@ -9,7 +9,7 @@ from torch import Tensor
 from stat_prune.choosing.budget.choice import choose
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.measured import Measured
-from stat_prune.machine.distributed import agreed
+from stat_prune.machine.distributed import broadcast
 from stat_prune.pipeline.run import Run
 
 
@@ -25,7 +25,7 @@ def spread(
 ) -> list[int]:
     """The candidate of each block, as `choose` (`choosing.budget.choice`) has it for this run."""
     # Rounding may differ between processors; the choice may not.
-    return agreed(
+    return broadcast(
         lambda: choose(
             [one.candidates for one in measured],
             weights,

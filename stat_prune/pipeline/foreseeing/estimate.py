@@ -40,7 +40,7 @@ from stat_prune.pipeline.foreseeing.search_cost import searches
 from stat_prune.pipeline.foreseeing.streaming_requirements import obstacle, supported_method
 from stat_prune.pipeline.foreseeing.timing_cost import timing_seconds
 from stat_prune.pipeline.inside_heads.kept_dims import check_kept_dims, heads_of, spared_by_dims
-from stat_prune.pipeline.run import Run, blocks_of, opened
+from stat_prune.pipeline.run import Run, blocks_of, open_run
 from stat_prune.reporting.report import Size
 from stat_prune.settings.arguments import check_path, integer
 from stat_prune.settings.methods import Method
@@ -180,7 +180,7 @@ def estimate(
     run = _foreseen_run(empty, chosen, target, seq_length)
     if dataset is not None:
         quiet = replace(chosen, progress=False)
-        with opened(empty, dataset, given_tokenizer(tokenizer), quiet, [target]) as run:
+        with open_run(empty, dataset, given_tokenizer(tokenizer), quiet, [target]) as run:
             pass  # what is read is known by now
     if timed is not None:
         check_can_be_timed(run, timed, timed.seq_length or round(run.calibration.mean_length))

@@ -33,7 +33,7 @@ from stat_prune.pipeline.foreseeing.streaming_requirements import (
 )
 from stat_prune.pipeline.on_disk.stored_model import StoredModel
 from stat_prune.pipeline.resuming import FinishedWork
-from stat_prune.pipeline.run import opened
+from stat_prune.pipeline.run import open_run
 from stat_prune.pipeline.saving import Output
 from stat_prune.pipeline.stages import results_of
 from stat_prune.pipeline.workspace import fingerprint_of
@@ -133,7 +133,7 @@ def prune_checkpoint(
     check_model(checkpoint)
     tokenizer = load_tokenizer(str(folder)) if given is None else given
     check_can_be_saved(checkpoint.model, tokenizer, recorded=not chosen_settings.uniform)
-    with opened(checkpoint.model, dataset, tokenizer, chosen_settings, [target]) as run:
+    with open_run(checkpoint.model, dataset, tokenizer, chosen_settings, [target]) as run:
         (budget,) = resolve(run, [target])
         check_budget(run, budget)
         needs = needs_of(run.model, run.blocks, Reading.of(run), recipe, target)

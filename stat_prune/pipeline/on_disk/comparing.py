@@ -33,7 +33,7 @@ from stat_prune.pipeline.budgeting.starts import (
     starts_of,
 )
 from stat_prune.pipeline.on_disk.embedding import embedded_before, write_embedded
-from stat_prune.pipeline.on_disk.walk import DENSE, Walk, layer_name, state_file
+from stat_prune.pipeline.on_disk.layer_pass import DENSE, LayerPass, layer_name, state_file
 from stat_prune.pipeline.workspace import read, read_statistics, write
 from stat_prune.reporting.search_report import Search
 from stat_prune.surgery.cut import pruned_copy
@@ -53,13 +53,13 @@ class Comparison:
 
     Parameters
     ----------
-    walk : Walk
+    walk : LayerPass
         That has measured every block.
     measured : sequence of Measured
         With weights.
     """
 
-    def __init__(self, walk: Walk, measured: Sequence[Measured]) -> None:
+    def __init__(self, walk: LayerPass, measured: Sequence[Measured]) -> None:
         self.walk, self.run, self.measured = walk, walk.run, measured
         self.checkpoint, self.workspace = walk.checkpoint, walk.workspace
         self._trials = Trials.of(walk.run, walk.positions_per_sequence())

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.checkpoints.layer_weights import Checkpoint
 from stat_prune.families import token_embeddings, transformer_layers
-from stat_prune.model.running import Batch, answering, model_inputs
+from stat_prune.model.running import Batch, model_inputs, stubbed
 from stat_prune.pipeline.workspace import read, write
 from stat_prune.surgery.layerwise import SeenEnough
 
@@ -42,7 +42,7 @@ def embedded_before(
         yield
         return
     calls = iter(read(file, device))
-    with answering({embeddings: lambda: next(calls)}):
+    with stubbed({embeddings: lambda: next(calls)}):
         yield
 
 

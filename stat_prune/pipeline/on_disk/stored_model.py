@@ -25,12 +25,12 @@ from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.accounting import row_of
 from stat_prune.pipeline.on_disk.comparing import Comparison
-from stat_prune.pipeline.on_disk.walk import Walk, layer_name
+from stat_prune.pipeline.on_disk.layer_pass import LayerPass, layer_name
 from stat_prune.pipeline.one_block import planned
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.saving import Output
-from stat_prune.pipeline.sources import Cut, Decided, Probed
+from stat_prune.pipeline.sources import CutModel, Decided, Probed
 from stat_prune.pipeline.workspace import read, read_statistics, write
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
@@ -71,7 +71,7 @@ class StoredModel:
         self.run, self.workspace, self.checkpoint = run, work.workspace, checkpoint
         self.predicted_peak_memory: int | None = predicted_peak_memory
         self._work, self._output = work, output
-        self._walk = Walk(run, checkpoint, self.workspace)
+        self._walk = LayerPass(run, checkpoint, self.workspace)
 
     def measure(self) -> list[Measured]:
         """Sizes of each block, and its error as it is probed."""
@@ -98,16 +98,16 @@ class StoredModel:
         sizes = [one.candidates.size(i) for one, i in zip(measured, choice, strict=True)]
         return Decided(sizes, measured=measured, choice=choice)
 
-    def cut(self, budget: Budget, decided: Decided) -> Cut:
+    def cut(self, budget: Budget, decided: Decided) -> CutModel:
         """Write each layer, and load what is in none."""
         rows, model = self._write_layers(decided), self.run.model
         as_pruned_class(model)
         self.checkpoint.load(self._outer())
         pairs = zip(decided.measured, decided.choice, strict=True)
         units = {one.block.name: one.candidates.units(i).tolist() for one, i in pairs}
-        return Cut(model, rows, units)
+        return CutModel(model, rows, units)
 
-    def result(self, budget: Budget, cut: Cut, report: PruningReport) -> PrunedCheckpoint:
+    def result(self, budget: Budget, cut: CutModel, report: PruningReport) -> PrunedCheckpoint:
         """Make one folder of it."""
         note_source(cut.model, self.checkpoint.folder)
         try:

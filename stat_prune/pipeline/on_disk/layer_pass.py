@@ -16,7 +16,7 @@ from stat_prune.choosing.folding import fold_candidate
 from stat_prune.choosing.measured import Measured
 from stat_prune.linalg import Moments
 from stat_prune.measuring.collectors import MomentsCollector
-from stat_prune.measuring.objectives import distances, judged, objective_named
+from stat_prune.measuring.objectives import distances, objective_named, reader_of
 from stat_prune.measuring.sensitivity import positions_of, replaced
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.blocks import Block
@@ -42,7 +42,7 @@ from stat_prune.surgery.layerwise import States, run_layer, run_rest
 CALIBRATION, DENSE = "calibration", "dense"
 
 
-class Walk:
+class LayerPass:
     """The calibration set and the probes on their way through the layers of a checkpoint.
 
     One layer's weights are in memory at a time, and what enters it is on disk. Each block is
@@ -124,7 +124,7 @@ class Walk:
 
     def behind_layers(self, batch: Batch, states: States) -> Any:
         """The output of what is judged, where what the last layer returns is known."""
-        reader = judged(self.run.model, self.objective)
+        reader = reader_of(self.run.model, self.objective)
         return run_rest(reader, self.checkpoint.num_layers, batch, states, self.checkpoint.device)
 
     def positions_per_sequence(self) -> float:
