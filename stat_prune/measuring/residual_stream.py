@@ -26,6 +26,8 @@ class ResidualStream:
         Of the consumers, by block name, where they are asked for; batch and sequence may be joined.
     after : dict of str to Tensor of shape (batch, sequence, hidden)
         The stream with their outputs added; likewise.
+    read : dict of str to list of Tensor of shape (batch, sequence, input)
+        By the path of a layer that was asked for, its input each time that it was called.
     output : object
         Whatever the layer returned: the state for the next. None where all is seen before it.
     """
@@ -40,11 +42,16 @@ class ResidualStream:
         *,
         whole: bool = True,
         inputs: bool = True,
+        readers: Sequence[str] = (),
     ) -> None:
         base = model.base_model
         self.inputs: dict[str, Tensor] = {}
         self.after: dict[str, Tensor] = {}
+        self.read: dict[str, list[Tensor]] = {}
         with ExitStack() as stack:
+            for path in readers:
+                hook = self._reading(path, None if whole or blocks else len(readers))
+                stack.callback(base.get_submodule(path).register_forward_pre_hook(hook).remove)
             for block in blocks:
                 if inputs:
                     stack.callback(
@@ -95,6 +102,14 @@ class ResidualStream:
         output = behind(after + moved.reshape(after.shape))
         return (output, *self.output[1:]) if isinstance(self.output, tuple) else output
 
+    def _reading(self, path: str, enough: int | None) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.read.setdefault(path, []).append(args[0])
+            if len(self.read) == enough:
+                raise SeenEnough
+
+        return hook
+
     @staticmethod
     def _noting(
         notes: dict[str, Tensor], block: Block, *, last: bool = False
@@ -123,7 +138,11 @@ class EnteringLayer(NamedTuple):
     batches: Sequence[Batch]
     states: Sequence[States]
 
-    def streams(self, blocks: Sequence[Block], *, whole: bool) -> Iterator[ResidualStream]:
+    def streams(
+        self, blocks: Sequence[Block], *, whole: bool, readers: Sequence[str] = ()
+    ) -> Iterator[ResidualStream]:
         """The layer on one batch after the other."""
         for batch, state in zip(self.batches, self.states, strict=True):
-            yield ResidualStream(self.model, self.layer, blocks, batch, state, whole=whole)
+            yield ResidualStream(
+                self.model, self.layer, blocks, batch, state, whole=whole, readers=readers
+            )

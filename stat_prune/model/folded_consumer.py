@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stat_prune.model.blocks import Block
+from stat_prune.model.input_correction import InputCorrection
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class FoldedConsumer:
         nothing changes.
     output_error : float
         ``||A W^T - (A_J W'^T + bias)||_F / ||A W^T||_F`` on the calibration set.
+    readings : tuple of InputCorrection
+        For the producers, where they are to make up for a changed input.
     """
 
     block: Block
@@ -31,6 +34,16 @@ class FoldedConsumer:
     weight: Tensor
     bias: Tensor | None
     output_error: float
+    readings: tuple[InputCorrection, ...] = ()
+
+    def read_by(
+        self, path: str, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a producer, told how its input has changed."""
+        for one in self.readings:
+            if path in one.paths:
+                return one.applied(weight, bias)
+        return weight, bias
 
     def scattered_weight(self) -> Tensor:
         """The weight over all channels of the dense block, zero for those that left; (d, m)."""

@@ -28,6 +28,7 @@ from stat_prune.measuring.statistics import BlockStatistics, statistics_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import to_cut
 from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.input_correction import InputCorrection
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.accounting import row_of
@@ -42,8 +43,8 @@ from stat_prune.pipeline.second_pass import (
     HELD_OUT,
     MOST_STATES,
     SecondPass,
+    Solution,
     best_pass,
-    can_move,
     states_of_token,
 )
 from stat_prune.pipeline.sources import CutModel, Decided, Probed
@@ -52,6 +53,7 @@ from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.targets import Target
 from stat_prune.surgery.alignment import renumber_alignment_heads
 from stat_prune.surgery.cut import apply
+from stat_prune.surgery.linear_layers import check_readings, correct_readers
 from stat_prune.surgery.narrowing import narrow
 
 
@@ -107,6 +109,7 @@ class LoadedModel:
         is known on the second pass alone, and in a thorough search.
         """
         run, second, held_out = self.run, None, None
+        head: Sequence[InputCorrection] = ()
         recipe, asked = run.settings.recipe, run.settings.num_passes > 1
         with run.stage("fold"):
             folded = fold_all(recipe, measured, choice, "the correction")
@@ -114,12 +117,13 @@ class LoadedModel:
         enough = run.calibration.num_samples >= HELD_OUT
         if (run.settings.tries_second_pass or for_table) and recipe.corrected and enough:
             calibration = run.calibration if asked else _affordable(run)
-            folded, second = _second_pass(run, folded, calibration, with_table(run, target))
+            again, second = _second_pass(run, folded, calibration, with_table(run, target))
+            folded, head = list(again.folded), again.head
             whole = calibration is run.calibration or calibration.held_out is not None
             if second is not None and whole:
                 held_out = min(second.distances.values())
         pairs = zip(folded, measured, choice, strict=True)
-        return Decided.of([planned(*one) for one in pairs], second, held_out)
+        return Decided.of([planned(*one) for one in pairs], head, second, held_out)
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
         """Smaller layers in place of the dense ones, in a copy that shares the others."""
@@ -127,8 +131,10 @@ class LoadedModel:
         with run.stage("cut"):
             with to_cut(run.model, inplace=run.settings.inplace) as pruned:
                 dense = find_blocks(pruned)
+                check_readings(pruned, decided.head)
                 apply(pruned, [plan.folded for plan in plans])
                 narrow(pruned, decided.narrowed)
+                correct_readers(pruned, decided.head)
                 embeddings, head = factor_as(run, budget.target, pruned)
                 as_pruned_class(pruned)
         kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
@@ -211,10 +217,11 @@ def _second_pass(
     folded: list[FoldedConsumer],
     calibration: CalibrationSet,
     cut_from: PreTrainedModel,
-) -> tuple[list[FoldedConsumer], SecondPass | None]:
+) -> tuple[Solution, SecondPass | None]:
     """Solve the correction again on the pruned network, where that can change anything."""
-    if all(len(one.units) == one.block.num_units or not can_move(one.block) for one in folded):
-        return folded, None
+    whole = all(len(one.units) == one.block.num_units for one in folded)
+    if whole and cut_from is run.model:
+        return Solution(folded), None
     with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
         run.expect(len(folded))
         best, second = broadcast(

@@ -9,7 +9,7 @@ from stat_prune.families import architecture_of, stacks_of
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.pipeline.probes import check_objective
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.second_pass import HELD_OUT, can_move
+from stat_prune.pipeline.second_pass import HELD_OUT, can_solve_again
 from stat_prune.settings.targets import Target
 
 
@@ -34,10 +34,11 @@ def check_method(run: Run, *, kept: bool) -> None:
         return
     if run.settings.objective is not None:
         check_objective(run)
-    if run.settings.passes == 2 and not any(map(can_move, run.blocks)):
+    if run.settings.passes == 2 and not can_solve_again(run.model, run.blocks):
         raise SettingsError(
-            "passes=2 has nothing to solve again: the residual stream of "
-            f"{type(run.model).__name__} gets no consumer's output as it is. Use passes=1."
+            "passes=2 has nothing to solve again: no layer of this "
+            f"{type(run.model).__name__} reads or writes the residual stream as it is, once a "
+            "pass. Use passes=1."
         )
     if run.settings.num_passes == 2 and run.calibration.num_samples < HELD_OUT:
         warnings.warn(

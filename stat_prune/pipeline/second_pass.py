@@ -1,4 +1,4 @@
-"""The correction again, from the pruned network's own activations towards the dense stream."""
+"""The correction again, on what the pruned network itself computes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from stat_prune.choosing.budget.exploring import is_better
 from stat_prune.data.batching import token_mask
 from stat_prune.data.calibration import CalibrationSet
-from stat_prune.linalg import CrossMoments
-from stat_prune.linalg.least_squares import solve_normal
 from stat_prune.measuring.collectors import token_rows
 from stat_prune.measuring.residual_stream import EnteringLayer, ResidualStream
 from stat_prune.measuring.sensitivity import distances_by_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import loaded
 from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.input_correction import InputCorrection
 from stat_prune.model.projections import projection
 from stat_prune.model.running import Batch, Objective, evaluating
+from stat_prune.pipeline.held_out_fit import HeldOutFit
+from stat_prune.pipeline.stream_readers import (
+    head_layers,
+    head_reading_as_dense,
+    readers_of,
+    reading_as_dense,
+)
 from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.layerwise import States, stack_numbers
 
-#: Ridges towards the one-pass solution, relative to each channel's squared norm.
+#: Ridges towards the one-pass solution of consumers, relative to each channel's squared norm.
 RIDGES = (1.0, 0.3)
+
+#: And towards no change of what producers read.
+INPUT_RIDGES = (10.0, 1.0, 0.1, 0.01)
 
 #: One calibration sequence in so many is held out, to choose with; fewer allow no second pass.
 HELD_OUT = 8
@@ -38,17 +46,33 @@ MOST_STATES = 2**28
 
 
 @dataclass(frozen=True)
+class Solution:
+    """What all that is corrected becomes.
+
+    Attributes
+    ----------
+    folded : sequence of FoldedConsumer
+    head : sequence of InputCorrection
+        For layers behind the blocks, by their paths below the model.
+    """
+
+    folded: Sequence[FoldedConsumer]
+    head: Sequence[InputCorrection] = ()
+
+
+@dataclass(frozen=True)
 class SecondPass:
     """What became of the correction when it was solved again.
 
     Attributes
     ----------
     taken : bool
-        Whether the second pass's solution was; else the first pass's was better.
+        Whether the second pass's solution was; else the first pass's was clearly better.
     distances : dict of str to float
         The objective on held-out calibration sequences, of both passes.
     ridges : dict of str to float or None
-        By block, the ridge that was best on held-out sequences; None where the weight stayed.
+        The ridge that was best on held-out sequences, by the block of a consumer, and by the path
+        of the first of the layers that read the same; None where weights stayed.
     """
 
     taken: bool
@@ -75,8 +99,11 @@ def best_pass(
     seed: int,
     cut_from: PreTrainedModel | None = None,
     advance: Callable[[str], None] = lambda _name: None,
-) -> tuple[list[FoldedConsumer], SecondPass]:
-    """The one-pass correction, or that of a second pass, whichever does best on held-out sequences.
+) -> tuple[Solution, SecondPass]:
+    """The correction of a second pass, or the first where held-out sequences speak against it.
+
+    They do by a standard error of the difference: a few sequences of one value each scatter by more
+    than the two passes differ, and the second is better nearly everywhere.
 
     Parameters
     ----------
@@ -104,15 +131,16 @@ def best_pass(
         solved_on.batches,
         held_out.batches,
         ridges=RIDGES,
+        input_ridges=INPUT_RIDGES,
         cut_from=cut_from,
         advance=advance,
     )
-    solutions = {"first pass": list(folded), "second pass": again}
-    copies = {name: pruned_copy(base, solution) for name, solution in solutions.items()}
+    solutions = {"first pass": Solution(folded), "second pass": again}
+    copies = {name: pruned_copy(base, one.folded, one.head) for name, one in solutions.items()}
     by_sequence = distances_by_sequence(model, copies, held_out.batches, objective)
+    taken = not is_better(*by_sequence.values(), errors=1)
     distances = {name: float(found.mean()) for name, found in by_sequence.items()}
-    best = min(distances, key=lambda name: distances[name])
-    return solutions[best], SecondPass(best == "second pass", distances, ridges)
+    return solutions["second pass" if taken else "first pass"], SecondPass(taken, distances, ridges)
 
 
 def restream(
@@ -122,12 +150,15 @@ def restream(
     held_out: Sequence[Batch] = (),
     *,
     ridges: Sequence[float],
+    input_ridges: Sequence[float],
     cut_from: PreTrainedModel | None = None,
     advance: Callable[[str], None] = lambda _name: None,
-) -> tuple[list[FoldedConsumer], dict[str, float | None]]:
-    """Let every consumer make up for what the blocks before it have changed.
+) -> tuple[Solution, dict[str, float | None]]:
+    """Let all layers make up for what the blocks before them have changed.
 
-    Block by block, the residual stream behind the consumer is compared with the dense model's:
+    Block by block: producers are told what they would have read in the dense model, as far as their
+    input says so (`reading_as_dense`); last of all what reads the stream behind the blocks is. Of
+    consumers the residual stream behind is compared with the dense model's:
     with kept inputs X of the pruned model and difference E = S_dense - S_pruned of the streams, the
     weight is moved by the D of least ``||X D - E||^2 + ridge ||diag(||X_:j||) D||^2``. So a large
     ridge leaves the one-pass solution. Of several ridges that is taken whose D leaves least of E on
@@ -141,11 +172,12 @@ def restream(
     folded : sequence of FoldedConsumer
         The one-pass solution for each block, layer by layer.
     batches : sequence of mappings of str to Tensor
-        Model inputs to solve on. Their hidden states, four per token, and the inputs of one
+        Model inputs to solve on. Their hidden states, six per token, and the inputs of one
         consumer are held in memory.
     held_out : sequence of mappings of str to Tensor
-        To choose ridges with; without any, there is one.
-    ridges : sequence of float
+        To choose ridges with; without any, there is one of each kind.
+    ridges, input_ridges : sequence of float
+        Of consumers, and of what reads the stream.
     cut_from : PreTrainedModel, optional
         What is cut; it may differ from the dense model outside of the blocks, which make up for
         that, too.
@@ -154,11 +186,11 @@ def restream(
 
     Returns
     -------
-    list of FoldedConsumer
-        With new weights and biases; ``output_error`` stays that of the first pass. Blocks that are
-        kept whole stay as they are.
+    Solution
+        With new weights and biases; ``output_error`` stays that of the first pass. Consumers of
+        blocks that are kept whole stay as they are.
     dict of str to float or None
-        The ridge of each block that was solved for, by name; None where no change was best.
+        As in `SecondPass`.
     """
     results, taken = list(folded), dict[str, float | None]()
     pruned = pruned_copy(model if cut_from is None else cut_from, folded)
@@ -172,13 +204,18 @@ def restream(
         for layer, stack in enumerate(stack_numbers(model)):
             indices = by_layer.get(layer, [])
             blocks = [folded[i].block for i in indices if can_move(folded[i].block)]
+            readers = [path for i in indices for path in readers_of(folded[i].block)]
             wanted = [
-                ResidualStream(model, layer, blocks, batch, state, inputs=False)
+                ResidualStream(model, layer, blocks, batch, state, inputs=False, readers=readers)
                 for batch, state in zip(every, dense_states, strict=True)
             ]
             entering, outputs = EnteringLayer(pruned, layer, every, states), None
             for index in indices:
                 one = folded[index]
+                results[index], found = reading_as_dense(
+                    entering, one, wanted, input_ridges, num_held_out=len(held_out)
+                )
+                taken |= found
                 if can_move(one.block) and len(one.units) < one.block.num_units:
                     results[index], taken[one.block.name], outputs = _moved(
                         entering,
@@ -194,12 +231,20 @@ def restream(
                 state[stack] = stream.output
             for state, output in zip(states, outputs, strict=True):
                 state[stack] = output
-    return results, taken
+        head, found = head_reading_as_dense(
+            model, pruned, every, dense_states, states, input_ridges, num_held_out=len(held_out)
+        )
+    return Solution(results, head), taken | found
 
 
 def states_of_token(blocks: Sequence[Block]) -> int:
-    """Numbers that are held for a token: four states, and the inputs of one consumer."""
-    return max(4 * block.output_size + block.num_channels for block in blocks)
+    """Numbers that are held for a token: six states, and the inputs of one consumer."""
+    return max(6 * block.output_size + block.num_channels for block in blocks)
+
+
+def can_solve_again(model: PreTrainedModel, blocks: Sequence[Block]) -> bool:
+    """Whether there is a consumer, a producer or a head that a second pass can change."""
+    return any(can_move(one) or readers_of(one) for one in blocks) or bool(head_layers(model))
 
 
 def can_move(block: Block) -> bool:
@@ -227,9 +272,8 @@ def _moved(
     """
     block, base = folded.block, entering.model.base_model
     consumer = projection(base, block.consumer)
-    shape, centred = consumer.weight.shape, consumer.bias is not None
-    # The ridge is far above what products in float32 cannot tell.
-    solved_on, held_out = (CrossMoments(shape[1], shape[0], precision="float32") for _ in range(2))
+    shape = consumer.weight.shape
+    fit = HeldOutFit(shape[1], shape[0], centred=consumer.bias is not None)
     seen = []
     for number, found in enumerate(entering.streams([block], whole=last)):
         batch, dense = entering.batches[number], wanted[number]
@@ -239,45 +283,20 @@ def _moved(
             token_rows(one.to(mask.device), mask).float() for one in noted
         )
         judges = number >= len(entering.batches) - num_held_out
-        (held_out if judges else solved_on).update(inputs, wanted_after - after)
+        fit.update(inputs, wanted_after - after, judges=judges)
         seen += [found] if last else []
-    ridge, change = _best(solved_on, held_out if num_held_out else None, ridges, centred)
-    weight, bias, shift = folded.weight + change.T, folded.bias, None
-    if centred:
-        mean_input, mean_difference = solved_on.means
-        shift = mean_difference - change.T @ mean_input
+    ridge, change, shift = fit.best(ridges)
+    weight, bias = folded.weight + change.T, folded.bias
+    if shift is not None:
         bias = shift if bias is None else bias + shift
     with loaded(base, block.consumer, store=True) as consumer:
         before = consumer.weight.clone()
         consumer.weight.copy_(weight)
         rounded = consumer.weight - before
-        if centred:
+        if shift is not None:
             assert consumer.bias is not None
-            assert shift is not None
             consumer.bias.add_(shift.to(consumer.bias))
     moved = dataclasses.replace(folded, weight=weight, bias=bias)
     outputs = [one.output_after(base, block, rounded, shift) for one in seen]
     known = outputs and all(output is not None for output in outputs)
     return moved, ridge, outputs if known else None
-
-
-def _best(
-    moments: CrossMoments, held_out: CrossMoments | None, ridges: Sequence[float], centred: bool
-) -> tuple[float | None, Tensor]:
-    """The ridge whose solution leaves least on held-out sequences, and that solution.
-
-    The squared error is that without a change, and ``tr(D^T (X^T X D - 2 X^T E))``. The ridge is
-    None where no change is best.
-    """
-    normal, cross, _ = moments.normal_equations(centered=centred)
-    if held_out is None:
-        (ridge,) = ridges
-        return ridge, solve_normal(normal, cross, ridge)
-    held_normal, held_cross, _ = held_out.normal_equations(centered=centred)
-    best, least, change = None, 0.0, torch.zeros_like(cross)
-    for ridge in ridges:
-        solution = solve_normal(normal.clone(), cross, ridge)
-        error = float((solution * (held_normal @ solution - 2 * held_cross)).sum())
-        if error < least:
-            best, least, change = ridge, error, solution
-    return best, change

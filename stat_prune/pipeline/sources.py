@@ -13,6 +13,7 @@ from stat_prune.choosing.measured import Measured
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.model.blocks import Block
 from stat_prune.model.factored_table import FactoredTable
+from stat_prune.model.input_correction import InputCorrection
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.second_pass import SecondPass
 from stat_prune.reporting.block_row import BlockRow
@@ -60,6 +61,8 @@ class Decided:
     measured : sequence of Measured
     choice : sequence of int
         The candidate of each, where they are folded when they are cut.
+    head : sequence of InputCorrection
+        For layers behind the blocks.
     second_pass : SecondPass or None
     held_out : float or None
         How far the model is from the dense one on all that the calibration set holds out
@@ -73,6 +76,7 @@ class Decided:
     plans: Sequence[BlockPlan] = ()
     measured: Sequence[Measured] = ()
     choice: Sequence[int] = ()
+    head: Sequence[InputCorrection] = ()
     second_pass: SecondPass | None = None
     held_out: float | None = None
     search: Search | None = None
@@ -83,12 +87,21 @@ class Decided:
     def of(
         cls,
         plans: Sequence[BlockPlan],
+        head: Sequence[InputCorrection] = (),
         second_pass: SecondPass | None = None,
         held_out: float | None = None,
     ) -> Decided:
         """Of blocks that are folded."""
         sizes = [_size_of(plan) for plan in plans]
-        return cls(sizes, plans, second_pass=second_pass, held_out=held_out)
+        return cls(sizes, plans, head=head, second_pass=second_pass, held_out=held_out)
+
+    def told(self, narrowed: Sequence[NarrowedHeads]) -> list[NarrowedHeads]:
+        """Narrower heads, with what their layers are to make of a changed input."""
+        by_name = {plan.folded.block.name: plan.folded for plan in self.plans}
+        return [
+            one.told(by_name[one.block.name]) if one.block.name in by_name else one
+            for one in narrowed
+        ]
 
 
 def _size_of(plan: BlockPlan) -> tuple[Block, int, int]:

@@ -21,15 +21,16 @@ from stat_prune.model.dispatched import (
     to_cut,
 )
 from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.input_correction import InputCorrection
 from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import (
     compute_with_own_dims,
     compute_without_heads,
-    empty_layer,
     set_attributes,
 )
 from stat_prune.model.position_bias import separate_position_biases
 from stat_prune.model.projections import projection
+from stat_prune.surgery.linear_layers import check_readings, correct_readers, replace_layer
 from stat_prune.surgery.recording import record
 
 
@@ -37,7 +38,7 @@ def apply(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> None:
     """Remove units from a model, in place, and record the new shapes in its config.
 
     Where none is left of a block, what remains of it is the bias of its consumer. Blocks that lose
-    no unit and keep their weight are left as they are, to the bit. When every
+    no unit and keep their weights are left as they are, to the bit. When every
     layer ends with the same sizes and the config can say them, the config does and no record is
     kept.
 
@@ -117,17 +118,24 @@ def cut_copy(model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]]) ->
     return copied
 
 
-def pruned_copy(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> PreTrainedModel:
+def pruned_copy(
+    model: PreTrainedModel,
+    folded: Sequence[FoldedConsumer],
+    head: Sequence[InputCorrection] = (),
+) -> PreTrainedModel:
     """A copy of a model without what `folded` removes, to be measured: its config is the model's.
 
-    What it leaves is shared with the model.
+    What it leaves is shared with the model. `head` is for layers behind the blocks, by their paths
+    below the model.
     """
     if is_dispatched(model):
         with to_cut(model) as pruned:
             _cut(pruned, folded)
+            correct_readers(pruned, head)
         return pruned
     pruned = shared_copy(model)
     _cut(pruned, folded)
+    correct_readers(pruned, head)
     return pruned
 
 
@@ -151,7 +159,7 @@ def _together(folded: Sequence[FoldedConsumer]) -> list[list[FoldedConsumer]]:
 
 
 def _changes(base_model: nn.Module, folded: FoldedConsumer) -> bool:
-    if len(folded.units) < folded.block.num_units:
+    if len(folded.units) < folded.block.num_units or folded.readings:
         return True
     with loaded(base_model, folded.block.consumer) as consumer:
         return not torch.equal(folded.weight.to(consumer.weight), consumer.weight)
@@ -159,6 +167,7 @@ def _changes(base_model: nn.Module, folded: FoldedConsumer) -> bool:
 
 def _check_range(base_model: nn.Module, folded: FoldedConsumer) -> None:
     dtype = projection(base_model, folded.block.consumer).weight.dtype
+    check_readings(base_model, folded.readings)
     largest = beyond_range((folded.weight, folded.bias), dtype)
     if largest is not None:
         raise NonFiniteWeightsError(
@@ -176,6 +185,7 @@ def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any
         with loaded(base_model, producer.path) as old:
             rows = block.rows(producer, folded.units).to(old.weight.device)
             weight, bias = old.weight[rows], None if old.bias is None else old.bias[rows]
+            weight, bias = folded.read_by(producer.path, weight, bias)
         shapes[producer.path] = replace_layer(base_model, producer.path, weight, bias)
     with loaded(base_model, block.consumer) as consumer:
         bias = consumer.bias
@@ -184,28 +194,6 @@ def _shrink(base_model: nn.Module, folded: FoldedConsumer) -> dict[str, list[Any
             bias = added if bias is None else bias.detach().double() + added
     shapes[block.consumer] = replace_layer(base_model, block.consumer, folded.weight, bias)
     return shapes
-
-
-def replace_layer(
-    base_model: nn.Module, path: str, weight: Tensor, bias: Tensor | None
-) -> list[int | bool]:
-    """A new linear layer of the old one's class, dtype, device and gradient flag; its shape.
-
-    In place of an offloaded one, on the CPU.
-    """
-    old: Any = base_model.get_submodule(path)
-    new = empty_layer(old, len(weight), weight.shape[1], bias is not None)
-    if is_offloaded(old):
-        new.to_empty(device="cpu")
-    new.requires_grad_(old.weight.requires_grad)
-    new.train(old.training)
-    base_model.set_submodule(path, new)
-    replaced = projection(base_model, path)
-    with torch.no_grad():
-        replaced.weight.copy_(weight)
-        if bias is not None and replaced.bias is not None:
-            replaced.bias.copy_(bias)
-    return [len(weight), weight.shape[1], bias is not None]
 
 
 def _remove_heads(base_model: nn.Module, block: Block) -> dict[str, dict[str, Any]]:

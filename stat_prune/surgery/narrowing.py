@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from stat_prune.errors import NonFiniteWeightsError
 from stat_prune.model.blocks import Block
 from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.input_correction import InputCorrection
 from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import (
     compute_with_own_dims,
@@ -20,7 +21,8 @@ from stat_prune.model.modeling_stat_prune import (
     turns_heads,
 )
 from stat_prune.model.projections import projection
-from stat_prune.surgery.cut import cut_copy, pruned_copy, replace_layer
+from stat_prune.surgery.cut import cut_copy, pruned_copy
+from stat_prune.surgery.linear_layers import replace_layer
 from stat_prune.surgery.recording import record
 
 
@@ -46,6 +48,11 @@ class NarrowedHeads:
     value: int
     layers: Mapping[str, tuple[Tensor, Tensor | None]]
     pairs: list[list[int]] | None = None
+
+    def told(self, folded: FoldedConsumer) -> NarrowedHeads:
+        """With what the block's producers are to make of a changed input."""
+        layers = {path: folded.read_by(path, *one) for path, one in self.layers.items()}
+        return replace(self, layers=layers)
 
 
 def narrow(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> None:
@@ -90,9 +97,10 @@ def narrowed_copy(
     model: PreTrainedModel,
     folded: Sequence[FoldedConsumer],
     narrowed: Sequence[NarrowedHeads],
+    head: Sequence[InputCorrection] = (),
 ) -> PreTrainedModel:
     """As `pruned_copy`, to be measured, with narrower heads of those that stay."""
-    copied = pruned_copy(model, folded)
+    copied = pruned_copy(model, folded, head)
     _narrow(copied, [one for one in narrowed if one.layers])
     return copied
 

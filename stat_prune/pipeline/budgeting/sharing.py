@@ -310,7 +310,8 @@ def _held_out_distance(run: Run, share: Share, decided: Decided) -> float:
     if decided.held_out is not None:
         return decided.held_out
     _, judges = with_held_out(run.calibration, seed=run.settings.seed)
-    cut = pruned_copy(with_table(run, share), [plan.folded for plan in decided.plans])
+    folded = [plan.folded for plan in decided.plans]
+    cut = pruned_copy(with_table(run, share), folded, decided.head)
     return distance(run.model, cut, judges.batches, objective_named(run.settings.objective))
 
 

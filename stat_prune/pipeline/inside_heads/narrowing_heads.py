@@ -121,11 +121,14 @@ def with_head_dims(
         spread = search.search(budget)
     if spread is not None:
         name = f"{spread.fraction:.3g}"
-        found[name] = replace(fold(spread.choice), narrowed=spread.narrowed)
+        decided = fold(spread.choice)
+        found[name] = replace(decided, narrowed=decided.told(spread.narrowed))
     with run.stage("compare dimensions of heads"):
         cut_from = with_table(run, budget.target)
         copies = {
-            name: narrowed_copy(cut_from, [plan.folded for plan in one.plans], one.narrowed)
+            name: narrowed_copy(
+                cut_from, [plan.folded for plan in one.plans], one.narrowed, one.head
+            )
             for name, one in found.items()
         }
         judges = run.calibration.held_out or run.calibration
