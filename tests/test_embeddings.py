@@ -608,7 +608,7 @@ def test_a_second_pass_holds_no_more_states_than_it_may(monkeypatch: pytest.Monk
     monkeypatch.setattr(loaded_model, "best_pass", noting)
     target = Parameters(0.6, embeddings=0.5)
     factored(tiny_bert(), target)
-    monkeypatch.setattr(loaded_model, "MOST_STATES", 20 * IDS.shape[1] * (4 * 32 + 48))
+    monkeypatch.setattr(loaded_model, "MOST_STATES", 20 * IDS.shape[1] * (6 * 32 + 48))
     factored(tiny_bert(), target)
     factored(tiny_bert(), target, passes=2)
     assert solved == [40 * IDS.shape[1], 20 * IDS.shape[1], 40 * IDS.shape[1]]

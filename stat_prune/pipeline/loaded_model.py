@@ -27,8 +27,7 @@ from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.measuring.statistics import BlockStatistics, statistics_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import to_cut
-from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.model.input_correction import InputCorrection
+from stat_prune.model.folded_consumer import FoldedConsumer, InputCorrection
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.accounting import row_of
@@ -39,7 +38,7 @@ from stat_prune.pipeline.one_block import candidates_of, planned
 from stat_prune.pipeline.probes import distances
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.second_pass import (
+from stat_prune.pipeline.solving_again.second_pass import (
     HELD_OUT,
     MOST_STATES,
     SecondPass,
@@ -121,7 +120,7 @@ class LoadedModel:
             folded, head = list(again.folded), again.head
             whole = calibration is run.calibration or calibration.held_out is not None
             if second is not None and whole:
-                held_out = min(second.distances.values())
+                held_out = second.distance
         pairs = zip(folded, measured, choice, strict=True)
         return Decided.of([planned(*one) for one in pairs], head, second, held_out)
 

@@ -9,7 +9,7 @@ from stat_prune.families import architecture_of, stacks_of
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.pipeline.probes import check_objective
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.second_pass import HELD_OUT, can_solve_again
+from stat_prune.pipeline.solving_again.second_pass import HELD_OUT, can_solve_again
 from stat_prune.settings.targets import Target
 
 

@@ -39,7 +39,7 @@ from stat_prune.model.model_checks import (
 )
 from stat_prune.model.one_run import model_of_run
 from stat_prune.model.running import Batch
-from stat_prune.pipeline.second_pass import with_held_out
+from stat_prune.pipeline.solving_again.second_pass import with_held_out
 from stat_prune.settings.settings import Settings, kinds_left_alone
 from stat_prune.settings.targets import Target
 from stat_prune.surgery.config_checks import of_sizes_that_configs_say

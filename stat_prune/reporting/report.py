@@ -300,8 +300,8 @@ class PruningReport:
         assert self.second_pass is not None
         distances = self.second_pass["distances"]
         tried = ", ".join(f"{name} {value:.3g}" for name, value in distances.items())
-        best = min(distances, key=lambda name: distances[name])
-        return f"{best} taken; distance of the output on held-out sequences: {tried}"
+        taken = "second pass" if self.second_pass["taken"] else "first pass"
+        return f"{taken} taken; distance of the output on held-out sequences: {tried}"
 
     def __str__(self) -> str:
         # Plain text wherever it is printed: notebooks and terminals would get markup.

@@ -20,8 +20,7 @@ from stat_prune.model.dispatched import (
     shared_copy,
     to_cut,
 )
-from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.model.input_correction import InputCorrection
+from stat_prune.model.folded_consumer import FoldedConsumer, InputCorrection
 from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import (
     compute_with_own_dims,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stat_prune.errors import NonFiniteWeightsError
 from stat_prune.model.dispatched import is_offloaded, loaded
-from stat_prune.model.input_correction import InputCorrection
+from stat_prune.model.folded_consumer import InputCorrection
 from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import empty_layer
 from stat_prune.model.projections import projection

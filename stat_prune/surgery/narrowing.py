@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.errors import NonFiniteWeightsError
 from stat_prune.model.blocks import Block
-from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.model.input_correction import InputCorrection
+from stat_prune.model.folded_consumer import FoldedConsumer, InputCorrection
 from stat_prune.model.model_checks import beyond_range
 from stat_prune.model.modeling_stat_prune import (
     compute_with_own_dims,

@@ -19,7 +19,7 @@ from stat_prune.model.dispatched import own_parameters, shared_copy
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.second_pass import with_held_out
+from stat_prune.pipeline.solving_again.second_pass import with_held_out
 from stat_prune.pipeline.sources import Decided
 from stat_prune.settings.targets import Bytes, CostFunction, MACs, Parameters, Target
 from stat_prune.surgery.cut import pruned_copy

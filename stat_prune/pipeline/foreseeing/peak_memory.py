@@ -21,7 +21,7 @@ from stat_prune.pipeline.budgeting.searching import num_remembered
 from stat_prune.pipeline.budgeting.starts import MAX_STARTS
 from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
 from stat_prune.pipeline.run import Run, num_probe_samples, probe_length
-from stat_prune.pipeline.second_pass import MOST_STATES, states_of_token
+from stat_prune.pipeline.solving_again.second_pass import MOST_STATES, states_of_token
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Target

@@ -15,11 +15,10 @@ from stat_prune.families import transformer_layers
 from stat_prune.measuring.collectors import token_rows
 from stat_prune.measuring.residual_stream import EnteringLayer, ResidualStream
 from stat_prune.model.blocks import Block
-from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.model.input_correction import InputCorrection
+from stat_prune.model.folded_consumer import FoldedConsumer, InputCorrection
 from stat_prune.model.projections import projection
 from stat_prune.model.running import Batch
-from stat_prune.pipeline.held_out_fit import HeldOutFit
+from stat_prune.pipeline.solving_again.held_out_fit import HeldOutFit
 from stat_prune.surgery.layerwise import States, run_rest
 from stat_prune.surgery.linear_layers import correct_readers
 
@@ -94,11 +93,9 @@ def reading_as_dense(
 
 
 def head_reading_as_dense(
-    model: PreTrainedModel,
-    pruned: PreTrainedModel,
+    dense: tuple[PreTrainedModel, Sequence[States]],
+    pruned: tuple[PreTrainedModel, Sequence[States]],
     batches: Sequence[Batch],
-    dense_states: Sequence[States],
-    states: Sequence[States],
     ridges: Sequence[float],
     *,
     num_held_out: int,
@@ -107,11 +104,10 @@ def head_reading_as_dense(
 
     Parameters
     ----------
-    model, pruned : PreTrainedModel
-        The layers of `pruned` are replaced.
+    dense, pruned : (PreTrainedModel, sequence of dict)
+        With what the last layer of each stack returns on each batch; where that is not known, the
+        layers are run. Those behind the last of `pruned` are replaced.
     batches : sequence of mappings of str to Tensor
-    dense_states, states : sequence of dict
-        What the last layer of each stack returns, of the dense and of the pruned model.
     ridges : sequence of float
     num_held_out : int
         So many of the last batches are held out.
@@ -123,21 +119,22 @@ def head_reading_as_dense(
     dict of str to float or None
         As of `reading_as_dense`.
     """
-    paths = [path for path in head_layers(model) if path in head_layers(pruned)]
+    (model, dense_states), (cut, states) = dense, pruned
+    paths = [path for path in head_layers(model) if path in head_layers(cut)]
     wanted = [_head_inputs(model, paths, *one) for one in zip(batches, dense_states, strict=True)]
     readings: list[InputCorrection] = []
     taken = dict[str, float | None]()
     called = [path for path in wanted[0] if all(len(one.get(path, ())) == 1 for one in wanted)]
     for path in called:
-        layer = projection(pruned, path)
+        layer = projection(cut, path)
         width = layer.weight.shape[1]
         fit = HeldOutFit(width, width, centred=layer.bias is not None)
         for number, (batch, state) in enumerate(zip(batches, states, strict=True)):
-            (inputs,) = _head_inputs(pruned, [path], batch, state)[path]
+            (inputs,) = _head_inputs(cut, [path], batch, state)[path]
             judges = number >= len(batches) - num_held_out
             _update(fit, inputs, wanted[number][path][0], _mask_like(inputs, batch), judges=judges)
         taken[path], found = _corrections((path,), fit, ridges)
-        correct_readers(pruned, found)
+        correct_readers(cut, found)
         readings += found
     return readings, taken
 
@@ -165,12 +162,14 @@ def head_layers(model: PreTrainedModel) -> list[str]:
     """Linear layers outside of the transformer layers whose weight is nobody else's."""
     inside = {id(one) for layer in transformer_layers(model) for one in layer.modules()}
     holders = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
+    tied = {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()}  # if offloaded
     return [
         path
         for path, module in model.named_modules()
         if type(module) is nn.Linear
         and id(module) not in inside
         and holders[id(module.weight)] == 1
+        and f"{path}.weight" not in tied
     ]
 
 
@@ -195,7 +194,7 @@ def _head_inputs(
         for path in paths:
             hook = model.get_submodule(path).register_forward_pre_hook(noting(path))
             stack.callback(hook.remove)
-        run_rest(model, len(layers), batch, states)
+        run_rest(model, len(layers) if states else 0, batch, states)
     return found
 
 

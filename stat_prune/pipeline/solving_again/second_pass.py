@@ -17,12 +17,11 @@ from stat_prune.measuring.residual_stream import EnteringLayer, ResidualStream
 from stat_prune.measuring.sensitivity import distances_by_sequence
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import loaded
-from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.model.input_correction import InputCorrection
+from stat_prune.model.folded_consumer import FoldedConsumer, InputCorrection
 from stat_prune.model.projections import projection
 from stat_prune.model.running import Batch, Objective, evaluating
-from stat_prune.pipeline.held_out_fit import HeldOutFit
-from stat_prune.pipeline.stream_readers import (
+from stat_prune.pipeline.solving_again.held_out_fit import HeldOutFit
+from stat_prune.pipeline.solving_again.stream_readers import (
     head_layers,
     head_reading_as_dense,
     readers_of,
@@ -78,6 +77,11 @@ class SecondPass:
     taken: bool
     distances: dict[str, float]
     ridges: dict[str, float | None]
+
+    @property
+    def distance(self) -> float:
+        """Of what was taken, on held-out sequences."""
+        return self.distances["second pass" if self.taken else "first pass"]
 
 
 def with_held_out(
@@ -198,10 +202,12 @@ def restream(
     for index, one in enumerate(folded):
         by_layer.setdefault(one.block.layer, []).append(index)
     every = [*batches, *held_out]
+    # Where layers share weights, no layer is entered once: heads alone are solved for.
+    numbers = [] if any(one.block.calls > 1 for one in folded) else stack_numbers(model)
     with evaluating(model), evaluating(pruned):
         dense_states: list[States] = [{} for _ in every]
         states: list[States] = [{} for _ in every]
-        for layer, stack in enumerate(stack_numbers(model)):
+        for layer, stack in enumerate(numbers):
             indices = by_layer.get(layer, [])
             blocks = [folded[i].block for i in indices if can_move(folded[i].block)]
             readers = [path for i in indices for path in readers_of(folded[i].block)]
@@ -232,7 +238,11 @@ def restream(
             for state, output in zip(states, outputs, strict=True):
                 state[stack] = output
         head, found = head_reading_as_dense(
-            model, pruned, every, dense_states, states, input_ridges, num_held_out=len(held_out)
+            (model, dense_states),
+            (pruned, states),
+            every,
+            input_ridges,
+            num_held_out=len(held_out),
         )
     return Solution(results, head), taken | found
 

@@ -1,0 +1,1 @@
+"""The correction once more, on the pruned network: consumers, producers and heads."""
