@@ -158,11 +158,11 @@ class Settings(Constraints, Calibration):
 
     @property
     def tries_second_pass(self) -> bool:
-        """Whether a second pass is asked for, or part of a thorough search."""
+        """Whether a second pass is asked for, or part of a search that is not to be fast."""
         if self.baseline is not None or not self.recipe.corrected:
             return False
-        thorough = self.passes is None and self._searches and self.effort == "thorough"
-        return self.num_passes == 2 or thorough
+        searched = self.passes is None and self._searches and self.effort != "fast"
+        return self.num_passes == 2 or searched
 
     @property
     def num_held_out(self) -> int:
