@@ -11,7 +11,7 @@ from stat_prune.settings.methods import BASELINES, METHODS
 WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "stat-fast": ("stat", {"effort": "fast"}),
     "stat-thorough": ("stat", {"effort": "thorough"}),
-    "stat-twice": ("stat", {"passes": 2}),
+    "stat-once": ("stat", {"passes": 1}),
     "stat-scales": ("stat", {"finish": "scales"}),
     "stat-lora": ("stat", {"finish": "lora"}),
     "stat-weights": ("stat", {"finish": "weights"}),

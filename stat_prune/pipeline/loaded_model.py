@@ -104,8 +104,8 @@ class LoadedModel:
     def fold(self, measured: Sequence[Measured], choice: Sequence[int], target: Target) -> Decided:
         """The correction of each block's candidate, solved once or twice.
 
-        Where nobody says how often, twice with factored embeddings, as what they do to all blocks
-        is known on the second pass alone, and in a thorough search.
+        Where nobody says how often, twice where a search is not to be fast, and with factored
+        embeddings, as what they do to all blocks is known on the second pass alone.
         """
         run, second, held_out = self.run, None, None
         head: Sequence[InputCorrection] = ()

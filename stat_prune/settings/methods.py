@@ -103,10 +103,13 @@ class Method(_Named, Config):
         correction their own.
     passes : {1, 2}
         1: the correction is solved from the dense network's activations; 2: once more, on the
-        pruned network. Default: what the method says, 1 for stat; 2 with a thorough `effort`.
+        pruned network. Default: 2 where the budget is searched for, but with the fast `effort`;
+        else what the method says.
 
-        The second is solved from the pruned network's own activations, and the solution that does
-        best on calibration sequences held out is taken.
+        The second is solved from the pruned network's own activations: consumers once more, and
+        all that reads the residual stream (producers, poolers, classifiers), so that it answers as
+        to the dense model's. It is taken unless it is clearly farther on calibration sequences held
+        out.
     objective : {"logits", "hidden-states", "pooled"} or callable, optional
         What is to be preserved: logits; hidden-states, the final state of every token, whatever the
         head; or pooled, their mean over a sequence. Default: logits where there are any.
@@ -122,8 +125,8 @@ class Method(_Named, Config):
         ``"fast"`` measures the whole pruned model at half a dozen ways to spread it and takes the
         nearest to the dense one; ``"normal"`` searches on from there for about three forward passes
         over the calibration set, and decides on examples held out; ``"thorough"`` for ten to
-        twelve, and tries a second pass of the correction where `passes` is not said. What is folded
-        for each trial comes on top.
+        twelve. What is folded for each trial comes on top. All but ``"fast"`` try a second pass of
+        the correction where `passes` is not said, for three to four forward passes more.
         Where there are too few examples to hold any out, and of methods that do not search, nothing
         is searched; the report says what was done.
     precision : {"auto", "float64", "float32"}
