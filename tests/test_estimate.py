@@ -38,12 +38,13 @@ def test_a_search_is_foreseen_by_its_effort(steady_machine):
     assert 0 < times[0] < times[1] < times[2]
     assert fast.memory <= normal.memory <= thorough.memory
     assert fast.memory_by_layer == thorough.memory_by_layer
-    assert "second pass" not in normal.seconds
+    assert "second pass" not in fast.seconds
     twice = foreseen(passes=2)
     assert twice.seconds["second pass"] == thorough.seconds["second pass"] > 0
+    assert normal.seconds["second pass"] == twice.seconds["second pass"]
     assert normal.memory <= twice.memory
     assert twice.memory_by_layer is None
-    once = foreseen(effort="thorough", passes=1)
+    once = foreseen(passes=1)
     assert "second pass" not in once.seconds
     probed = foreseen(method="id-probed")
     assert "search the budget" not in probed.seconds

@@ -126,7 +126,7 @@ class Method(_Named, Config):
         nearest to the dense one; ``"normal"`` searches on from there for about three forward passes
         over the calibration set, and decides on examples held out; ``"thorough"`` for ten to
         twelve. What is folded for each trial comes on top. All but ``"fast"`` try a second pass of
-        the correction where `passes` is not said, for three to four forward passes more.
+        the correction where `passes` is not said, for four to five forward passes more.
         Where there are too few examples to hold any out, and of methods that do not search, nothing
         is searched; the report says what was done.
     precision : {"auto", "float64", "float32"}

@@ -59,6 +59,8 @@ class HeldOutFit:
         nothing is held out there is one ridge.
         """
         normal, cross, _ = self._solved_on.normal_equations(centered=self._centred)
+        if not cross.any():  # before the first block that is cut
+            return self._fitted(None, cross)
         if not self._judged:
             (ridge,) = ridges
             return self._fitted(ridge, solve_normal(normal, cross, ridge))
