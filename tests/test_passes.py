@@ -31,14 +31,20 @@ def test_a_second_pass_says_what_it_tried_and_took():
     assert PruningReport.from_dict(json.loads(report.to_json())) == report
 
 
-@pytest.mark.parametrize("method", ["stat", "id-unweighted", "magnitude", "obs"])
-def test_methods_have_one_pass_unless_asked(method):
+@pytest.mark.parametrize("method", ["id-probed", "id-unweighted", "magnitude", "obs"])
+def test_methods_that_do_not_search_have_one_pass_unless_asked(method):
     assert pruned(method=method).report.second_pass is None
 
 
-@pytest.mark.parametrize("method", ["stat", "id-unweighted"])
-def test_a_method_of_one_pass_takes_a_second_where_asked(method):
-    assert pruned(method=method, passes=2).report.second_pass is not None
+def test_the_default_has_two_passes_but_in_a_hurry():
+    assert pruned().report.second_pass is not None
+    assert pruned(passes=1).report.second_pass is None
+    assert pruned(effort="fast").report.second_pass is None
+    assert pruned(effort="fast", passes=2).report.second_pass is not None
+
+
+def test_a_method_of_one_pass_takes_a_second_where_asked():
+    assert pruned(method="id-unweighted", passes=2).report.second_pass is not None
 
 
 def test_a_method_of_two_passes_takes_one_where_asked():
