@@ -1,4 +1,4 @@
-"""The second pass: each consumer makes up for what the blocks before it have changed."""
+"""The second pass: all layers make up for what the blocks before them have changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stat_prune.pipeline.solving_again.second_pass import (
     can_solve_again,
     restream,
 )
-from stat_prune.pipeline.solving_again.stream_readers import head_layers, readers_of
+from stat_prune.pipeline.solving_again.stream_readers import correctable_producers, head_layers
 from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.layerwise import stack_numbers
 
@@ -211,7 +211,9 @@ def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
     model, calibration, folded = pruned_once
     taken, found = best_pass(model, folded, calibration, output_distance, seed=0)
     moved = {one.block.name for one in folded if can_move(one.block)}
-    read = {path for one in folded for path in readers_of(one.block)} | set(head_layers(model))
+    read = {path for one in folded for path in correctable_producers(one.block)} | set(
+        head_layers(model)
+    )
     assert moved <= found.ridges.keys() <= moved | read
     assert {found.ridges[name] for name in moved} <= {*RIDGES, None}
     assert {ridge for name, ridge in found.ridges.items() if name in read} <= {*INPUT_RIDGES, None}
@@ -239,7 +241,12 @@ def test_the_ridge_is_that_of_least_error_on_held_out_sequences(pruned_once):
     _, ridges = solved_again(model, folded, batches, batches, ridges=[1.0, 1e-3, 1e3])
     numbers = stack_numbers(model)
     firsts = {numbers.index(number) for number in numbers}  # what they read has not changed
-    first = {path for one in folded if one.block.layer in firsts for path in readers_of(one.block)}
+    first = {
+        path
+        for one in folded
+        if one.block.layer in firsts
+        for path in correctable_producers(one.block)
+    }
     assert {ridge for name, ridge in ridges.items() if name not in first} == {1e-3}
 
 

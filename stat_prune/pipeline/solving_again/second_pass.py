@@ -22,9 +22,9 @@ from stat_prune.model.projections import projection
 from stat_prune.model.running import Batch, Objective, evaluating
 from stat_prune.pipeline.solving_again.held_out_fit import HeldOutFit
 from stat_prune.pipeline.solving_again.stream_readers import (
+    correctable_producers,
     head_layers,
     head_reading_as_dense,
-    readers_of,
     reading_as_dense,
 )
 from stat_prune.surgery.cut import pruned_copy
@@ -210,7 +210,7 @@ def restream(
         for layer, stack in enumerate(numbers):
             indices = by_layer.get(layer, [])
             blocks = [folded[i].block for i in indices if can_move(folded[i].block)]
-            readers = [path for i in indices for path in readers_of(folded[i].block)]
+            readers = [path for i in indices for path in correctable_producers(folded[i].block)]
             wanted = [
                 ResidualStream(model, layer, blocks, batch, state, inputs=False, readers=readers)
                 for batch, state in zip(every, dense_states, strict=True)
@@ -254,7 +254,9 @@ def states_of_token(blocks: Sequence[Block]) -> int:
 
 def can_solve_again(model: PreTrainedModel, blocks: Sequence[Block]) -> bool:
     """Whether there is a consumer, a producer or a head that a second pass can change."""
-    return any(can_move(one) or readers_of(one) for one in blocks) or bool(head_layers(model))
+    return any(can_move(one) or correctable_producers(one) for one in blocks) or bool(
+        head_layers(model)
+    )
 
 
 def can_move(block: Block) -> bool:

@@ -23,7 +23,7 @@ from stat_prune.surgery.layerwise import States, run_rest
 from stat_prune.surgery.linear_layers import correct_readers
 
 
-def readers_of(block: Block) -> list[str]:
+def correctable_producers(block: Block) -> list[str]:
     """Producers whose input can be corrected, by path.
 
     Not those of experts, whose tokens differ, nor of layers that share weights and so have an input
@@ -213,7 +213,7 @@ def _reading_the_same(
     """
     groups: dict[tuple[int, bool], list[str]] = {}
     biased = {one.path: one.bias for one in block.producers}
-    for path in readers_of(block):
+    for path in correctable_producers(block):
         calls = seen.read.get(path, [])
         if len(calls) == 1:
             groups.setdefault((id(calls[0]), biased[path]), []).append(path)
