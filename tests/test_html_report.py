@@ -69,7 +69,7 @@ def test_the_page_holds_every_figure_of_the_report(result, tmp_path):
         assert list(cells) in page.rows
     text = {tuple(row) for row in page.rows}
     assert ("all parameters", f"{result.report.before.parameters:,}") in {r[:2] for r in text}
-    for name, value in result.report.settings.items():
+    for name, value in result.report.settings_used().items():
         assert (name, str(value)) in text
     assert len(page.addresses) == 3
 
