@@ -138,7 +138,7 @@ def test_kprune_keeps_what_knows_most_and_solves_for_its_weight():
             gram, cross, _ = moments.normal_equations()
             expected = torch.linalg.solve(gram, cross).T
             torch.testing.assert_close(plans[number].folded.weight, expected, rtol=1e-3, atol=1e-4)
-            kprune.put(pruned.model, block, units, plans[number].folded.weight)
+            kprune.mask_block(pruned.model, block, units, plans[number].folded.weight)
 
 
 @pytest.mark.parametrize(
