@@ -182,7 +182,7 @@ def test_inspect_shows_what_was_kept_and_lists_removed_heads(pruned, run):
     assert as_json["report"]["blocks"] == printed["blocks"]
     # what was not given is shown as what went for it
     lines = shown.stdout.splitlines()
-    assert {"objective: logits", "budget: searched", "passes: 1"} <= set(lines)
+    assert {"objective: logits", "budget: searched", "passes: 2"} <= set(lines)
     assert as_json["report"]["settings"]["budget"] is None
 
 
