@@ -133,7 +133,6 @@ def test_a_thorough_search_tries_a_second_pass_unless_passes_say_otherwise():
     reports = [pruned(effort="thorough", **asked).report for asked in ({}, {"passes": 1})]
     assert reports[0].second_pass["distances"]
     assert reports[1].second_pass is None
-    assert pruned(effort="normal").report.second_pass is None
 
 
 def test_each_effort_does_what_it_says():
