@@ -45,9 +45,9 @@ def reading_as_dense(
     """Let producers answer as they would to what they read in the dense model; in place, and told.
 
     With inputs X of the pruned model and differences ``E = X_dense - X``, X stands for ``X + X D``
-    of least ``||X D - E||^2 + ridge ||diag(||X_:j||) D||^2``, centred where there is a bias. No
-    weights give a smaller error of what the producers make of it. Of several ridges that is taken
-    whose D leaves least of E on sequences held out.
+    of least ``||X D - E||^2 + ridge ||diag(||X_:j||) D||^2``, centred where there is a bias.
+    Without a ridge no weights would give a smaller error of what the producers make of it. Of
+    several ridges that is taken whose D leaves least of E on sequences held out.
 
     Parameters
     ----------
