@@ -120,7 +120,8 @@ def head_reading_as_dense(
         As of `reading_as_dense`.
     """
     (model, dense_states), (cut, states) = dense, pruned
-    paths = [path for path in head_layers(model) if path in head_layers(cut)]
+    stays = set(head_layers(cut))  # a factored head is no linear layer
+    paths = [path for path in head_layers(model) if path in stays]
     wanted = [_head_inputs(model, paths, *one) for one in zip(batches, dense_states, strict=True)]
     readings: list[InputCorrection] = []
     taken = dict[str, float | None]()
