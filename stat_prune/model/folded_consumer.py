@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -74,6 +74,13 @@ class FoldedConsumer:
     bias: Tensor | None
     output_error: float
     readings: tuple[InputCorrection, ...] = ()
+
+    def moved(self, change: Tensor, shift: Tensor | None) -> FoldedConsumer:
+        """With a change of the weight, (d, k), and of the bias, (d,)."""
+        bias = self.bias
+        if shift is not None:
+            bias = shift if bias is None else bias + shift
+        return replace(self, weight=self.weight + change, bias=bias)
 
     def read_by(
         self, path: str, weight: Tensor, bias: Tensor | None

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cached_property
 
 import torch
-from transformers import PreTrainedModel
 
 from stat_prune.attention import TokenClasses
 from stat_prune.attention.heads import stream_statistics
@@ -27,7 +26,6 @@ from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.measuring.statistics import BlockStatistics, statistics_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import to_cut
-from stat_prune.model.folded_consumer import FoldedConsumer, InputCorrection
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.accounting import row_of
@@ -41,7 +39,6 @@ from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.solving_again.second_pass import (
     HELD_OUT,
     MOST_STATES,
-    SecondPass,
     Solution,
     best_pass,
     states_of_token,
@@ -101,28 +98,46 @@ class LoadedModel:
         """What compares whole pruned models."""
         return BudgetSearch(self.run, measured, Trials.of(self.run, self._positions))
 
-    def fold(self, measured: Sequence[Measured], choice: Sequence[int], target: Target) -> Decided:
-        """The correction of each block's candidate, solved once or twice.
+    def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
+        """The correction of each block's candidate."""
+        run = self.run
+        with run.stage("fold"):
+            folded = fold_all(run.settings.recipe, measured, choice, "the correction")
+        pairs = zip(folded, measured, choice, strict=True)
+        return Decided.of([planned(*one) for one in pairs])
 
-        Where nobody says how often, twice where a search is not to be fast, and with factored
+    def solve_again(self, decided: Decided, target: Target) -> Decided:
+        """The same with the correction solved on the pruned model, where that is wanted.
+
+        Where nobody says how often, that is where a search is not to be fast, and with factored
         embeddings, as what they do to all blocks is known on the second pass alone.
         """
-        run, second, held_out = self.run, None, None
-        head: Sequence[InputCorrection] = ()
-        recipe, asked = run.settings.recipe, run.settings.num_passes > 1
-        with run.stage("fold"):
-            folded = fold_all(recipe, measured, choice, "the correction")
+        run, cut_from = self.run, with_table(self.run, target)
+        asked, folded = run.settings.num_passes > 1, [plan.folded for plan in decided.plans]
         for_table = target.factors and run.settings.passes is None
+        wanted = run.settings.tries_second_pass or for_table
         enough = run.calibration.num_samples >= HELD_OUT
-        if (run.settings.tries_second_pass or for_table) and recipe.corrected and enough:
-            calibration = run.calibration if asked else _affordable(run)
-            again, second = _second_pass(run, folded, calibration, with_table(run, target))
-            folded, head = list(again.folded), again.head
-            whole = calibration is run.calibration or calibration.held_out is not None
-            if second is not None and whole:
-                held_out = second.distance
-        pairs = zip(folded, measured, choice, strict=True)
-        return Decided.of([planned(*one) for one in pairs], head, second, held_out)
+        changed = decided.narrowed or cut_from is not run.model
+        cut = changed or any(len(one.units) < one.block.num_units for one in folded)
+        if not (folded and wanted and run.settings.recipe.corrected and enough and cut):
+            return decided
+        calibration = run.calibration if asked else _affordable(run)
+        with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
+            run.expect(len(folded))
+            solution, second = broadcast(
+                lambda: best_pass(
+                    run.model,
+                    Solution(folded, narrowed=decided.narrowed),
+                    calibration,
+                    objective_named(run.settings.objective),
+                    seed=run.settings.seed,
+                    cut_from=cut_from,
+                    advance=run.advance,
+                )
+            )
+        whole = calibration is run.calibration or calibration.held_out is not None
+        held_out = second.distance if whole else None
+        return replace(decided.with_solution(solution), second_pass=second, held_out=held_out)
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
         """Smaller layers in place of the dense ones, in a copy that shares the others."""
@@ -209,32 +224,6 @@ def decompose(run: Run, statistics: Sequence[BlockStatistics]) -> list[Measured]
         )
     pairs = zip(candidates, statistics, strict=True)
     return [Measured(sizes, one.output_energy, one) for sizes, one in pairs]
-
-
-def _second_pass(
-    run: Run,
-    folded: list[FoldedConsumer],
-    calibration: CalibrationSet,
-    cut_from: PreTrainedModel,
-) -> tuple[Solution, SecondPass | None]:
-    """Solve the correction again on the pruned network, where that can change anything."""
-    whole = all(len(one.units) == one.block.num_units for one in folded)
-    if whole and cut_from is run.model:
-        return Solution(folded), None
-    with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
-        run.expect(len(folded))
-        best, second = broadcast(
-            lambda: best_pass(
-                run.model,
-                folded,
-                calibration,
-                objective_named(run.settings.objective),
-                seed=run.settings.seed,
-                cut_from=cut_from,
-                advance=run.advance,
-            )
-        )
-    return best, second
 
 
 def _affordable(run: Run) -> CalibrationSet:

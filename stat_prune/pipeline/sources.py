@@ -15,7 +15,7 @@ from stat_prune.model.blocks import Block
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.folded_consumer import InputCorrection
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.solving_again.second_pass import SecondPass
+from stat_prune.pipeline.solving_again.second_pass import SecondPass, Solution
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.search_report import DimensionsOfHeads, Search
@@ -84,24 +84,18 @@ class Decided:
     head_dims: DimensionsOfHeads | None = None
 
     @classmethod
-    def of(
-        cls,
-        plans: Sequence[BlockPlan],
-        head: Sequence[InputCorrection] = (),
-        second_pass: SecondPass | None = None,
-        held_out: float | None = None,
-    ) -> Decided:
+    def of(cls, plans: Sequence[BlockPlan]) -> Decided:
         """Of blocks that are folded."""
-        sizes = [_size_of(plan) for plan in plans]
-        return cls(sizes, plans, head=head, second_pass=second_pass, held_out=held_out)
+        return cls([_size_of(plan) for plan in plans], plans)
 
-    def told(self, narrowed: Sequence[NarrowedHeads]) -> list[NarrowedHeads]:
-        """Narrower heads, with what their layers are to make of a changed input."""
-        by_name = {plan.folded.block.name: plan.folded for plan in self.plans}
-        return [
-            one.told(by_name[one.block.name]) if one.block.name in by_name else one
-            for one in narrowed
-        ]
+    def with_solution(self, solution: Solution) -> Decided:
+        """With the correction of a second pass."""
+        pairs = zip(self.plans, solution.folded, strict=True)
+        plans = [plan if plan.folded is one else replace(plan, folded=one) for plan, one in pairs]
+        sizes = [_size_of(plan) for plan in plans]
+        return replace(
+            self, sizes=sizes, plans=plans, head=solution.head, narrowed=solution.narrowed
+        )
 
 
 def _size_of(plan: BlockPlan) -> tuple[Block, int, int]:
@@ -152,8 +146,11 @@ class Source(Protocol[Result]):
     def search(self, measured: Sequence[Measured]) -> Searching:
         """What compares whole pruned models."""
 
-    def fold(self, measured: Sequence[Measured], choice: Sequence[int], target: Target) -> Decided:
+    def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
         """The correction of each block's candidate; or a note to fold it when it is cut."""
+
+    def solve_again(self, decided: Decided, target: Target) -> Decided:
+        """The same with the correction solved on the pruned model, where that is wanted."""
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
         """Smaller layers in place of the dense ones, in a copy or layer by layer."""

@@ -23,6 +23,7 @@ from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.sources import Decided, Result, Searching, Source
 from stat_prune.reporting.search_report import Search
+from stat_prune.settings.targets import Target
 from stat_prune.surgery.config_checks import warn_if_not_plain
 
 
@@ -54,7 +55,10 @@ def results_of(
         choice, found = work.choice(
             budget.target, partial(choose_sizes, run, measured, budget, search)
         )
-        return replace(source.fold(measured, choice, budget.target), search=found)
+        return replace(source.fold(measured, choice), search=found)
+
+    def solved_for(choice: Sequence[int], target: Target) -> Decided:
+        return source.solve_again(source.fold(measured, choice), target)
 
     inside = None
     if run.settings.head_dims and isinstance(search, BudgetSearch):
@@ -62,13 +66,14 @@ def results_of(
     for budget in budgets:
         if isinstance(search, BudgetSearch):
             if budget.target.is_joint:
-                budget = best_share(run, budget, search, partial(source.fold, measured))
+                budget = best_share(run, budget, search, solved_for)
             search.cut_from = with_table(run, budget.target)
-        best = decided(budget)
+        solve_again = partial(source.solve_again, target=budget.target)
+        best = solve_again(kept.narrowed(budget, decided(budget)))
         if inside is not None:
-            fold = partial(source.fold, measured, target=budget.target)
-            best = with_head_dims(run, budget, best, inside, fold)
-        yield _finished(source, budget, kept.narrowed(budget, best))
+            fold = partial(source.fold, measured)
+            best = with_head_dims(run, budget, best, inside, fold, solve_again)
+        yield _finished(source, budget, best)
 
 
 def _of_baseline(

@@ -53,6 +53,13 @@ class NarrowedHeads:
         layers = {path: folded.read_by(path, *one) for path, one in self.layers.items()}
         return replace(self, layers=layers)
 
+    def moved(self, consumer: str, change: Tensor, shift: Tensor | None) -> NarrowedHeads:
+        """With a change of the consumer's weight, and of its bias."""
+        weight, bias = self.layers[consumer]
+        bias = bias if bias is None or shift is None else bias.to(shift) + shift
+        moved = weight.to(change) + change, bias
+        return replace(self, layers={**self.layers, consumer: moved})
+
 
 def narrow(model: PreTrainedModel, narrowed: Sequence[NarrowedHeads]) -> None:
     """Put in the new linear layers, in place, and record their shapes.

@@ -23,6 +23,7 @@ from stat_prune.pipeline.solving_again import second_pass
 from stat_prune.pipeline.solving_again.second_pass import (
     INPUT_RIDGES,
     RIDGES,
+    Solution,
     best_pass,
     can_move,
     can_solve_again,
@@ -73,7 +74,8 @@ def halved(family: Family, texts, word_tokenizer):
 def solved_again(model, folded, batches, held_out=(), *, ridges, input_ridges=None):
     """Consumers, producers and heads, with the same ridges unless told otherwise."""
     input_ridges = ridges if input_ridges is None else input_ridges
-    return restream(model, folded, batches, held_out, ridges=ridges, input_ridges=input_ridges)
+    first = Solution(folded)
+    return restream(model, first, batches, held_out, ridges=ridges, input_ridges=input_ridges)
 
 
 def copy_of(model, solution):
@@ -209,7 +211,7 @@ def test_padding_and_batches_change_nothing(pruned_once, texts, word_tokenizer):
 @pytest.mark.layouts
 def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
     model, calibration, folded = pruned_once
-    taken, found = best_pass(model, folded, calibration, output_distance, seed=0)
+    taken, found = best_pass(model, Solution(folded), calibration, output_distance, seed=0)
     moved = {one.block.name for one in folded if can_move(one.block)}
     read = {path for one in folded for path in correctable_producers(one.block)} | set(
         head_layers(model)
@@ -226,9 +228,9 @@ def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
 def test_what_is_clearly_farther_on_held_out_sequences_is_not_taken(pruned_once, monkeypatch):
     model, calibration, folded = pruned_once
     turned = [dataclasses.replace(one, weight=-one.weight) for one in folded]
-    ruined = second_pass.Solution(turned)
+    ruined = Solution(turned)
     monkeypatch.setattr(second_pass, "restream", lambda *_, **__: (ruined, {}))
-    taken, found = best_pass(model, folded, calibration, output_distance, seed=0)
+    taken, found = best_pass(model, Solution(folded), calibration, output_distance, seed=0)
     assert found.distances["second pass"] > found.distances["first pass"]
     assert not found.taken and taken.folded == folded
 

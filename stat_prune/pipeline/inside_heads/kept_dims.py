@@ -209,7 +209,7 @@ class KeptDims:
             sizes={one.block.name: [one.query_key, one.value] for one in narrowed if one.layers},
             kept=reached,
         )
-        return replace(decided, narrowed=decided.told(narrowed), head_dims=report)
+        return replace(decided, narrowed=narrowed, head_dims=report)
 
     def _menu(self, kind: str, heads: Heads, units: Tensor, budget: Budget) -> Menu:
         groups = len(heads.block.groups(units))

@@ -95,6 +95,7 @@ def with_head_dims(
     whole: Decided,
     search: DimsSearch,
     fold: Callable[[Sequence[int]], Decided],
+    solve_again: Callable[[Decided], Decided],
 ) -> Decided:
     """The best way to share a budget with dimensions inside heads, or `whole` heads.
 
@@ -108,10 +109,12 @@ def with_head_dims(
     budget : Budget
         Of MACs, parameters or a time.
     whole : Decided
-        For the budget, heads and neurons alone.
+        For the budget, heads and neurons alone, with all that is solved again.
     search : DimsSearch
     fold : callable
         From the candidate of each block to their plans.
+    solve_again : callable
+        The correction on the pruned model, of narrower heads as of others.
     """
     found = {f"{budget.target.fractions()['all']:.3g}": whole}
     with (
@@ -121,8 +124,7 @@ def with_head_dims(
         spread = search.search(budget)
     if spread is not None:
         name = f"{spread.fraction:.3g}"
-        decided = fold(spread.choice)
-        found[name] = replace(decided, narrowed=decided.told(spread.narrowed))
+        found[name] = solve_again(replace(fold(spread.choice), narrowed=spread.narrowed))
     with run.stage("compare dimensions of heads"):
         cut_from = with_table(run, budget.target)
         copies = {

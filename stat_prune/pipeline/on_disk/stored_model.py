@@ -93,10 +93,14 @@ class StoredModel:
         """What compares whole pruned models."""
         return Comparison(self._walk, measured)
 
-    def fold(self, measured: Sequence[Measured], choice: Sequence[int], target: Target) -> Decided:
+    def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
         """What each layer is folded to when it is cut."""
         sizes = [one.candidates.size(i) for one, i in zip(measured, choice, strict=True)]
         return Decided(sizes, measured=measured, choice=choice)
+
+    def solve_again(self, decided: Decided, target: Target) -> Decided:
+        """Nothing: layers are corrected as they are cut, once."""
+        return decided
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
         """Write each layer, and load what is in none."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.exploring import is_better
@@ -27,8 +27,8 @@ from stat_prune.pipeline.solving_again.stream_readers import (
     head_reading_as_dense,
     reading_as_dense,
 )
-from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.layerwise import States, stack_numbers
+from stat_prune.surgery.narrowing import NarrowedHeads, narrowed_copy
 
 #: Ridges towards the one-pass solution of consumers, relative to each channel's squared norm.
 RIDGES = (1.0, 0.3)
@@ -53,10 +53,17 @@ class Solution:
     folded : sequence of FoldedConsumer
     head : sequence of InputCorrection
         For layers behind the blocks, by their paths below the model.
+    narrowed : sequence of NarrowedHeads
+        Told what `folded` says of the producers.
     """
 
     folded: Sequence[FoldedConsumer]
     head: Sequence[InputCorrection] = ()
+    narrowed: Sequence[NarrowedHeads] = ()
+
+    def cut_copy(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A copy of a model that is cut so, to be measured."""
+        return narrowed_copy(model, self.folded, self.narrowed, self.head)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ def with_held_out(
 
 def best_pass(
     model: PreTrainedModel,
-    folded: Sequence[FoldedConsumer],
+    first: Solution,
     calibration: CalibrationSet,
     objective: Objective,
     *,
@@ -113,8 +120,8 @@ def best_pass(
     ----------
     model : PreTrainedModel
         The dense model.
-    folded : sequence of FoldedConsumer
-        The one-pass solution.
+    first : Solution
+        Of one pass.
     calibration : CalibrationSet
         What is held out beside it is chosen with; without any, one sequence in `HELD_OUT` is, and
         not solved on.
@@ -131,7 +138,7 @@ def best_pass(
     solved_on, held_out = with_held_out(calibration, seed=seed)
     again, ridges = restream(
         model,
-        folded,
+        first,
         solved_on.batches,
         held_out.batches,
         ridges=RIDGES,
@@ -139,8 +146,8 @@ def best_pass(
         cut_from=cut_from,
         advance=advance,
     )
-    solutions = {"first pass": Solution(folded), "second pass": again}
-    copies = {name: pruned_copy(base, one.folded, one.head) for name, one in solutions.items()}
+    solutions = {"first pass": first, "second pass": again}
+    copies = {name: one.cut_copy(base) for name, one in solutions.items()}
     by_sequence = distances_by_sequence(model, copies, held_out.batches, objective)
     taken = not is_better(*by_sequence.values(), errors=1)
     distances = {name: float(found.mean()) for name, found in by_sequence.items()}
@@ -149,7 +156,7 @@ def best_pass(
 
 def restream(
     model: PreTrainedModel,
-    folded: Sequence[FoldedConsumer],
+    first: Solution,
     batches: Sequence[Batch],
     held_out: Sequence[Batch] = (),
     *,
@@ -173,8 +180,8 @@ def restream(
     ----------
     model : PreTrainedModel
         The dense model; unchanged.
-    folded : sequence of FoldedConsumer
-        The one-pass solution for each block, layer by layer.
+    first : Solution
+        Of one pass, layer by layer.
     batches : sequence of mappings of str to Tensor
         Model inputs to solve on. Their hidden states, six per token, and the inputs of one
         consumer are held in memory.
@@ -192,46 +199,52 @@ def restream(
     -------
     Solution
         With new weights and biases; ``output_error`` stays that of the first pass. Consumers of
-        blocks that are kept whole stay as they are.
+        blocks of which nothing has left stay as they are.
     dict of str to float or None
         As in `SecondPass`.
     """
-    results, taken = list(folded), dict[str, float | None]()
-    pruned = pruned_copy(model if cut_from is None else cut_from, folded)
+    results, taken = list(first.folded), dict[str, float | None]()
+    narrowed = {one.block.name: one for one in first.narrowed}
+    pruned = first.cut_copy(model if cut_from is None else cut_from)
     by_layer: dict[int, list[int]] = {}
-    for index, one in enumerate(folded):
+    for index, one in enumerate(results):
         by_layer.setdefault(one.block.layer, []).append(index)
     every = [*batches, *held_out]
     # Where layers share weights, no layer is entered once: heads alone are solved for.
-    numbers = [] if any(one.block.calls > 1 for one in folded) else stack_numbers(model)
+    numbers = [] if any(one.block.calls > 1 for one in results) else stack_numbers(model)
     with evaluating(model), evaluating(pruned):
         dense_states: list[States] = [{} for _ in every]
         states: list[States] = [{} for _ in every]
         for layer, stack in enumerate(numbers):
             indices = by_layer.get(layer, [])
-            blocks = [folded[i].block for i in indices if can_move(folded[i].block)]
-            readers = [path for i in indices for path in correctable_producers(folded[i].block)]
+            blocks = [results[i].block for i in indices if can_move(results[i].block)]
+            readers = [path for i in indices for path in correctable_producers(results[i].block)]
             wanted = [
                 ResidualStream(model, layer, blocks, batch, state, inputs=False, readers=readers)
                 for batch, state in zip(every, dense_states, strict=True)
             ]
             entering, outputs = EnteringLayer(pruned, layer, every, states), None
             for index in indices:
-                one = folded[index]
+                block, units = results[index].block, results[index].units
                 results[index], found = reading_as_dense(
-                    entering, one, wanted, input_ridges, num_held_out=len(held_out)
+                    entering, results[index], wanted, input_ridges, num_held_out=len(held_out)
                 )
                 taken |= found
-                if can_move(one.block) and len(one.units) < one.block.num_units:
-                    results[index], taken[one.block.name], outputs = _moved(
+                cut = len(units) < block.num_units or block.name in narrowed
+                if can_move(block) and cut:
+                    move, taken[block.name], outputs = _moved(
                         entering,
-                        results[index],
+                        block,
                         wanted,
                         ridges,
                         num_held_out=len(held_out),
                         last=index == indices[-1],
                     )
-                advance(one.block.name)
+                    if block.name in narrowed and block.consumer in narrowed[block.name].layers:
+                        narrowed[block.name] = narrowed[block.name].moved(block.consumer, *move)
+                    else:
+                        results[index] = results[index].moved(*move)
+                advance(block.name)
             outputs = outputs or [stream.output for stream in entering.streams([], whole=True)]
             for state, stream in zip(dense_states, wanted, strict=True):
                 state[stack] = stream.output
@@ -244,7 +257,10 @@ def restream(
             input_ridges,
             num_held_out=len(held_out),
         )
-    return Solution(results, head), taken | found
+    for one in results:
+        if one.block.name in narrowed:
+            narrowed[one.block.name] = narrowed[one.block.name].told(one)
+    return Solution(results, head, list(narrowed.values())), taken | found
 
 
 def states_of_token(blocks: Sequence[Block]) -> int:
@@ -270,19 +286,19 @@ def can_move(block: Block) -> bool:
 
 def _moved(
     entering: EnteringLayer,
-    folded: FoldedConsumer,
+    block: Block,
     wanted: Sequence[ResidualStream],
     ridges: Sequence[float],
     *,
     num_held_out: int,
     last: bool,
-) -> tuple[FoldedConsumer, float | None, list[Any] | None]:
-    """One consumer solved again and put into the pruned model, and the ridge that was best.
+) -> tuple[tuple[Tensor, Tensor | None], float | None, list[Any] | None]:
+    """How a consumer is moved, in the pruned model too, and the ridge that was best.
 
     And behind the last consumer what the layer then returns on each batch: the stream moves by what
     the consumer does, so that the layer need not be computed again. None where that is not so.
     """
-    block, base = folded.block, entering.model.base_model
+    base = entering.model.base_model
     consumer = projection(base, block.consumer)
     shape = consumer.weight.shape
     fit = HeldOutFit(shape[1], shape[0], centred=consumer.bias is not None)
@@ -298,17 +314,14 @@ def _moved(
         fit.update(inputs, wanted_after - after, judges=judges)
         seen += [found] if last else []
     ridge, change, shift = fit.best(ridges)
-    weight, bias = folded.weight + change.T, folded.bias
-    if shift is not None:
-        bias = shift if bias is None else bias + shift
+    change = change.T
     with loaded(base, block.consumer, store=True) as consumer:
         before = consumer.weight.clone()
-        consumer.weight.copy_(weight)
+        consumer.weight.copy_(before.to(change) + change)
         rounded = consumer.weight - before
         if shift is not None:
             assert consumer.bias is not None
             consumer.bias.add_(shift.to(consumer.bias))
-    moved = dataclasses.replace(folded, weight=weight, bias=bias)
     outputs = [one.output_after(base, block, rounded, shift) for one in seen]
     known = outputs and all(output is not None for output in outputs)
-    return moved, ridge, outputs if known else None
+    return (change, shift), ridge, outputs if known else None
