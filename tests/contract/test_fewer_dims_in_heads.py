@@ -9,17 +9,23 @@ import torch
 from families import FAMILIES, Family, completed, output
 from isolation import outputs_without_stat_prune
 from test_report import counted_macs
+from test_second_pass import stream_error
 from transformers import PreTrainedModel
 
 import stat_prune
 from stat_prune import MACs
 from stat_prune.checkpoints.checkpoint import as_pruned_class, save_checkpoint
 from stat_prune.choosing.head_dims import HeadDims
+from stat_prune.data.calibration import CalibrationSet
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.families import find_blocks, stacks_of
+from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import head_projections, projection
 from stat_prune.pipeline.inside_heads.measured_dims import head_dims_of
-from stat_prune.surgery.narrowing import narrow
+from stat_prune.pipeline.solving_again.second_pass import Solution, can_move, restream
+from stat_prune.surgery.cut import apply
+from stat_prune.surgery.linear_layers import correct_readers
+from stat_prune.surgery.narrowing import NarrowedHeads, narrow
 
 
 def offers(family: Family) -> bool:
@@ -30,23 +36,31 @@ def offers(family: Family) -> bool:
 ROWS = [family for family in FAMILIES if offers(family)]
 
 
-def dims_of(model: PreTrainedModel, inputs: Any) -> list[HeadDims]:
+def calibration_of(model: PreTrainedModel, inputs: Any) -> CalibrationSet:
     rows = completed(model, inputs)
     count = len(next(iter(rows.values())))
     examples = [{name: values[n] for name, values in rows.items()} for n in range(count)]
-    calibration = calibration_set_for(model, examples, None, num_samples=count)
+    return calibration_set_for(model, examples, None, num_samples=count)
+
+
+def dims_of(model: PreTrainedModel, inputs: Any) -> list[HeadDims]:
+    calibration = calibration_of(model, inputs)
     heads = [block for block in find_blocks(model) if block.kind == "heads"]
-    return head_dims_of(model, heads, calibration.batches, count)
+    return head_dims_of(model, heads, calibration.batches, calibration.num_samples)
 
 
-def narrowed(model: PreTrainedModel, inputs: Any) -> PreTrainedModel:
+def narrower(model: PreTrainedModel, inputs: Any) -> list[NarrowedHeads]:
     """Two dimensions less for values, and for queries and keys where they can have fewer."""
     found = []
     for one in dims_of(model, inputs):
         size = one.block.unit_size
         fewer = size if one.query_key_multiple == size else size - 2
         found.append(one.narrowed(fewer, size - 2))
-    narrow(model, found)
+    return found
+
+
+def narrowed(model: PreTrainedModel, inputs: Any) -> PreTrainedModel:
+    narrow(model, narrower(model, inputs))
     return as_pruned_class(model)
 
 
@@ -111,6 +125,39 @@ def test_all_dimensions_leave_a_model_as_it_is(family: Family, inputs: Any) -> N
     )
     assert torch.equal(output(model, inputs), dense)
     assert not hasattr(model.config, "stat_prune")
+
+
+def test_the_correction_is_solved_again_for_narrower_heads(family: Family, inputs: Any) -> None:
+    """And the solution, told to the dense model, is the model that it was found on."""
+    model = family.build()
+    heads = [block for block in find_blocks(model) if block.kind == "heads"]
+    if not any(map(can_move, heads)):
+        pytest.skip("no consumer of these heads is solved for again")
+    batches = calibration_of(model, inputs).batches
+    first = Solution(
+        [
+            FoldedConsumer(
+                one,
+                torch.arange(one.num_units),
+                projection(model.base_model, one.consumer).weight.detach().double(),
+                bias=None,
+                output_error=0.0,
+            )
+            for one in heads
+        ],
+        narrowed=narrower(model, inputs),
+    )
+    again, ridges = restream(model, first, batches, ridges=[1e-3], input_ridges=[1e-3])
+    moved = {one.name for one in heads if can_move(one)}
+    assert moved <= ridges.keys()
+    once, twice = (stream_error(model, one.cut_copy(model), batches) for one in (first, again))
+    assert twice < 0.9 * once
+    cut = family.build()
+    apply(cut, again.folded)
+    narrow(cut, again.narrowed)
+    correct_readers(cut, again.head)
+    expected = output(again.cut_copy(model), inputs)
+    torch.testing.assert_close(output(cut, inputs), expected, rtol=0, atol=0)
 
 
 def test_blocks_cost_what_torch_counts(family: Family, inputs: Any) -> None:
