@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ from stat_prune.model.folded_consumer import FoldedConsumer, InputCorrection
 from stat_prune.model.projections import projection
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.solving_again.held_out_fit import HeldOutFit
-from stat_prune.surgery.layerwise import States, run_rest
+from stat_prune.surgery.layerwise import SeenEnough, States, run_rest
 from stat_prune.surgery.linear_layers import correct_readers
 
 
@@ -131,7 +131,7 @@ def head_reading_as_dense(
         width = layer.weight.shape[1]
         fit = HeldOutFit(width, width, centred=layer.bias is not None)
         for number, (batch, state) in enumerate(zip(batches, states, strict=True)):
-            (inputs,) = _head_inputs(cut, [path], batch, state)[path]
+            (inputs,) = _head_inputs(cut, [path], batch, state, once=True)[path]
             judges = number >= len(batches) - num_held_out
             _update(fit, inputs, wanted[number][path][0], _mask_like(inputs, batch), judges=judges)
         taken[path], found = _corrections((path,), fit, ridges)
@@ -175,9 +175,18 @@ def head_layers(model: PreTrainedModel) -> list[str]:
 
 
 def _head_inputs(
-    model: PreTrainedModel, paths: Sequence[str], batch: Batch, states: States
+    model: PreTrainedModel,
+    paths: Sequence[str],
+    batch: Batch,
+    states: States,
+    *,
+    once: bool = False,
 ) -> dict[str, list[Tensor]]:
-    """What layers behind the last transformer layer read on a batch, as they are called."""
+    """What layers behind the last transformer layer read on a batch, as they are called.
+
+    Where each is known to be called `once`, nothing is computed behind the last of them: the output
+    of a language model's head is large.
+    """
     layers = transformer_layers(model)
     found: dict[str, list[Tensor]] = {}
     behind: list[bool] = []
@@ -186,6 +195,8 @@ def _head_inputs(
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             if behind:
                 found.setdefault(path, []).append(args[0])
+                if once and len(found) == len(paths):
+                    raise SeenEnough
 
         return hook
 
@@ -195,7 +206,8 @@ def _head_inputs(
         for path in paths:
             hook = model.get_submodule(path).register_forward_pre_hook(noting(path))
             stack.callback(hook.remove)
-        run_rest(model, len(layers) if states else 0, batch, states)
+        with suppress(SeenEnough):
+            run_rest(model, len(layers) if states else 0, batch, states)
     return found
 
 
