@@ -131,12 +131,30 @@ def table(model: PreTrainedModel) -> Tensor:
 
 
 def test_the_model_is_the_dense_one_with_another_table(model: PreTrainedModel) -> None:
-    result = factored(model)
+    result = factored(model, passes=1)
     after = table(result.model)
     assert 0.01 < float((after - table(model)).norm() / table(model).norm()) < 0.9
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(after)  # type: ignore[union-attr, operator]
     assert torch.allclose(output(result.model), output(model), atol=1e-5)
+
+
+def test_all_layers_make_up_for_what_the_table_has_lost(model: PreTrainedModel) -> None:
+    dense = output(model)
+    once, twice = (factored(model, passes=passes) for passes in (1, None))
+    assert torch.equal(output(model), dense)
+    assert torch.equal(table(once.model), table(twice.model))
+    errors = [float((output(one.model) - dense).norm()) for one in (once, twice)]
+    assert errors[1] < errors[0]
+    assert twice.report.second_pass["taken"] and once.report.second_pass is None
+
+
+def test_layers_that_are_ignored_stay_where_the_table_alone_is_factored() -> None:
+    model = tiny_bert(vocab_size=64)
+    result = factored(model, ignore="encoder.layer.0.*")
+    for one, other in ((0, True), (1, False)):
+        before, after = (m.encoder.layer[one].state_dict() for m in (model, result.model))
+        assert all(torch.equal(before[name], after[name]) for name in before) == other
 
 
 def test_the_parameters_are_those_asked_for(model: PreTrainedModel) -> None:
@@ -501,7 +519,7 @@ def test_useless_numbers_of_the_embeddings_go_first_where_the_budget_is_joint() 
     whole = sum(p.numel() for p in model.parameters())
     spare = 64 * 32 - 4 * (64 + 32) - 32
     rows = [{"input_ids": ids} for ids in torch.randint(0, 64, (40, 20))]
-    result = factored(model, Bytes(1 - 0.9 * spare / whole), rows)
+    result = factored(model, Bytes(1 - 0.9 * spare / whole), rows, passes=1)
     assert torch.allclose(output(result.model), output(model), atol=1e-4)
     found = result.report.embeddings
     assert found.rank >= 4

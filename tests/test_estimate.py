@@ -66,7 +66,8 @@ def test_a_search_computes_no_more_than_was_foreseen(build, effort):
         progress=False,
     ).report.search
     by_token = not type(model).__name__.endswith("SequenceClassification")
-    most = SearchCost.of(64, by_token=by_token, effort=effort)
+    second_pass = effort != "fast"
+    most = SearchCost.of(64, by_token=by_token, effort=effort, second_pass=second_pass)
     # A round ends behind the evaluation with which what it may spend is spent.
     assert 0.2 * most.passes < search.passes <= most.passes + len(search.rounds)
 

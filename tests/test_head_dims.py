@@ -29,7 +29,6 @@ from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.families import find_blocks
 from stat_prune.linalg import Moments, low_rank
 from stat_prune.pipeline.inside_heads import dims_search, narrowing_heads
-from stat_prune.pipeline.inside_heads.narrowing_heads import _unsure
 from stat_prune.reporting.report import PruningReport
 from stat_prune.surgery.narrowing import narrow, narrowed_copy
 
@@ -228,14 +227,13 @@ def test_a_narrowed_model_is_pruned_again():
     assert output(result.model).shape == output(model).shape
 
 
-def test_a_budget_is_kept_and_the_nearest_model_taken(tmp_path):
+def test_a_budget_is_kept(tmp_path):
     result = pruned(tiny_bert(BertForSequenceClassification), target=MACs(0.5), head_dims=True)
     found = result.report.head_dims
     first, *others = found.distances
     assert first == "0.5"
     assert others
-    judged = found.with_searched or found.distances
-    assert judged[found.taken] == min(judged.values())
+    assert found.taken in found.distances
     assert found.sequences == 8
     before, after = result.report.before, result.report.after
     assert after.block_macs <= 0.5 * before.block_macs
@@ -314,23 +312,17 @@ def test_a_finish_fits_a_narrowed_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("narrowed", "unsure"),
-    [([0.9, 1.9, 2.9, 3.9], False), ([1.1, 2.1, 3.1, 4.1], False), ([9.0, 0.1, 0.1, 0.1], True)],
+    ("narrower", "taken"),
+    [([1.1, 2.1, 3.1, 4.1], False), ([0.9, 1.9, 2.9, 3.9], True), ([9.0, 0.1, 0.1, 4.1], True)],
 )
-def test_held_out_sequences_decide_alone_where_they_are_sure(narrowed, unsure):
-    whole = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert _unsure(whole, torch.tensor(narrowed)) == unsure
-
-
-def test_where_held_out_sequences_are_unsure_those_of_the_search_have_a_say(monkeypatch):
-    monkeypatch.setattr(narrowing_heads, "SURE", float("inf"))
+def test_whole_heads_stay_where_held_out_sequences_are_sure(monkeypatch, narrower, taken):
+    """Which they are of the first alone; those of the last scatter."""
+    values = [torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor(narrower)]
+    monkeypatch.setattr(
+        narrowing_heads,
+        "distances_by_sequence",
+        lambda _model, copies, *_: dict(zip(copies, values, strict=True)),
+    )
     found = pruned(target=MACs(0.5), head_dims=True, effort="fast").report.head_dims
-    assert found.with_searched.keys() == found.distances.keys()
-    assert found.with_searched != found.distances
-    assert found.with_searched[found.taken] == min(found.with_searched.values())
-    assert "with those of the search" in str(found)
-    monkeypatch.setattr(narrowing_heads, "SURE", 0.0)
-    alone = pruned(target=MACs(0.5), head_dims=True, effort="fast").report.head_dims
-    assert alone.distances == found.distances
-    assert not alone.with_searched
-    assert alone.distances[alone.taken] == min(alone.distances.values())
+    assert list(found.distances).index(found.taken) == int(taken)
+    assert bool(found.sizes) == taken

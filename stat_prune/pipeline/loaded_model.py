@@ -16,7 +16,9 @@ from stat_prune.checkpoints.outer_models import follow
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.folding import fold_all
 from stat_prune.choosing.measured import Measured
+from stat_prune.choosing.plan import BlockPlan
 from stat_prune.data.calibration import CalibrationSet
+from stat_prune.errors import TargetError
 from stat_prune.families import find_blocks
 from stat_prune.machine.distributed import barrier, broadcast, gather, is_mine, summed
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
@@ -26,6 +28,8 @@ from stat_prune.measuring.sensitivity import positions_per_sequence
 from stat_prune.measuring.statistics import BlockStatistics, statistics_of
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import to_cut
+from stat_prune.model.folded_consumer import FoldedConsumer
+from stat_prune.model.ignoring import without_ignored
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.accounting import row_of
@@ -48,7 +52,7 @@ from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import PruningResult
 from stat_prune.settings.targets import Target
 from stat_prune.surgery.alignment import renumber_alignment_heads
-from stat_prune.surgery.cut import apply
+from stat_prune.surgery.cut import apply, whole_consumer
 from stat_prune.surgery.linear_layers import check_readings, correct_readers
 from stat_prune.surgery.narrowing import narrow
 
@@ -113,6 +117,7 @@ class LoadedModel:
         embeddings, as what they do to all blocks is known on the second pass alone.
         """
         run, cut_from = self.run, with_table(self.run, target)
+        decided = decided if decided.plans else replace(decided, plans=_whole(run))
         asked, folded = run.settings.num_passes > 1, [plan.folded for plan in decided.plans]
         for_table = target.factors and run.settings.passes is None
         wanted = run.settings.tries_second_pass or for_table
@@ -121,7 +126,7 @@ class LoadedModel:
         cut = changed or any(len(one.units) < one.block.num_units for one in folded)
         if not (folded and wanted and run.settings.recipe.corrected and enough and cut):
             return decided
-        calibration = run.calibration if asked else _affordable(run)
+        calibration = run.calibration if asked else _affordable(run, folded)
         with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
             run.expect(len(folded))
             solution, second = broadcast(
@@ -142,6 +147,7 @@ class LoadedModel:
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
         """Smaller layers in place of the dense ones, in a copy that shares the others."""
         run, plans = self.run, decided.plans
+        asked = {block.name for block in run.blocks}
         with run.stage("cut"):
             with to_cut(run.model, inplace=run.settings.inplace) as pruned:
                 dense = find_blocks(pruned)
@@ -153,7 +159,8 @@ class LoadedModel:
                 as_pruned_class(pruned)
         kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
         renumber_alignment_heads(pruned, dense, kept)
-        return CutModel(pruned, [row_of(plan) for plan in plans], kept, embeddings, head)
+        rows = [row_of(plan) for plan in plans if plan.folded.block.name in asked]
+        return CutModel(pruned, rows, kept, embeddings, head)
 
     def result(self, budget: Budget, cut: CutModel, report: PruningReport) -> PruningResult:
         """The model and the account of it."""
@@ -226,10 +233,23 @@ def decompose(run: Run, statistics: Sequence[BlockStatistics]) -> list[Measured]
     return [Measured(sizes, one.output_energy, one) for sizes, one in pairs]
 
 
-def _affordable(run: Run) -> CalibrationSet:
+def _whole(run: Run) -> list[BlockPlan]:
+    """Blocks of which nothing leaves, where that is of embeddings or of dimensions of heads alone.
+
+    But for those that the user wants left alone.
+    """
+    try:
+        blocks, _ = without_ignored(find_blocks(run.model), run.settings.ignored)
+    except TargetError:  # all of them
+        return []
+    return [BlockPlan(whole_consumer(run.model, block), activation_error=0.0) for block in blocks]
+
+
+def _affordable(run: Run, folded: Sequence[FoldedConsumer]) -> CalibrationSet:
     """As many calibration sequences as a second pass nobody asked for may hold the states of."""
     calibration = run.calibration
-    part = MOST_STATES / (states_of_token(run.blocks) * calibration.num_tokens)
+    states = states_of_token([one.block for one in folded])
+    part = MOST_STATES / (states * calibration.num_tokens)
     if part >= 1:
         return calibration
     count = max(int(part * calibration.num_samples), HELD_OUT)

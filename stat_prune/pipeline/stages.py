@@ -47,11 +47,12 @@ def results_of(
     kept = KeptDims(run, [budget.target for budget in budgets])
     if not run.blocks:  # targets are of embeddings or of dimensions inside heads alone
         for budget in budgets:
-            yield _finished(source, budget, kept.narrowed(budget, Decided()))
+            decided = kept.narrowed(budget, Decided())
+            yield _finished(source, budget, source.solve_again(decided, budget.target))
         return
     measured, search = _measured(source, work)
 
-    def decided(budget: Budget) -> Decided:
+    def folded(budget: Budget) -> Decided:
         choice, found = work.choice(
             budget.target, partial(choose_sizes, run, measured, budget, search)
         )
@@ -69,7 +70,7 @@ def results_of(
                 budget = best_share(run, budget, search, solved_for)
             search.cut_from = with_table(run, budget.target)
         solve_again = partial(source.solve_again, target=budget.target)
-        best = solve_again(kept.narrowed(budget, decided(budget)))
+        best = solve_again(kept.narrowed(budget, folded(budget)))
         if inside is not None:
             fold = partial(source.fold, measured)
             best = with_head_dims(run, budget, best, inside, fold, solve_again)

@@ -108,13 +108,10 @@ class DimensionsOfHeads:
     sequences : int
         That this was measured on: those held out, where there are any.
     taken : str
-        The fraction that was best on these, or on more.
+        The fraction: the second, unless it was clearly farther.
     sizes : dict of str to list of int
         By block, dimensions of queries and keys, and of values, in each of its heads; of blocks
         that lost some.
-    with_searched : dict of str to float
-        The distances on these sequences and those of the search together, which decided where these
-        alone were not sure; else empty.
     kept : dict of {"query-key", "value"} to float
         Where the target has fractions of dimensions by themselves: what is kept of their cost in
         the heads that stay. There was nothing to choose between then, so that nothing but the sizes
@@ -125,7 +122,6 @@ class DimensionsOfHeads:
     sequences: int = 0
     taken: str = ""
     sizes: dict[str, list[int]] = field(default_factory=dict)
-    with_searched: dict[str, float] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -134,11 +130,9 @@ class DimensionsOfHeads:
             sizes = ", ".join(f"{keys}/{values}" for keys, values in self.sizes.values())
             return f"kept {shares}; query-key/value dimensions {sizes or 'whole'}"
         judged = _named(self.distances)
-        more = f", {_named(self.with_searched)} with those of the search" * bool(self.with_searched)
         sizes = ", ".join(f"{keys}/{values}" for keys, values in self.sizes.values())
         return (
-            f"heads and neurons to {judged} on {self.sequences} sequences{more}; {self.taken} "
-            "taken; "
+            f"heads and neurons to {judged} on {self.sequences} sequences; {self.taken} taken; "
             f"query-key/value dimensions {sizes or 'whole'}"
         )
 

@@ -102,6 +102,13 @@ def _cut(model: PreTrainedModel, folded: Sequence[FoldedConsumer]) -> dict[str, 
     }
 
 
+def whole_consumer(model: PreTrainedModel, block: Block) -> FoldedConsumer:
+    """The consumer of a block of which nothing leaves, as it is."""
+    with loaded(model.base_model, block.consumer) as consumer:
+        weight = consumer.weight.detach().double()
+    return FoldedConsumer(block, torch.arange(block.num_units), weight, None, output_error=0.0)
+
+
 def cut_copy(model: PreTrainedModel, sizes: Sequence[tuple[Block, int, int]]) -> PreTrainedModel:
     """A model of given sizes, to be timed: units are any, corrections none.
 

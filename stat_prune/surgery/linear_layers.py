@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,29 @@ def correct_readers(module: nn.Module, readings: Sequence[InputCorrection]) -> N
             with loaded(module, path) as old:
                 weight, bias = one.applied(old.weight, old.bias)
             replace_layer(module, path, weight, bias)
+
+
+def tell_readers(module: nn.Module, readings: Sequence[InputCorrection]) -> None:
+    """The same in the layers themselves, whose weights are to be nobody else's."""
+    with torch.no_grad():
+        for one in readings:
+            for path in one.paths:
+                with loaded(module, path, store=True) as layer:
+                    weight, bias = one.applied(layer.weight, layer.bias)
+                    layer.weight.copy_(weight)
+                    if bias is not None and layer.bias is not None:
+                        layer.bias.copy_(bias)
+
+
+def unshare(module: nn.Module, paths: Iterable[str], shared: Iterable[Tensor]) -> None:
+    """Give layers copies of what they share, so that they can be changed in place."""
+    others = {id(one) for one in shared}
+    for path in paths:
+        parameters = module.get_submodule(path)._parameters
+        for name, one in parameters.items():
+            if one is not None and id(one) in others:
+                copied = one.detach().clone()
+                parameters[name] = nn.Parameter(copied, requires_grad=one.requires_grad)
 
 
 def check_readings(module: nn.Module, readings: Sequence[InputCorrection]) -> None:

@@ -22,11 +22,19 @@ class Effort(NamedTuple):
         in forward passes of the dense model over the calibration set.
     errors : float
         Standard errors by which a start has to be nearer than those before it.
+    before_second_pass : tuple of (int, float), optional
+        The rounds where the correction is solved a second time, if they are others.
     """
 
     part: int
     rounds: tuple[tuple[int, float], ...] = ()
     errors: float = 0.0
+    before_second_pass: tuple[tuple[int, float], ...] | None = None
+
+    def rounds_before(self, *, second_pass: bool) -> tuple[tuple[int, float], ...]:
+        """Those of the search, where the correction is solved once or twice."""
+        shorter = self.before_second_pass
+        return shorter if second_pass and shorter is not None else self.rounds
 
     def num_compared(self, num_samples: int) -> int:
         """Of so many calibration sequences, those that starts are compared on."""
@@ -38,10 +46,10 @@ class Effort(NamedTuple):
 
 
 #: Where the output has a value a token: few sequences tell much, and more are taken as moves get
-#: smaller.
+#: smaller. What a long search finds, the second pass makes up for without.
 BY_TOKEN = {
     "fast": Effort(16),
-    "normal": Effort(12, ((1, 1.5), (2, 1.5))),
+    "normal": Effort(12, ((1, 1.5), (2, 1.5)), before_second_pass=((1, 0.75),)),
     "thorough": Effort(8, ((1, 4.0), (2, 4.0), (4, 4.0))),
 }
 
@@ -49,7 +57,7 @@ BY_TOKEN = {
 #: which start is taken as well.
 BY_SEQUENCE = {
     "fast": Effort(4, errors=1.0),
-    "normal": Effort(2, ((1, 2.5),), errors=1.0),
+    "normal": Effort(2, ((1, 2.5),), errors=1.0, before_second_pass=((1, 0.75),)),
     "thorough": Effort(1, ((1, 10.0),), errors=1.0),
 }
 
@@ -101,7 +109,9 @@ class Trials:
     @property
     def rounds(self) -> tuple[tuple[int, float], ...]:
         """Those of the effort; none where there are no sequences to judge them on."""
-        return () if self.run.calibration.held_out is None else self.effort.rounds
+        if self.run.calibration.held_out is None:
+            return ()
+        return self.effort.rounds_before(second_pass=self.run.settings.tries_second_pass)
 
     def sequences(self, times: int = 1) -> CalibrationSet:
         """So many times the calibration sequences that starts are compared on."""

@@ -341,7 +341,8 @@ def _seconds(
         head = (1 + len(probed)) * reading.probe_length * _head_weights(model)
         macs = passes * sequence(reading.probe_length) + head
         probing = reading.num_probe_samples * macs * rates.forward
-    most = search_cost_of(model, reading, settings.effort)
+    second_pass = settings.tries_second_pass
+    most = search_cost_of(model, reading, settings.effort, second_pass=second_pass)
     decomposing = folding = trials = 0.0
     for alike in _by_shape(blocks):
         one = block_seconds(alike[0], recipe, (0.5, kept_of(target)), device)

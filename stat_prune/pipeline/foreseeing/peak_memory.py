@@ -187,7 +187,7 @@ def needs_in_memory(
     most = max(activations + copies + comparing, solving, cutting)
     if searches(recipe, target):
         # Blocks are factored, folded consumers remembered, and a pruned copy is measured.
-        searching = _searching(model, reading, settings.effort) + kept_of(target) * sum(layers)
+        searching = _searching(model, reading, settings) + kept_of(target) * sum(layers)
         remembered = _SINGLE * (num_factored(blocks, recipe) + num_remembered(blocks))
         at_a_time = max(activations + copies, factoring_bytes(blocks, recipe))
         most = max(most, at_a_time + remembered + searching)
@@ -198,15 +198,20 @@ def needs_in_memory(
     return round(weights + statistics_bytes(blocks) + consumers + most)
 
 
-def search_cost_of(model: PreTrainedModel, reading: Reading, effort: str) -> SearchCost:
+def search_cost_of(
+    model: PreTrainedModel, reading: Reading, effort: str, *, second_pass: bool = False
+) -> SearchCost:
     """What a search takes at most on what is read."""
     by_token = values_per_sequence(model, reading.length) > 1
-    return SearchCost.of(reading.num_samples, by_token=by_token, effort=effort)
+    return SearchCost.of(
+        reading.num_samples, by_token=by_token, effort=effort, second_pass=second_pass
+    )
 
 
-def _searching(model: PreTrainedModel, reading: Reading, effort: str) -> int:
+def _searching(model: PreTrainedModel, reading: Reading, settings: Settings) -> int:
     """The outputs that a search keeps, and those of two models on a batch."""
-    cost, length = search_cost_of(model, reading, effort), reading.length
+    second_pass, length = settings.tries_second_pass, reading.length
+    cost = search_cost_of(model, reading, settings.effort, second_pass=second_pass)
     head = model.get_output_embeddings()
     outputs = 0 if head is None else len(head.weight)
     element = next(model.parameters()).element_size()

@@ -43,10 +43,12 @@ class SearchCost:
     sequences: tuple[int, ...]
 
     @classmethod
-    def of(cls, num_samples: int, *, by_token: bool, effort: str) -> SearchCost:
+    def of(
+        cls, num_samples: int, *, by_token: bool, effort: str, second_pass: bool = False
+    ) -> SearchCost:
         """By the number of calibration sequences, and whether each token has an output."""
         spent = (BY_TOKEN if by_token else BY_SEQUENCE)[effort]
-        rounds = spent.rounds
+        rounds = spent.rounds_before(second_pass=second_pass)
         compared = spent.num_compared(num_samples)
         sets = {1: compared, **{n: min(n * compared, num_samples) for n, _ in rounds}}
         # Each set with the dense model and where a round begins, and the first with all starts.

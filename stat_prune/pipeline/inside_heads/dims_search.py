@@ -129,7 +129,7 @@ class DimsSearch:
             run.model,
             self._layers,
             partial(self._cut, self._blocks.cut_from),
-            self.sequences.batches,
+            self._sequences.batches,
             self._objective,
             parts=NUM_PARTS,
         )
@@ -161,7 +161,7 @@ class DimsSearch:
         return Spread(fraction, blocks, self._narrowed(blocks, dims))
 
     @property
-    def sequences(self) -> CalibrationSet:
+    def _sequences(self) -> CalibrationSet:
         """What spreads are compared on."""
         return self._blocks.trials.sequences(1 if self._run.settings.effort == "fast" else 2)
 

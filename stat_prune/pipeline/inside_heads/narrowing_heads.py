@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.costs import Budget
@@ -27,8 +25,7 @@ from stat_prune.reporting.search_report import DimensionsOfHeads
 from stat_prune.settings.targets import QUERY_KEY, VALUE, Target
 from stat_prune.surgery.narrowing import narrowed_copy
 
-#: Standard errors of their difference by which one model has to be nearer than another on the
-#: sequences held out to be taken by these alone.
+#: Standard errors of their difference by which whole heads have to be nearer to be kept.
 SURE = 2.0
 
 
@@ -99,9 +96,9 @@ def with_head_dims(
 ) -> Decided:
     """The best way to share a budget with dimensions inside heads, or `whole` heads.
 
-    Held-out sequences decide where they are sure. A few, with one value each, scatter by more than
-    what there is to choose between; then those of the search have a say too, to which no more than
-    three numbers were fitted.
+    Narrower heads unless sequences held out speak clearly against them: a few, with one value each,
+    scatter by more than what there is to choose between, and those of the search, which both
+    corrections were solved on, say nothing of others.
 
     Parameters
     ----------
@@ -135,28 +132,15 @@ def with_head_dims(
         }
         judges = run.calibration.held_out or run.calibration
         objective = objective_named(run.settings.objective)
-        measured = [distances_by_sequence(run.model, copies, judges.batches, objective)]
-        if _unsure(*measured[0].values()):
-            others = search.sequences.batches
-            more = distances_by_sequence(run.model, copies, others, objective)
-            measured.append({name: torch.cat([measured[0][name], more[name]]) for name in more})
-    judged = [{name: float(far.mean()) for name, far in one.items()} for one in measured]
-    taken = min(judged[-1], key=lambda name: judged[-1][name])
+        measured = distances_by_sequence(run.model, copies, judges.batches, objective)
+    names = [*found]
+    clearly = len(names) > 1 and is_better(*(measured[name] for name in names), errors=SURE)
+    taken = names[0 if clearly else -1]
     best = found[taken]
     report = DimensionsOfHeads(
-        distances=judged[0],
+        distances={name: float(far.mean()) for name, far in measured.items()},
         sequences=judges.num_samples,
         taken=taken,
         sizes={one.block.name: [one.query_key, one.value] for one in best.narrowed if one.layers},
-        with_searched=judged[1] if judged[1:] else {},
     )
     return replace(best, head_dims=report)
-
-
-def _unsure(whole: Tensor, narrowed: Tensor | None = None) -> bool:
-    """Whether neither of two models is surely nearer."""
-    if narrowed is None:
-        return False
-    return not any(
-        is_better(one, other, errors=SURE) for one, other in ((whole, narrowed), (narrowed, whole))
-    )

@@ -29,6 +29,7 @@ from stat_prune.pipeline.solving_again.stream_readers import (
     reading_as_dense,
 )
 from stat_prune.surgery.layerwise import States, stack_numbers
+from stat_prune.surgery.linear_layers import unshare
 from stat_prune.surgery.narrowing import NarrowedHeads, narrowed_copy
 
 #: Ridges towards the one-pass solution of consumers, relative to each channel's squared norm.
@@ -203,14 +204,22 @@ def restream(
     Returns
     -------
     Solution
-        With new weights and biases; ``output_error`` stays that of the first pass. Consumers of
-        blocks of which nothing has left stay as they are.
+        With new weights and biases; ``output_error`` stays that of the first pass. Where nothing
+        has changed outside of the blocks, consumers of those that are whole stay as they are.
     dict of str to float or None
         As in `SecondPass`.
     """
     results, taken = list(first.folded), dict[str, float | None]()
     narrowed = {one.block.name: one for one in first.narrowed}
-    pruned = first.cut_copy(model if cut_from is None else cut_from)
+    base = model if cut_from is None else cut_from
+    pruned, changed_outside = first.cut_copy(base), base is not model
+    changeable = [
+        path
+        for one in results
+        for path in [one.block.consumer] * can_move(one.block) + correctable_producers(one.block)
+    ]
+    unshare(pruned.base_model, changeable, base.parameters())
+    unshare(pruned, head_layers(pruned), base.parameters())
     by_layer: dict[int, list[int]] = {}
     for index, one in enumerate(results):
         by_layer.setdefault(one.block.layer, []).append(index)
@@ -236,7 +245,7 @@ def restream(
                 )
                 taken |= found
                 cut = len(units) < block.num_units or block.name in narrowed
-                if can_move(block) and cut:
+                if can_move(block) and (cut or changed_outside):
                     move, taken[block.name], outputs = _moved(
                         entering,
                         block,

@@ -20,7 +20,7 @@ from stat_prune.model.projections import projection
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.solving_again.held_out_fit import HeldOutFit
 from stat_prune.surgery.layerwise import SeenEnough, States, run_rest
-from stat_prune.surgery.linear_layers import correct_readers
+from stat_prune.surgery.linear_layers import tell_readers
 
 
 def correctable_producers(block: Block) -> list[str]:
@@ -52,7 +52,7 @@ def reading_as_dense(
     Parameters
     ----------
     entering : EnteringLayer
-        Of the pruned model, whose producers are replaced.
+        Of the pruned model, whose producers are changed.
     folded : FoldedConsumer
     dense : sequence of ResidualStream
         What the producers read in the dense model, batch by batch.
@@ -88,7 +88,7 @@ def reading_as_dense(
         taken[paths[0]], found_readings = _corrections(paths, fit, ridges)
         readings += found_readings
     folded = dataclasses.replace(folded, readings=tuple(readings))
-    correct_readers(base, readings)
+    tell_readers(base, readings)
     return folded, taken
 
 
@@ -106,7 +106,7 @@ def head_reading_as_dense(
     ----------
     dense, pruned : (PreTrainedModel, sequence of dict)
         With what the last layer of each stack returns on each batch; where that is not known, the
-        layers are run. Those behind the last of `pruned` are replaced.
+        layers are run. Those behind the last of `pruned` are changed.
     batches : sequence of mappings of str to Tensor
     ridges : sequence of float
     num_held_out : int
@@ -135,7 +135,7 @@ def head_reading_as_dense(
             judges = number >= len(batches) - num_held_out
             _update(fit, inputs, wanted[number][path][0], _mask_like(inputs, batch), judges=judges)
         taken[path], found = _corrections((path,), fit, ridges)
-        correct_readers(cut, found)
+        tell_readers(cut, found)
         readings += found
     return readings, taken
 
