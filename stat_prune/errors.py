@@ -84,7 +84,7 @@ class UniformSizesWarning(UserWarning):
 
 
 class ModelWarning(UserWarning):
-    """A model around the pruned one is no longer saved as something that opens."""
+    """What is around a pruned model is not saved as something that opens, or not preserved."""
 
 
 class LeftBehindWarning(UserWarning):

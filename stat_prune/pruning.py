@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.errors import SettingsError, TargetError
 from stat_prune.finishing import Finishing, with_finish
-from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
+from stat_prune.measuring.sentence_embeddings import digest_behind, settings_inside
 from stat_prune.model.whole_encoders import encoder_kind, transformer_of
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
 from stat_prune.pipeline.inside_heads.kept_dims import check_kept_dims
@@ -217,7 +217,10 @@ def _pruned(
         check_kept_dims(run, budgets)
         finishing = Finishing.of(run, dataset)
         check_method(run, kept=work_dir is not None)
-        fingerprint = None if work_dir is None else fingerprint_of(run, digest_of(run.model))
+        fingerprint = None
+        if work_dir is not None:
+            weights = digest_of(run.model) | digest_behind(settings.objective)
+            fingerprint = fingerprint_of(run, weights)
         with FinishedWork(run, work_dir, fingerprint) as work:
             done = work.result(output, targets)
             if done is not None:
@@ -243,10 +246,8 @@ def _pruned_inside(
     settings: Settings,
     output: Output | None,
 ) -> list[PruningResult]:
-    """Of a model of sentence-transformers, which reads its texts without masks."""
-    settings = replace(settings, mask_fraction=0.0)
-    if settings.objective is None and encoder_kind(whole) != "CrossEncoder":
-        settings = replace(settings, objective=SentenceEmbeddings(whole).distance)
+    """Of a model of sentence-transformers."""
+    settings = replace(settings, **settings_inside(whole, settings.objective))
     inner, tokenizer = transformer_of(whole), tokenizer or whole.tokenizer
     around = None if output is None else replace(output, whole=whole)
     results = _pruned(inner, dataset, targets, tokenizer, work_dir, settings, around)

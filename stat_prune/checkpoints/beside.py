@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
@@ -100,6 +101,12 @@ class Encoder:
     modules: list[dict[str, str]]
     kind: str
 
+    @property
+    def max_seq_length(self) -> int | None:
+        """Tokens that it reads of a text, where its settings say so."""
+        length: Any = _settings_in(self.folder / self.modules[0]["path"]).get("max_seq_length")
+        return length if isinstance(length, int) else None
+
     def copy(self, folder: Path) -> None:
         """Put all but the transformer, which `folder` has, into it."""
         first, *others = self.modules
@@ -158,9 +165,14 @@ def name_model(model: PreTrainedModel, name: str) -> None:
     model.config.name_or_path = name
 
 
+def encoder_around(source: Path) -> Encoder | None:
+    """The sentence encoder whose transformer lies in `source`; None where there is none."""
+    return _encoder_in(source) or _encoder_in(source.parent, source.name)
+
+
 def encoder_of(source: Path, model: PreTrainedModel) -> Encoder | None:
     """The sentence encoder whose transformer lies in `source`, where `model` can take its place."""
-    encoder = _encoder_around(source)
+    encoder = encoder_around(source)
     if encoder is None:
         return None
     head = _head_in(source)
@@ -188,18 +200,18 @@ def warn_if_opened_as_stock(model: PreTrainedModel) -> None:
 
 def is_headless_encoder(source: Path) -> bool:
     """Whether `source` holds the transformer of a sentence encoder that is used without a head."""
-    return _encoder_around(source) is not None and not _head_in(source)
-
-
-def _encoder_around(source: Path) -> Encoder | None:
-    return _encoder_in(source) or _encoder_in(source.parent, source.name)
+    return encoder_around(source) is not None and not _head_in(source)
 
 
 def _head_in(source: Path) -> str:
     """How the class of a sentence encoder's transformer ends; ``""`` for the base model's."""
+    return _HEADS.get(_settings_in(source).get("transformer_task", ""), "")
+
+
+def _settings_in(source: Path) -> dict[str, str]:
+    """How a sentence encoder calls its transformer in `source`."""
     settings = next(iter(sorted(source.glob(_TRANSFORMER))), None)
-    task = _read(settings).get("transformer_task", "") if settings is not None else ""
-    return _HEADS.get(task, "")
+    return {} if settings is None else _read(settings)
 
 
 def copy_beside(

@@ -76,9 +76,13 @@ def plan(
     from stat_prune.pipeline.foreseeing.estimate import estimate
 
     if dataset is not None:
+        from stat_prune.checkpoints.encoder_folders import find_encoder
         from stat_prune.checkpoints.pretrained import load_tokenizer
 
-        settings |= {"dataset": dataset, "tokenizer": load_tokenizer(model)}
+        tokenizer, encoder = load_tokenizer(model), find_encoder(model)
+        if tokenizer is not None and encoder is not None and encoder.max_seq_length:
+            tokenizer.model_max_length = encoder.max_seq_length  # as `prune` reads texts
+        settings |= {"dataset": dataset, "tokenizer": tokenizer}
     elif seq_length is not None:
         settings["seq_length"] = seq_length
     found = estimate(model, target=target, **settings)

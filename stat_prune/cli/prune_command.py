@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -122,6 +124,9 @@ def prune(
 ) -> None:
     """Prune MODEL and save the result.
 
+    A sentence encoder, sparse encoder or reranker in the form of sentence-transformers is pruned
+    for its own embeddings or scores, where that library is installed.
+
     Give one of --macs, --parameters, --bytes, --tolerance, which say what is kept, or --speedup;
     or --embeddings and --lm-head, alone or with one of the first two. Heads, neurons and dimensions
     inside heads (query-key, value) may have fractions of their own.
@@ -164,7 +169,6 @@ def prune(
     scoring = _scoring(model, evaluate, evaluate_data, batch_size, device)
 
     from stat_prune import pruning
-    from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
     from stat_prune.machine import distributed
     from stat_prune.pipeline import on_disk
     from stat_prune.reporting.what_was_done import in_one_line
@@ -195,17 +199,18 @@ def prune(
             )
         else:
             with distributed.launched() as shared_device:
+                opened, own_tokenizer, beside = _opened(model, auto_class, settings)
                 result = pruning.prune(
-                    load_pretrained(model, auto_class),
+                    opened,
                     dataset,
                     target=target,
-                    tokenizer=tokenizer or load_tokenizer(model),
+                    tokenizer=tokenizer or own_tokenizer,
                     device=device or shared_device,
                     output_dir=output,
                     overwrite=overwrite,
                     work_dir=working if resume else work_dir,
                     inplace=True,
-                    **settings,
+                    **{**settings, **beside},
                 )
                 if distributed.rank() > 0:
                     return
@@ -224,6 +229,46 @@ def prune(
         typer.echo("\n".join(shown(*scores, task=evaluate)))
     typer.echo(in_one_line(result.report))
     print_saved(output)
+
+
+def _opened(
+    name: str, auto_class: str | None, settings: Mapping[str, Any]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """A model, its tokenizer, and settings that go with it.
+
+    A sentence encoder is pruned as `stat_prune.prune` does it that is given one whole, but where it
+    is said what is to be made of it or preserved. Only its transformer goes into the run, so that
+    what lies behind that is saved as it is in its folder.
+    """
+    from stat_prune.checkpoints.encoder_folders import find_encoder, open_encoder
+    from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
+    from stat_prune.errors import LoadError, ModelWarning
+    from stat_prune.measuring.sentence_embeddings import settings_inside
+    from stat_prune.model.whole_encoders import transformer_of
+    from stat_prune.pruning import prune
+    from stat_prune.settings.settings import settings_of
+
+    chosen = settings_of(prune, settings)
+    encoder = None
+    if auto_class is None and chosen.objective is None:
+        encoder = find_encoder(name)
+    if encoder is not None:
+        try:
+            whole: Any = open_encoder(name, encoder)
+            found = transformer_of(whole), whole.tokenizer, settings_inside(whole)
+            del whole[0]  # nothing is to be around a transformer that is cut
+            return found
+        except LoadError as error:
+            # Of a reranker the scores are preserved in either way.
+            if chosen.reads_output and encoder.kind != "CrossEncoder":
+                warnings.warn(
+                    f"{name} is a {encoder.kind}, but its budget is spread for the output of its "
+                    f"transformer, and not for its embeddings: {str(error).rstrip('.')}. "
+                    "--objective hidden-states says that this is meant.",
+                    ModelWarning,
+                    stacklevel=2,
+                )
+    return load_pretrained(name, auto_class), load_tokenizer(name), {}
 
 
 def _scoring(

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stat_prune.measuring.objectives import relative_error
 from stat_prune.model.running import Batch, stubbed
-from stat_prune.model.whole_encoders import transformer_of
+from stat_prune.model.whole_encoders import encoder_kind, transformer_of
+
+
+def settings_inside(whole: nn.Module, objective: Any = None) -> dict[str, Any]:
+    """With what the transformer in a model of sentence-transformers is pruned.
+
+    Its texts are read without masks, and its budget is spread for its own embeddings where no
+    objective is given; that of a reranker for its scores, the output of its transformer.
+    """
+    if objective is None and encoder_kind(whole) != "CrossEncoder":
+        objective = SentenceEmbeddings(whole).distance
+    return {"mask_fraction": 0.0, "objective": objective}
+
+
+def digest_behind(objective: object) -> dict[str, str]:
+    """Digest of what an objective computes with besides the transformer; of most, nothing."""
+    whole = getattr(objective, "__self__", None)
+    return {"modules behind": whole.digest()} if isinstance(whole, SentenceEmbeddings) else {}
 
 
 class SentenceEmbeddings:
@@ -40,6 +60,20 @@ class SentenceEmbeddings:
         Tensor of shape (batch,), floating point
         """
         return relative_error(*(self._embeddings(output, batch) for output in (dense, pruned)))
+
+    def digest(self) -> str:
+        """sha256 of settings and weights of what is behind the transformer."""
+        digest = hashlib.sha256()
+        for module in self._behind:
+            own: Any = getattr(module, "get_config_dict", dict)()
+            digest.update(type(module).__name__.encode())
+            digest.update(json.dumps(own, sort_keys=True, default=repr).encode())
+            for name, tensor in module.state_dict().items():
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(
+                    tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                )
+        return digest.hexdigest()
 
     def _embeddings(self, output: Any, batch: Batch) -> Tensor:
         device = output[0].device

@@ -112,7 +112,8 @@ class Method(_Named, Config):
         out.
     objective : {"logits", "hidden-states", "pooled"} or callable, optional
         What is to be preserved: logits; hidden-states, the final state of every token, whatever the
-        head; or pooled, their mean over a sequence. Default: logits where there are any.
+        head; or pooled, their mean over a sequence. Default: logits where there are any; of a
+        sentence encoder its own embeddings.
 
         A callable goes from ``(dense_output, pruned_output, batch)`` to a tensor of distances. The
         default is the hidden states where there are no logits

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+import sys
 import warnings
 
 import pytest
@@ -15,11 +17,11 @@ from typer.testing import CliRunner
 
 import stat_prune
 from stat_prune import MACs, Parameters
-from stat_prune.checkpoints import beside
+from stat_prune.checkpoints import beside, encoder_folders
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.cli import app
 from stat_prune.cli.demo.demo_data import find_sentence_encoder
-from stat_prune.errors import ModelError
+from stat_prune.errors import ModelError, ModelWarning
 from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 
 sentence_transformers = pytest.importorskip(
@@ -178,6 +180,138 @@ def test_the_command_line_keeps_the_pooling(whole, tmp_path):
     assert_whole(out, stat_prune.load(out), whole)
 
 
+PRUNE = ("--macs", "0.6", "--effort", "fast", "--num-calibration-samples", "16")
+
+
+def prune_folder(folder, out, *options):
+    """By the command line; what the report says of the settings."""
+    texts = out.with_suffix(".txt")
+    texts.write_text("\n".join(WORDS))
+    arguments = ["prune", str(folder), "-d", str(texts), *map(str, options), "-o", str(out)]
+    CliRunner().invoke(app, arguments, catch_exceptions=False)
+    return json.loads((out / "stat_prune_report.json").read_text())["settings"]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_command_line_prunes_for_the_embeddings_as_python_does(whole, tmp_path):
+    encoder = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    expected = weights(stat_prune.prune(encoder, WORDS, target=MACs(0.6), **FAST).model[0])
+    found = prune_folder(whole, tmp_path / "out", *PRUNE)
+    assert found["objective"] == "SentenceEmbeddings.distance"
+    opened = sentence_transformers.SentenceTransformer(
+        str(tmp_path / "out"), device="cpu", trust_remote_code=True
+    )
+    assert opened.max_seq_length == encoder.max_seq_length == 11
+    assert_same(weights(opened[0]), expected)
+    states = prune_folder(whole, tmp_path / "states", *PRUNE, "--objective", "hidden-states")
+    assert states["objective"] == "hidden-states"
+    other = weights(stat_prune.load(tmp_path / "states"))
+    own = weights(stat_prune.load(tmp_path / "out"))
+    assert any(other[name].shape != own[name].shape for name in own)
+
+
+def test_a_report_repeats_a_run_for_embeddings(whole, tmp_path):
+    prune_folder(whole, tmp_path / "out", *PRUNE)
+    report = tmp_path / "out" / "stat_prune_report.json"
+    prune_folder(whole, tmp_path / "again", "--config", report)
+    assert_same(*(weights(stat_prune.load(tmp_path / name)) for name in ("out", "again")))
+
+
+def test_a_pruned_encoder_is_pruned_again_for_its_embeddings_without_the_code_in_its_folder(
+    whole, tmp_path
+):
+    prune_folder(whole, tmp_path / "out", *PRUNE)
+    with (tmp_path / "out" / "modeling_stat_prune.py").open("a") as code:
+        code.write("\nraise RuntimeError('the code of the folder was run')\n")
+    settings = prune_folder(tmp_path / "out", tmp_path / "again", *PRUNE)
+    assert settings["objective"] == "SentenceEmbeddings.distance"
+    assert_whole(tmp_path / "again", stat_prune.load(tmp_path / "again"), whole)
+    assert transformers.PreTrainedModel.from_pretrained.__module__.startswith("transformers.")
+
+
+def test_a_folder_keeps_its_modules_as_they_were_written(whole, tmp_path):
+    """By whichever version of sentence-transformers."""
+    modules = (
+        (whole / "modules.json")
+        .read_text()
+        .replace("sentence_transformers.base.modules.transformer.", "sentence_transformers.models.")
+    )
+    (whole / "modules.json").write_text(modules)
+    prune_folder(whole, tmp_path / "out", *PRUNE)
+    for name in ("modules.json", "sentence_bert_config.json", "2_Dense/config.json"):
+        assert (tmp_path / "out" / name).read_text() == (whole / name).read_text()
+
+
+def test_without_sentence_transformers_hidden_states_are_preserved_and_a_warning_says_so(
+    whole, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.warns(ModelWarning, match="SentenceTransformer.*pip install sentence-transf"):
+        settings = prune_folder(whole, tmp_path / "out", *PRUNE)
+    assert settings["objective"] is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ModelWarning)
+        prune_folder(whole, tmp_path / "said", *PRUNE, "--objective", "hidden-states")
+        # Nothing of the output has a say.
+        prune_folder(whole, tmp_path / "even", *PRUNE, "--budget", "even", "--passes", 1)
+    assert_same(*(weights(stat_prune.load(tmp_path / name)) for name in ("out", "said")))
+
+
+def test_a_folder_that_the_library_does_not_open_is_pruned_for_hidden_states(whole, tmp_path):
+    modules = (whole / "modules.json").read_text()
+    (whole / "modules.json").write_text(modules.replace("normalize.Normalize", "nothing.Nothing"))
+    with pytest.warns(ModelWarning, match="does not open it: .*[Nn]othing"):
+        settings = prune_folder(whole, tmp_path / "out", *PRUNE)
+    assert settings["objective"] is None
+
+
+def test_a_repository_is_opened_whole(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder_folders, "download_beside", lambda name: None)
+    monkeypatch.setattr(encoder_folders, "local_copy", lambda name: whole)
+    encoder = encoder_folders.find_encoder("somebody/encoder")
+    assert (encoder.folder, encoder.kind) == (whole, "SentenceTransformer")
+    asked = {}
+    made = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    monkeypatch.setattr(
+        sentence_transformers,
+        "SentenceTransformer",
+        lambda name, **how: asked.update(how, name=name) or made,
+    )
+    assert encoder_folders.open_encoder("somebody/encoder", encoder) is made
+    assert asked["name"] == "somebody/encoder" and not asked["trust_remote_code"]
+
+
+def test_what_lies_behind_is_told_apart_where_a_run_goes_on(whole, tmp_path):
+    encoder = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    before = SentenceEmbeddings(encoder).digest()
+    assert SentenceEmbeddings(copy.deepcopy(encoder)).digest() == before
+    places = {"output_dir": tmp_path / "out", "work_dir": tmp_path / "work"}
+    stat_prune.prune(encoder, WORDS, target=MACs(0.6), **FAST, **places)
+    with torch.no_grad():
+        encoder[2].linear.weight.neg_()
+    with pytest.raises(stat_prune.errors.SaveError, match="modules behind was"):
+        stat_prune.prune(encoder, WORDS, target=MACs(0.6), **FAST, **places)
+
+
+def test_a_plan_reads_texts_as_long_as_the_encoder_does(whole, tmp_path):
+    tokenizer = json.loads((whole / "tokenizer_config.json").read_text())
+    (whole / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": 512}))
+    settings = json.loads((whole / "sentence_bert_config.json").read_text())
+    (whole / "sentence_bert_config.json").write_text(json.dumps(settings | {"max_seq_length": 5}))
+    (tmp_path / "texts.txt").write_text("\n".join(WORDS))
+    arguments = ["plan", str(whole), "-d", str(tmp_path / "texts.txt"), "--macs", "0.6", "--json"]
+    found = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    assert json.loads(found.splitlines()[-1])["seq_length"] == 5
+
+
 def test_a_task_head_or_modules_with_code_of_their_own_are_no_sentence_encoder(whole, tmp_path):
     head = transformers.AutoModelForSequenceClassification.from_pretrained(whole)
     save_checkpoint(tmp_path / "head", model=head)
@@ -267,6 +401,26 @@ def test_a_reranker_keeps_its_activation(word_tokenizer, tmp_path, layer_at_a_ti
     assert "CrossEncoder(" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_command_line_prunes_rerankers_and_sparse_encoders_whole(
+    sparse_encoder, word_tokenizer, tmp_path
+):
+    found = prune_folder(sparse_encoder, tmp_path / "out", *PRUNE)
+    assert found["objective"] == "SentenceEmbeddings.distance"
+    assert found["calibration_masked_tokens"] == 0
+    pruned = sentence_transformers.SparseEncoder(
+        str(tmp_path / "out"), device="cpu", trust_remote_code=True
+    )
+    assert pruned[1].pooling_strategy == "sum"
+    build("BertForSequenceClassification").save_pretrained(tmp_path / "head")
+    word_tokenizer.save_pretrained(tmp_path / "head")
+    reranker = sentence_transformers.CrossEncoder(str(tmp_path / "head"), device="cpu")
+    reranker.save_pretrained(str(tmp_path / "dense"))
+    found = prune_folder(tmp_path / "dense", tmp_path / "ranks", *PRUNE)
+    assert found["objective"] is None
+    expected = stat_prune.prune(reranker, WORDS, target=MACs(0.6), **FAST).model.model
+    assert_same(weights(stat_prune.load(tmp_path / "ranks")), weights(expected))
+
+
 @pytest.fixture
 def t5_encoder(word_tokenizer, tmp_path):
     """The folder of a sentence encoder around the encoder of a T5."""
@@ -305,7 +459,8 @@ def test_a_t5_encoder_whose_layers_differ_is_a_warning_that_names_the_remedy(
     assert opened.encode(SENTENCES).shape == (3, 32)
 
 
-def test_a_sparse_encoder_keeps_its_pooling(word_tokenizer, tmp_path):
+@pytest.fixture
+def sparse_encoder(word_tokenizer, tmp_path):
     modules = pytest.importorskip("sentence_transformers.sparse_encoder.modules")
     build("BertForMaskedLM").save_pretrained(tmp_path / "head")
     word_tokenizer.save_pretrained(tmp_path / "head")
@@ -314,8 +469,13 @@ def test_a_sparse_encoder_keeps_its_pooling(word_tokenizer, tmp_path):
     )
     splade = modules.SpladePooling(pooling_strategy="sum")
     encoder = sentence_transformers.SparseEncoder(modules=[transformer, splade], device="cpu")
-    encoder.save_pretrained(str(tmp_path / "dense"))
-    model = cut(transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "dense"))
+    encoder.save_pretrained(str(tmp_path / "sparse"))
+    return tmp_path / "sparse"
+
+
+def test_a_sparse_encoder_keeps_its_pooling(sparse_encoder, word_tokenizer, tmp_path):
+    encoder = sentence_transformers.SparseEncoder(str(sparse_encoder), device="cpu")
+    model = cut(transformers.AutoModelForMaskedLM.from_pretrained(sparse_encoder))
     save_checkpoint(tmp_path / "out", model=model, tokenizer=word_tokenizer)
     pruned = sentence_transformers.SparseEncoder(
         str(tmp_path / "out"), device="cpu", trust_remote_code=True
