@@ -177,10 +177,62 @@ def test_exact_rows_beside_factors_are_foreseen(dtype, round_to, steady_machine,
     assert again.after.bytes == pytest.approx(twice.after.bytes, abs=row)
 
 
-def test_factors_alone_are_not_foreseen(tmp_path):
-    tiny_llama().save_pretrained(tmp_path)
-    with pytest.raises(TargetError, match="no heads and neurons"):
-        estimate(tmp_path, target=stat_prune.Parameters({"embeddings": 0.5}))
+@pytest.mark.parametrize(
+    "fractions", [{"embeddings": 0.5}, {"lm_head": 0.4}, {"embeddings": 0.3, "lm_head": 0.6}]
+)
+def test_sizes_and_ranks_of_factors_alone_are_foreseen(fractions, tmp_path):
+    model, target = tiny_llama(vocab_size=512), stat_prune.Parameters(fractions)
+    model.save_pretrained(tmp_path)
+    found = estimate(tmp_path, target=target, seq_length=16)
+    ids = torch.randint(3, 500, (64, 16), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row} for row in ids]
+    report = stat_prune.prune(model, rows, target=target, progress=False).report
+    assert found.before == report.before
+    assert found.after.parameters == pytest.approx(report.after.parameters, rel=0.02)
+    assert found.after.bytes == pytest.approx(report.after.bytes, rel=0.02)
+    assert found.after.block_macs == report.after.block_macs
+    factored = {"embeddings": report.embeddings, "lm_head": report.lm_head}
+    made = {name: one.rank for name, one in factored.items() if one is not None}
+    assert found.ranks.keys() == made.keys() == fractions.keys()
+    assert all(0 < made[name] <= rank for name, rank in found.ranks.items())
+    assert found.memory is None and not found.seconds
+    assert "in a pass over the examples" in found.in_one_line()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "fisher"},
+        {"method": "flap"},
+        {"method": "grail"},
+        {"method": "attention-entropy"},
+        {"remove_blocks": True},
+        {"head_dims": True},
+    ],
+    ids=str,
+)
+def test_sizes_alone_are_foreseen_where_more_than_these_stages_is_gone_through(settings, tmp_path):
+    model = tiny_bert(BertForSequenceClassification, intermediate_size=200)
+    model.save_pretrained(tmp_path)
+    heads_only = settings.get("method") == "attention-entropy"
+    target = stat_prune.MACs({"heads": 0.5} if heads_only else 0.6)
+    found = estimate(tmp_path, target=target, seq_length=9, **settings)
+    ids = torch.randint(3, 40, (64, 9), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row} for row in ids]
+    report = stat_prune.prune(model, rows, target=target, progress=False, **settings).report
+    assert found.before == report.before
+    # Heads are few here, and budgets are not used up with them.
+    assert found.after.block_macs == pytest.approx(report.after.block_macs, rel=0.1)
+    assert found.after.parameters == pytest.approx(report.after.parameters, rel=0.1)
+    assert found.memory is None and found.memory_by_layer is None and not found.seconds
+    assert next(iter(settings)) in found.in_one_line()
+
+
+def test_what_a_method_has_no_place_for_is_refused_in_its_plan():
+    with pytest.raises(TargetError, match="'fisher' takes one fraction"):
+        estimate(config_of(), target=stat_prune.Tolerance(0.1), method="fisher")
+    with pytest.raises(TargetError, match="'fisher' cannot aim at a time"):
+        estimate(config_of(), target=stat_prune.Speedup(2.0), method="fisher")
 
 
 PEAK = """

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
 import torch
-from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.checkpoints.layer_weights import empty_model
@@ -17,7 +16,7 @@ from stat_prune.checkpoints.loading import class_of
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.data.calibration import CalibrationSet
-from stat_prune.errors import LoadError, TargetError
+from stat_prune.errors import LoadError
 from stat_prune.families import find_blocks
 from stat_prune.linalg import Moments
 from stat_prune.machine.clock import Stopwatch
@@ -27,6 +26,7 @@ from stat_prune.model.blocks import Block
 from stat_prune.pipeline.accounting import measure
 from stat_prune.pipeline.budgeting.budgets import check_budget, check_can_be_timed, resolve
 from stat_prune.pipeline.budgeting.sharing import even_share, spared_by_factors
+from stat_prune.pipeline.foreseeing.foreseen import Estimate
 from stat_prune.pipeline.foreseeing.peak_memory import (
     Reading,
     kept_of,
@@ -40,6 +40,7 @@ from stat_prune.pipeline.foreseeing.search_cost import searches
 from stat_prune.pipeline.foreseeing.streaming_requirements import obstacle, supported_method
 from stat_prune.pipeline.foreseeing.timing_cost import timing_seconds
 from stat_prune.pipeline.inside_heads.kept_dims import check_kept_dims, heads_of, spared_by_dims
+from stat_prune.pipeline.method_requirements import check_no_experts, single_fraction
 from stat_prune.pipeline.run import Run, blocks_of, open_run
 from stat_prune.reporting.report import Size
 from stat_prune.settings.arguments import check_path, integer
@@ -47,84 +48,10 @@ from stat_prune.settings.methods import Method
 from stat_prune.settings.options import Arguments
 from stat_prune.settings.settings import Settings, settings_of
 from stat_prune.settings.targets import Latency, MACs, Target, checked_target
+from stat_prune.surgery.token_tables import find_head, find_table
 
 #: Forward passes over the calibration set that a second pass takes, as measured.
 SECOND_PASS = 5.0
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What pruning will take; ``print(estimate)`` shows a table.
-
-    Attributes
-    ----------
-    model : str
-        Its class.
-    dtype : str
-    before : Size
-        Of the dense model; MACs at `seq_length` tokens.
-    after : Size
-        Of the pruned one, where MACs and parameters of the blocks shrink alike, and rows of the
-        embeddings that are kept exactly fill what is left beside their factors.
-    seq_length : float
-        Tokens a sequence.
-    num_samples : int
-        Calibration sequences.
-    seconds : dict of str to float
-        Wall-clock time by stage, on this machine as it is now; the search for the budget is that
-        of `stat_prune.prune`.
-    memory : int
-        Peak bytes of `stat_prune.prune`.
-    memory_by_layer : int or None
-        Peak bytes of `stat_prune.prune_checkpoint`; None where it refuses model or target.
-    disk : int
-        Bytes of `prune_checkpoint`'s working folder.
-    """
-
-    model: str
-    dtype: str
-    before: Size
-    after: Size
-    seq_length: float
-    num_samples: int
-    seconds: dict[str, float]
-    memory: int
-    memory_by_layer: int | None
-    disk: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    def in_one_line(self) -> str:
-        """What pruning will take."""
-        layers = self.memory_by_layer
-        beside = "" if layers is None else f" ({amount(layers)} layer by layer)"
-        return (
-            f"It will take {amount(self.memory)} of memory{beside} and about "
-            f"{duration(sum(self.seconds.values()))}."
-        )
-
-    def table(self) -> Table:
-        """For a terminal."""
-        table = Table(title=f"{self.model}, {self.dtype}", show_header=False)
-        before, after = self.before, self.after
-        rows = {
-            "parameters": f"{before.parameters:,} -> about {after.parameters:,}",
-            "weights": f"{amount(before.bytes)} -> about {amount(after.bytes)}",
-            f"MACs at {self.seq_length:.4g} tokens": f"{before.block_macs:.4g} -> "
-            f"{after.block_macs:.4g}",
-            "peak memory, whole model": amount(self.memory),
-            "peak memory, layer by layer": "cannot be pruned so"
-            if self.memory_by_layer is None
-            else f"{amount(self.memory_by_layer)}, and {amount(self.disk)} of disk",
-            "time": f"about {duration(sum(self.seconds.values()))}",
-        }
-        for name, value in rows.items():
-            table.add_row(name, value)
-        for stage, seconds in self.seconds.items():
-            table.add_row(f"  {stage}", duration(seconds))
-        return table
 
 
 def estimate(
@@ -139,7 +66,8 @@ def estimate(
     """Foresee memory, disk and time of pruning a model, without its weights.
 
     Memory is computed from shapes. Time is computed from shapes and what a few seconds of measuring
-    tell of this machine; reading the weights is not in it.
+    tell of this machine; reading the weights is not in it. Of methods with stages of their own, and
+    of factors alone, the sizes are foreseen, but neither memory nor time.
 
     Parameters
     ----------
@@ -165,14 +93,18 @@ def estimate(
     LoadError
         If there is no such config, or its class is unknown.
     StatPruneError
-        As for `stat_prune.prune_checkpoint`, but for models that can only be pruned in memory.
+        As for `stat_prune.prune_checkpoint`, but for what can only be pruned in memory. Which
+        models a published method is defined for is not checked.
     """
     chosen = settings_of(estimate, settings)
     timed = target if isinstance(target, Latency) else None
     if timed is not None:
         target = MACs(timed.fraction, seq_length=timed.seq_length)
-    # Layer by layer starts are compared, whatever the effort in memory, and corrected once.
-    recipe = supported_method(replace(chosen, effort="fast", passes=1), checked_target(target))
+    checked_target(target)
+    why, recipe = _not_foreseen(chosen), None
+    if not why:
+        # Layer by layer starts are compared, whatever the effort in memory, and corrected once.
+        recipe = supported_method(replace(chosen, effort="fast", passes=1), target)
     seq_length = integer("seq_length", seq_length)
     if not isinstance(model, PreTrainedConfig):
         check_path("model", model)
@@ -191,13 +123,17 @@ def estimate(
     if not run.blocks and target.of_dimensions:
         return _of_dimensions(run, budget, before)
     if not run.blocks:
-        raise TargetError(
-            f"{target!r} is of no heads and neurons. Only what pruning these takes is foreseen; "
-            "factors of embeddings and heads are found in seconds."
-        )
+        return _sizes_alone(run, budget, before, _OF_FACTORS)
+    ranks = _ranks(run, target)
     if target.is_joint:
         target = even_share(run, budget)
         budget = replace(budget, target=target)
+    if recipe is None:
+        if chosen.baseline is not None:
+            check_no_experts(run, chosen.baseline.name)
+            if target.bounds_error:
+                single_fraction(target, chosen.baseline.name)
+        return replace(_sizes_alone(run, budget, before, why), ranks=ranks)
     reading = Reading.of(run)
     taken = taken_memory(run.device)
     whole = needs_in_memory(empty, run.blocks, reading, recipe, target, chosen)
@@ -216,7 +152,56 @@ def estimate(
         memory=taken + whole,
         memory_by_layer=None if whole_alone or obstacle(empty) else taken + needs.memory,
         disk=needs.disk,
+        ranks=ranks,
     )
+
+
+#: Of embeddings and heads alone.
+_OF_FACTORS = (
+    "factors of embeddings are found in seconds, and those of a head in a pass over the examples "
+    "besides"
+)
+
+
+def _not_foreseen(settings: Settings) -> str:
+    """Why it is not known what pruning will take, where that does not go through these stages."""
+    if settings.baseline is not None or settings.ranks_heads_only:
+        return f"method={settings.method!r} has stages of its own"
+    for name in ("removes_blocks", "head_dims"):
+        if getattr(settings, name):
+            return f"{name.replace('removes', 'remove')}=True measures more whole models"
+    return ""
+
+
+def _sizes_alone(run: Run, budget: Budget, before: Size, why: str) -> Estimate:
+    """Where it is not known what pruning will take."""
+    return Estimate(
+        model=type(run.model).__name__,
+        dtype=str(run.model.dtype).removeprefix("torch."),
+        before=before,
+        after=_shrunk(before, run, budget),
+        seq_length=budget.seq_length,
+        num_samples=run.calibration.num_samples,
+        seconds={},
+        memory=None,
+        memory_by_layer=None,
+        disk=0,
+        ranks=_ranks(run, budget.target),
+        not_foreseen=why,
+    )
+
+
+def _ranks(run: Run, target: Target) -> dict[str, int]:
+    """The largest ranks within fractions of embeddings and head."""
+    found = {}
+    for name, find, fraction in (
+        ("embeddings", find_table, target.of_embeddings),
+        ("lm_head", find_head, target.of_head),
+    ):
+        rank = find(run.model).rank_for(fraction, run.settings.round_to) if fraction < 1 else None
+        if rank is not None:
+            found[name] = rank
+    return found
 
 
 def _model_of(model: str | os.PathLike[str] | PreTrainedConfig) -> PreTrainedModel:
@@ -384,17 +369,3 @@ def _by_shape(blocks: Sequence[Block]) -> list[list[Block]]:
         shape = (block.num_units, block.unit_size, block.num_groups, block.output_size)
         alike.setdefault(shape, []).append(block)
     return list(alike.values())
-
-
-def amount(count: float) -> str:
-    """Bytes in the unit that fits."""
-    gib = count / 2**30
-    return f"{gib:.2f} GiB" if gib >= 1 else f"{count / 2**20:.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that fits."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
