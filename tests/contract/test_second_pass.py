@@ -122,26 +122,6 @@ def test_the_stream_comes_closer_to_the_dense_one(pruned_once):
     assert all(torch.equal(a.units, b.units) for a, b in zip(again.folded, folded, strict=True))
 
 
-@pytest.mark.layouts
-def test_of_many_tokens_consumers_are_solved_on_those_of_every_few_sequences(
-    pruned_once, monkeypatch
-):
-    model, calibration, folded = pruned_once
-    if not any(can_move(one.block) for one in folded):
-        pytest.skip("no consumer is moved")
-    twice = [
-        {name: rows.repeat_interleave(2, 0) for name, rows in batch.items()}
-        for batch in calibration.batches
-    ]
-    monkeypatch.setattr(second_pass, "TOKENS_PER_CHANNEL", 0)
-    monkeypatch.setattr(second_pass, "FEWEST", calibration.num_samples)
-    of_every_other, _ = solved_again(model, folded, twice, ridges=[10.0])
-    monkeypatch.setattr(second_pass, "FEWEST", 2 * calibration.num_samples)
-    of_all, _ = solved_again(model, folded, twice, ridges=[10.0])
-    for one, two in zip(of_every_other.folded, of_all.folded, strict=True):
-        assert (one.weight - two.weight).norm() < 1e-3 * two.weight.norm()
-
-
 @torch.no_grad()
 def inputs_of(model, paths, batches):
     """By path below the model, what linear layers read, batch by batch."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -40,10 +39,6 @@ INPUT_RIDGES = (10.0, 1.0, 0.1, 0.01)
 
 #: One calibration sequence in so many is held out, to choose with; fewer allow no second pass.
 HELD_OUT = 8
-
-#: Tokens for each of its channels that a consumer is solved on, about, where there are more; and
-#: fewest sequences that they are of. With ridges as large as those of `RIDGES` more say little.
-TOKENS_PER_CHANNEL, FEWEST = 4, 64
 
 #: Numbers of hidden states that a second pass holds which nobody asked for, about: on so many
 #: tokens as give them.
@@ -317,16 +312,15 @@ def _moved(
     shape = consumer.weight.shape
     fit = HeldOutFit(shape[1], shape[0], centred=consumer.bias is not None)
     seen = []
-    num_solved_on = len(entering.batches) - num_held_out
-    masks = _enough(entering.batches[:num_solved_on], block.mask, shape[1])
-    masks += [token_mask(batch, block.mask) for batch in entering.batches[num_solved_on:]]
     for number, found in enumerate(entering.streams([block], whole=last)):
-        noted = found.inputs[block.name], found.after[block.name], wanted[number].after[block.name]
-        mask = masks[number].to(noted[0].device)
+        batch, dense = entering.batches[number], wanted[number]
+        noted = (found.inputs[block.name], found.after[block.name], dense.after[block.name])
+        mask = token_mask(batch, block.mask).to(noted[0].device)
         inputs, after, wanted_after = (
             token_rows(one.to(mask.device), mask).float() for one in noted
         )
-        fit.update(inputs, wanted_after - after, judges=number >= num_solved_on)
+        judges = number >= len(entering.batches) - num_held_out
+        fit.update(inputs, wanted_after - after, judges=judges)
         seen += [found] if last else []
     ridge, change, shift = fit.best(ridges)
     change = change.T
@@ -340,15 +334,3 @@ def _moved(
     outputs = [one.output_after(base, block, rounded, shift) for one in seen]
     known = outputs and all(output is not None for output in outputs)
     return (change, shift), ridge, outputs if known else None
-
-
-def _enough(batches: Sequence[Batch], mask: str, num_channels: int) -> list[Tensor]:
-    """The real tokens that a consumer is solved on, batch by batch: of one sequence in so many.
-
-    Sequences go by length, so that those that are taken are of all lengths.
-    """
-    masks = [token_mask(batch, mask) for batch in batches]
-    tokens = sum(int(one.sum()) for one in masks)
-    every = min(tokens // max(TOKENS_PER_CHANNEL * num_channels, 1), sum(map(len, masks)) // FEWEST)
-    taken = (torch.arange(sum(map(len, masks))) % max(every, 1) == 0).split([*map(len, masks)])
-    return [one & part.to(one.device)[:, None] for one, part in zip(masks, taken, strict=True)]
