@@ -291,12 +291,14 @@ def test_the_same_model_comes_of_batches_of_any_size():
     assert first.passes == pytest.approx(second.passes)
 
 
-def test_the_dense_model_is_left_as_it_was():
+@pytest.mark.parametrize(
+    ("passes", "rounds"), [(1, 1), (2, 0)], ids=["with a round", "with a second pass"]
+)
+def test_the_dense_model_is_left_as_it_was(passes, rounds):
     model = tiny_bert(BertForSequenceClassification).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    result = pruned(model)
-    # One value a sequence: a single round.
-    assert len(result.report.search.rounds) == 1
+    result = pruned(model, passes=passes)
+    assert len(result.report.search.rounds) == rounds
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

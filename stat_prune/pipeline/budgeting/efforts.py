@@ -54,10 +54,10 @@ BY_TOKEN = {
 }
 
 #: Where it has one a sequence: a search on few would be a search for what suits just these, and
-#: which start is taken as well.
+#: which start is taken as well. With a second pass behind it nothing that it finds is left.
 BY_SEQUENCE = {
     "fast": Effort(4, errors=1.0),
-    "normal": Effort(2, ((1, 2.5),), errors=1.0, before_second_pass=((1, 0.75),)),
+    "normal": Effort(2, ((1, 2.5),), errors=1.0, before_second_pass=()),
     "thorough": Effort(1, ((1, 10.0),), errors=1.0),
 }
 
