@@ -196,7 +196,7 @@ def test_sizes_and_ranks_of_factors_alone_are_foreseen(fractions, tmp_path):
     assert found.ranks.keys() == made.keys() == fractions.keys()
     assert all(0 < made[name] <= rank for name, rank in found.ranks.items())
     assert found.memory is None and not found.seconds
-    assert "in a pass over the examples" in found.in_one_line()
+    assert "nothing but factors" in found.in_one_line()
 
 
 @pytest.mark.parametrize(

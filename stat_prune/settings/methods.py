@@ -124,10 +124,12 @@ class Method(_Named, Config):
         layer fast.
 
         ``"fast"`` measures the whole pruned model at half a dozen ways to spread it and takes the
-        nearest to the dense one; ``"normal"`` searches on from there for about three forward passes
-        over the calibration set, and decides on examples held out; ``"thorough"`` for ten to
-        twelve. What is folded for each trial comes on top. All but ``"fast"`` try a second pass of
-        the correction where `passes` is not said, for four to five forward passes more.
+        nearest to the dense one. ``"normal"`` measures them on more examples, searches on from
+        there for most of a forward pass over the calibration set where the output has a value a
+        token (with ``passes=1`` for about three, whatever the output), and decides on examples held
+        out; ``"thorough"`` searches for ten to twelve. What is folded for each trial comes on top.
+        All but ``"fast"`` try a second pass of the correction where `passes` is not said, for about
+        five forward passes more.
         Where there are too few examples to hold any out, and of methods that do not search, nothing
         is searched; the report says what was done.
     precision : {"auto", "float64", "float32"}

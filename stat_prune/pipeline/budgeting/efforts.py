@@ -111,7 +111,10 @@ class Trials:
         """Those of the effort; none where there are no sequences to judge them on."""
         if self.run.calibration.held_out is None:
             return ()
-        return self.effort.rounds_before(second_pass=self.run.settings.tries_second_pass)
+        settings = self.run.settings
+        # Published methods are given what the default would be.
+        second_pass = settings.tries_second_pass or settings.baseline is not None
+        return self.effort.rounds_before(second_pass=second_pass)
 
     def sequences(self, times: int = 1) -> CalibrationSet:
         """So many times the calibration sequences that starts are compared on."""

@@ -33,6 +33,7 @@ from stat_prune.pipeline.foreseeing.peak_memory import (
     needs_in_memory,
     needs_of,
     search_cost_of,
+    solving_again_bytes,
     weight_bytes,
 )
 from stat_prune.pipeline.foreseeing.rates import Rates, block_seconds, measure_rates
@@ -157,10 +158,7 @@ def estimate(
 
 
 #: Of embeddings and heads alone.
-_OF_FACTORS = (
-    "factors of embeddings are found in seconds, and those of a head in a pass over the examples "
-    "besides"
-)
+_OF_FACTORS = "nothing but factors was asked for, and the correction for them"
 
 
 def _not_foreseen(settings: Settings) -> str:
@@ -243,13 +241,21 @@ def _foreseen_run(
 
 
 def _of_dimensions(run: Run, budget: Budget, before: Size) -> Estimate:
-    """Where dimensions inside heads alone leave: one pass, with moments at both ends of heads."""
-    blocks = [one.block for one in heads_of(run) if not one.left_alone]
+    """Where dimensions inside heads alone leave: one pass, with moments at both ends of heads.
+
+    And the correction, which is solved on the pruned model alone.
+    """
+    every, blocks = run.untouched, [one.block for one in heads_of(run) if not one.left_alone]
     run = replace(run, blocks=blocks, untouched=[])
     reading = Reading.of(run)
     rates = measure_rates(run.model.dtype, run.device, run.settings.first_precision)
     layers, outer = weight_bytes(run.model)
-    moments = sum(map(Moments.num_bytes, _moments_of_dims(run)))
+    most = sum(map(Moments.num_bytes, _moments_of_dims(run)))
+    seconds = {"dimensions of heads": _seconds_of_dims(run, reading, budget.target, rates)}
+    if run.settings.tries_second_pass:
+        forward = _macs_of(run, reading.mean_length) * rates.forward
+        seconds["second pass"] = SECOND_PASS * reading.num_samples * forward
+        most = max(most, solving_again_bytes(every, reading, run.settings))
     return Estimate(
         model=type(run.model).__name__,
         dtype=str(run.model.dtype).removeprefix("torch."),
@@ -257,9 +263,9 @@ def _of_dimensions(run: Run, budget: Budget, before: Size) -> Estimate:
         after=_shrunk(before, run, budget),
         seq_length=budget.seq_length,
         num_samples=reading.num_samples,
-        seconds={"dimensions of heads": _seconds_of_dims(run, reading, budget.target, rates)},
+        seconds=seconds,
         # Probes are copies, of which one layer is narrowed.
-        memory=taken_memory(run.device) + 2 * (sum(layers) + outer) + moments,
+        memory=taken_memory(run.device) + 2 * (sum(layers) + outer) + most,
         memory_by_layer=None,
         disk=0,
     )

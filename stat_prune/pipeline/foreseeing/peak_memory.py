@@ -192,10 +192,15 @@ def needs_in_memory(
         at_a_time = max(activations + copies, factoring_bytes(blocks, recipe))
         most = max(most, at_a_time + remembered + searching)
     if settings.tries_second_pass:
-        states = states_of_token(blocks) * reading.num_samples * reading.length
-        held = states if settings.num_passes == 2 else min(states, MOST_STATES)
-        most = max(most, _SINGLE * held + kept_of(target) * (consumers + sum(layers)))
+        held = solving_again_bytes(blocks, reading, settings)
+        most = max(most, held + kept_of(target) * (consumers + sum(layers)))
     return round(weights + statistics_bytes(blocks) + consumers + most)
+
+
+def solving_again_bytes(blocks: Sequence[Block], reading: Reading, settings: Settings) -> int:
+    """The hidden states that a second pass holds."""
+    states = states_of_token(blocks) * reading.num_samples * reading.length
+    return _SINGLE * (states if settings.num_passes == 2 else min(states, MOST_STATES))
 
 
 def search_cost_of(
