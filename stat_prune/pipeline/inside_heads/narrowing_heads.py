@@ -20,13 +20,11 @@ from stat_prune.model.modeling_stat_prune import computes_by_function
 from stat_prune.pipeline.budgeting.sharing import with_table
 from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
 from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.solving_again.second_pass import SURE
 from stat_prune.pipeline.sources import Decided
 from stat_prune.reporting.search_report import DimensionsOfHeads
 from stat_prune.settings.targets import QUERY_KEY, VALUE, Target
 from stat_prune.surgery.narrowing import narrowed_copy
-
-#: Standard errors of their difference by which whole heads have to be nearer to be kept.
-SURE = 2.0
 
 
 def check_narrowing(run: Run, targets: Sequence[Target]) -> None:

@@ -40,6 +40,10 @@ INPUT_RIDGES = (10.0, 1.0, 0.1, 0.01)
 #: One calibration sequence in so many is held out, to choose with; fewer allow no second pass.
 HELD_OUT = 8
 
+#: Standard errors of their difference by which the simpler of two models has to be nearer, on
+#: sequences held out, to be taken.
+SURE = 2.0
+
 #: Numbers of hidden states that a second pass holds which nobody asked for, about: on so many
 #: tokens as give them.
 MOST_STATES = 2**28
@@ -114,8 +118,8 @@ def best_pass(
 ) -> tuple[Solution, SecondPass]:
     """The correction of a second pass, or the first where held-out sequences speak against it.
 
-    They do by a standard error of the difference: a few sequences of one value each scatter by more
-    than the two passes differ, and the second is better nearly everywhere.
+    They do by two standard errors of the difference: a few sequences of one value each scatter by
+    more than the two passes differ, and the second is better nearly everywhere.
 
     Parameters
     ----------
@@ -150,7 +154,7 @@ def best_pass(
     solutions = {"first pass": first, "second pass": again}
     copies = {name: one.cut_copy(base) for name, one in solutions.items()}
     by_sequence = distances_by_sequence(model, copies, held_out.batches, objective)
-    taken = not is_better(*by_sequence.values(), errors=1)
+    taken = not is_better(*by_sequence.values(), errors=SURE)
     distances = {name: float(found.mean()) for name, found in by_sequence.items()}
     return solutions["second pass" if taken else "first pass"], SecondPass(taken, distances, ridges)
 
