@@ -116,16 +116,19 @@ class LoadedModel:
         Where nobody says how often, that is where a search is not to be fast, and with factored
         embeddings, as what they do to all blocks is known on the second pass alone.
         """
-        run, cut_from = self.run, with_table(self.run, target)
-        decided = decided if decided.plans else replace(decided, plans=_whole(run))
-        asked, folded = run.settings.num_passes > 1, [plan.folded for plan in decided.plans]
+        run = self.run
         for_table = target.factors and run.settings.passes is None
         wanted = run.settings.tries_second_pass or for_table
         enough = run.calibration.num_samples >= HELD_OUT
+        if not (wanted and run.settings.recipe.corrected and enough):
+            return decided
+        plans = decided.plans or _whole(run)
+        folded, cut_from = [plan.folded for plan in plans], with_table(run, target)
         changed = decided.narrowed or cut_from is not run.model
         cut = changed or any(len(one.units) < one.block.num_units for one in folded)
-        if not (folded and wanted and run.settings.recipe.corrected and enough and cut):
+        if not (folded and cut):
             return decided
+        asked = run.settings.num_passes > 1
         calibration = run.calibration if asked else _affordable(run, folded)
         with run.stage("second pass"), gathered_numerical_warnings("the second pass"):
             run.expect(len(folded))
@@ -142,7 +145,8 @@ class LoadedModel:
             )
         whole = calibration is run.calibration or calibration.held_out is not None
         held_out = second.distance if whole else None
-        return replace(decided.with_solution(solution), second_pass=second, held_out=held_out)
+        solved = replace(decided, plans=plans).with_solution(solution)
+        return replace(solved, second_pass=second, held_out=held_out)
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
         """Smaller layers in place of the dense ones, in a copy that shares the others."""
