@@ -19,7 +19,7 @@ import typer
 
 from harness import options, ways
 from harness.cells import Grid, run
-from harness.measures import Measuring
+from harness.subject import Measuring
 from stat_prune.errors import SettingsError
 from tasks import KINDS, TASKS, named
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import stat_prune
 from harness import records
-from harness.measures import Cell, Measuring, measured_apart, of_dense, timed
+from harness.measures import Cell, measured_apart, of_dense, timed
 from harness.publishing import publishing
 from harness.records import Record
-from harness.task import Loaded, Task
-from harness.ways import method_of
-from slicegpt import slicegpt
+from harness.subject import DENSE, Measuring, Subject, pruned
+from harness.task import Task
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.reporting.result import PruningResult
 
-DENSE = "dense"
 # What a method answers to a model or a target that it is not defined for.
 REFUSALS = (ModelError, SettingsError, TargetError)
 
@@ -67,84 +63,6 @@ def run(
                     add(record)
 
 
-class Subject:
-    """A task with what takes time, each made when the first missing cell asks for it."""
-
-    def __init__(
-        self,
-        benchmark: str,
-        name: str,
-        make: Callable[[], Task],
-        folder: Path,
-        settings: Mapping[str, Any] | None = None,
-        measuring: Measuring | None = None,
-    ) -> None:
-        self.benchmark, self.name, self.make, self.folder = benchmark, name, make, folder
-        self.settings, self.measuring = dict(settings or {}), measuring
-        self.task = make()
-        self.conditions = {**self.task.conditions, **self.settings}
-        if measuring is not None:
-            self.conditions |= measuring.conditions()
-
-    @property
-    def parts(self) -> tuple[Any, ...]:
-        """What another process makes the same subject of."""
-        return self.benchmark, self.name, self.make, self.folder, self.settings
-
-    @cached_property
-    def loaded(self) -> Loaded:
-        """The dense model and its tokenizer."""
-        return self.task.load()
-
-    @cached_property
-    def calibration(self) -> Any:
-        """The calibration data."""
-        return self.task.calibration()
-
-    @cached_property
-    def dense(self) -> Record:
-        """The dense model's own record, from the disk where it is there."""
-        path = self.path(DENSE)
-        record = self.known(path)
-        if record is None:
-            start = time.perf_counter()
-            scores = dict(self.task.score(*self.loaded))
-            record = self.record(DENSE, 0, scores) | {"seconds": time.perf_counter() - start}
-            if self.measuring is not None:
-                record["measures"] = {DENSE: of_dense(self)}
-            records.write(path, record)
-        return record
-
-    def path(self, *parts: object) -> Path:
-        """Of the record of a cell."""
-        return self.folder / f"{'-'.join(map(str, (self.name, *parts)))}.json"
-
-    def known(self, path: Path) -> Record | None:
-        """The record on disk, if there is one."""
-        return records.read(path, self.conditions)
-
-    def record(self, method: str, seed: int, dense: Mapping[str, float]) -> Record:
-        """A record without scores of pruned models."""
-        return {
-            "benchmark": self.benchmark,
-            "task": self.name,
-            "method": method,
-            "seed": seed,
-            "metric": self.task.metric,
-            "metrics": list(self.task.metrics),
-            "higher_is_better": self.task.higher_is_better,
-            "dense": dense[self.task.metric],
-            "scores": {},
-            "details": {DENSE: dict(dense)},
-            "sizes": {},
-            "conditions": self.conditions,
-            "refused": None,
-            "seconds": 0.0,
-            "settings": {},
-            "versions": {},
-        }
-
-
 def _records(subject: Subject, grid: Grid) -> Iterator[Record]:
     """The cells of one task, each on disk as soon as it is measured."""
     budgets = grid.budgets or subject.task.budgets
@@ -163,6 +81,20 @@ def _records(subject: Subject, grid: Grid) -> Iterator[Record]:
             yield _timed(subject, record, path)
 
 
+def _dense(subject: Subject) -> Record:
+    """The dense model's own record, from the disk where it is there."""
+    path = subject.path(DENSE)
+    record = subject.known(path)
+    if record is None:
+        start = time.perf_counter()
+        scores = dict(subject.task.score(*subject.loaded))
+        record = subject.record(DENSE, 0, scores) | {"seconds": time.perf_counter() - start}
+        if subject.measuring is not None:
+            record["measures"] = {DENSE: of_dense(subject)}
+        records.write(path, record)
+    return record
+
+
 def _timed(subject: Subject, record: Record, path: Path) -> Record:
     """With the speed-ups that are missing, where they are wanted and can be measured."""
     measures = record.get("measures", {})
@@ -179,7 +111,7 @@ def _measured(
     subject: Subject, known: Record | None, method: str, budgets: Sequence[float], seed: int
 ) -> Record:
     """Prune to the budgets at once, score each model, add to what is known."""
-    dense = subject.dense
+    dense = _dense(subject)
     start = time.perf_counter()
     record = {
         **subject.record(method, seed, dense.get("details", {}).get(DENSE, {})),
@@ -221,26 +153,6 @@ def _results(
     if method == "slicegpt":
         raise SettingsError("its models cannot be saved, from where they would be measured.")
     return [measured_apart(subject, method, kept, seed, subject.measuring) for kept in budgets]
-
-
-def pruned(
-    subject: Subject, method: str, budgets: Iterable[float], seed: int
-) -> Sequence[PruningResult]:
-    """The model at all budgets."""
-    model, tokenizer = subject.loaded
-    method, more = method_of(method)
-    settings: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "targets": [subject.task.target(kept) for kept in budgets],
-        "num_calibration_samples": subject.task.num_calibration_samples,
-        "seed": seed,
-        "progress": False,
-        **subject.settings,
-        **more,
-    }
-    if method == "slicegpt":
-        return slicegpt(model, subject.calibration, **settings)
-    return stat_prune.prune_family(model, subject.calibration, method=method, **settings)
 
 
 def without_place(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -18,55 +18,20 @@ from transformers import PreTrainedModel
 import stat_prune
 from harness.apart import apart
 from harness.inputs import drawn, random_tokens
+from harness.subject import Measuring, Subject, pruned
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.machine.process_memory import peak_memory, taken_memory
 from stat_prune.measuring.latency import forward_turns, undisturbed_clock
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
-from stat_prune.measuring.timing import device_name
 from stat_prune.model.dispatched import own_parameters
 from stat_prune.model.running import evaluating, model_inputs
 from stat_prune.reporting.report import PruningReport
 from stat_prune.settings.options import MASK_FRACTION
 
-if TYPE_CHECKING:
-    from harness.cells import Subject
-
 Measures = dict[str, float]
 
 SPEED_UP = "speed_up"
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """What is measured of each cell beside its score.
-
-    Attributes
-    ----------
-    batch_size, seq_length : int
-        Of the batch that is timed.
-    rounds : int
-        In which dense and pruned model take turns.
-    examples : int
-        Of the kind that is scored, on which the outputs are compared.
-    speed : bool
-        Whether to time now. If not, the pruned models are kept, for a run on a quiet machine.
-    """
-
-    batch_size: int = 8
-    seq_length: int = 128
-    rounds: int = 15
-    examples: int = 200
-    speed: bool = True
-
-    def conditions(self) -> dict[str, Any]:
-        """For the record."""
-        return {
-            "timed on": f"{self.batch_size} x {self.seq_length} tokens, {self.rounds} rounds",
-            "divergence on": f"{self.examples} examples of the kind that is scored",
-            "processor": device_name(torch.device("cpu")),
-            "threads": torch.get_num_threads(),
-        }
 
 
 @dataclass(frozen=True)
@@ -146,8 +111,6 @@ def _pruned_and_saved(
     folder: Path,
 ) -> tuple[PruningReport, Measures]:
     """In a process of its own: prune, save, and say what it took."""
-    from harness.cells import Subject, pruned
-
     subject = Subject(benchmark, name, make, place, settings)
     model, tokenizer = subject.loaded
     task, on_gpu = subject.task, model.device.type == "cuda"
