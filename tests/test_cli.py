@@ -160,7 +160,7 @@ def test_plan_foresees_dimensions(classifier, run):
     done = run("plan", classifier, "--parameters", "value=0.5", "--json")
     found = json.loads(done.stdout)
     assert found["after"]["parameters"] < found["before"]["parameters"]
-    assert found["seconds"].keys() == {"dimensions of heads"}
+    assert found["seconds"].keys() == {"dimensions of heads", "second pass"}
 
 
 def test_inspect_shows_what_was_kept_and_lists_removed_heads(pruned, run):
