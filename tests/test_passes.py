@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from tiny_models import tiny_bert
+from transformers import BertForMultipleChoice
 
 import stat_prune
 from stat_prune.errors import CalibrationWarning, SettingsError
@@ -83,6 +84,18 @@ def test_another_number_is_refused():
 def test_a_second_pass_of_a_method_that_has_no_correction_to_solve_again_is_refused(method):
     with pytest.raises(SettingsError, match=f"passes=2 .*{method}"):
         pruned(method=method, passes=2)
+
+
+def test_a_head_that_is_not_read_is_not_run():
+    """One that compares texts cannot be run on single ones."""
+    model = tiny_bert(BertForMultipleChoice)
+    before = {name: one.clone() for name, one in model.classifier.state_dict().items()}
+    result = stat_prune.prune(
+        model, rows(64), target=stat_prune.MACs(0.5), objective="hidden-states", progress=False
+    )
+    assert result.report.second_pass["taken"]
+    after = result.model.classifier.state_dict()
+    assert all(torch.equal(after[name], one) for name, one in before.items())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from stat_prune.choosing.budget.exploring import is_better
 from stat_prune.data.batching import token_mask
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.measuring.collectors import token_rows
+from stat_prune.measuring.objectives import reader_of
 from stat_prune.measuring.residual_stream import EnteringLayer, ResidualStream
 from stat_prune.measuring.sensitivity import distances_by_sequence
 from stat_prune.model.blocks import Block
@@ -148,6 +149,7 @@ def best_pass(
         held_out.batches,
         ridges=RIDGES,
         input_ridges=INPUT_RIDGES,
+        solves_head=reader_of(model, objective) is model,
         cut_from=cut_from,
         advance=advance,
     )
@@ -167,6 +169,7 @@ def restream(
     *,
     ridges: Sequence[float],
     input_ridges: Sequence[float],
+    solves_head: bool = True,
     cut_from: PreTrainedModel | None = None,
     advance: Callable[[str], None] = lambda _name: None,
 ) -> tuple[Solution, dict[str, float | None]]:
@@ -194,6 +197,8 @@ def restream(
         To choose ridges with; without any, there is one of each kind.
     ridges, input_ridges : sequence of float
         Of consumers, and of what reads the stream.
+    solves_head : bool
+        Whether the whole model is run, for layers behind the last block.
     cut_from : PreTrainedModel, optional
         What is cut; it may differ from the dense model outside of the blocks, which make up for
         that, too.
@@ -263,17 +268,20 @@ def restream(
                 state[stack] = stream.output
             for state, output in zip(states, outputs, strict=True):
                 state[stack] = output
-        head, found = head_reading_as_dense(
-            (model, dense_states),
-            (pruned, states),
-            every,
-            input_ridges,
-            num_held_out=len(held_out),
-        )
+        head: list[InputCorrection] = []
+        if solves_head:
+            head, found = head_reading_as_dense(
+                (model, dense_states),
+                (pruned, states),
+                every,
+                input_ridges,
+                num_held_out=len(held_out),
+            )
+            taken |= found
     for one in results:
         if one.block.name in narrowed:
             narrowed[one.block.name] = narrowed[one.block.name].told(one)
-    return Solution(results, head, list(narrowed.values())), taken | found
+    return Solution(results, head, list(narrowed.values())), taken
 
 
 def states_of_token(blocks: Sequence[Block]) -> int:
