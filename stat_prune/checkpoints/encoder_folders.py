@@ -20,7 +20,6 @@ from stat_prune.checkpoints.beside import (
     name_model,
 )
 from stat_prune.checkpoints.loading_checks import check_complete, check_layers
-from stat_prune.checkpoints.weight_files import keys_in, weight_files
 from stat_prune.errors import LoadError
 from stat_prune.model import modeling_stat_prune
 from stat_prune.model.whole_encoders import KINDS, transformer_of
@@ -64,7 +63,7 @@ def open_encoder(name: str, encoder: Encoder) -> nn.Module:
         raise LoadError(f"of its kinds {', '.join(KINDS)} are opened")
     local = os.path.isdir(name)
     if local:
-        _check_weights(Path(os.path.realpath(name)))
+        check_layers(Path(os.path.realpath(name)))
     place = str(encoder.folder) if local else name
     how = {"device": "cpu", "trust_remote_code": False, "local_files_only": local}
     try:
@@ -76,10 +75,6 @@ def open_encoder(name: str, encoder: Encoder) -> nn.Module:
     if local:
         name_model(transformer, name)  # which may be a part of the encoder's folder
     return whole
-
-
-def _check_weights(folder: Path) -> None:
-    check_layers(folder, {key for file in weight_files(folder) for key in keys_in(file)})
 
 
 @contextmanager

@@ -57,8 +57,7 @@ def load(
         weight of the model, or has some that the model has no place for; if the weights are
         pickled.
     """
-    files = weight_files(Path(directory))
-    check_layers(Path(directory), {key for file in files for key in keys_in(file)})
+    check_layers(Path(directory))
     config, model_class = saved_class(directory, auto_class)
     try:
         model, found = model_class.from_pretrained(

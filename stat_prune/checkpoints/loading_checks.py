@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from stat_prune.checkpoints.weight_files import keys_in, weight_files
 from stat_prune.errors import LoadError, StatPruneError
 from stat_prune.families import find_blocks, supported_model_types
 
@@ -19,13 +20,15 @@ _NUM_LAYERS = re.compile(r"num_(hidden_|encoder_|decoder_)?layers|n_layers?|(en|
 _LAYER = re.compile(r"\.\d+\.")
 
 
-def check_layers(directory: Path, keys: Collection[str]) -> None:
+def check_layers(directory: Path) -> None:
     """Refuse numbers of layers beyond any that the weights can be of, which would all be made.
 
     Raises
     ------
     LoadError
+        For weights that are missing or pickled, too.
     """
+    keys = {key for file in weight_files(directory) for key in keys_in(file)}
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -8,9 +8,9 @@ import json
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from stat_prune.machine.digests import add_tensor
 from stat_prune.measuring.objectives import relative_error
 from stat_prune.model.running import Batch, stubbed
 from stat_prune.model.whole_encoders import encoder_kind, transformer_of
@@ -69,10 +69,7 @@ class SentenceEmbeddings:
             digest.update(type(module).__name__.encode())
             digest.update(json.dumps(own, sort_keys=True, default=repr).encode())
             for name, tensor in module.state_dict().items():
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(
-                    tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-                )
+                add_tensor(digest, name, tensor)
         return digest.hexdigest()
 
     def _embeddings(self, output: Any, batch: Batch) -> Tensor:

@@ -43,7 +43,6 @@ from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.solving_again.second_pass import (
     HELD_OUT,
     MOST_STATES,
-    Solution,
     best_pass,
     states_of_token,
 )
@@ -123,7 +122,8 @@ class LoadedModel:
         if not (wanted and run.settings.recipe.corrected and enough):
             return decided
         plans = decided.plans or _whole(run)
-        folded, cut_from = [plan.folded for plan in plans], with_table(run, target)
+        first, cut_from = replace(decided, plans=plans).solution, with_table(run, target)
+        folded = first.folded
         changed = decided.narrowed or cut_from is not run.model
         cut = changed or any(len(one.units) < one.block.num_units for one in folded)
         if not (folded and cut):
@@ -135,7 +135,7 @@ class LoadedModel:
             solution, second = broadcast(
                 lambda: best_pass(
                     run.model,
-                    Solution(folded, narrowed=decided.narrowed),
+                    first,
                     calibration,
                     objective_named(run.settings.objective),
                     seed=run.settings.seed,

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stat_prune.machine.digests import add_tensor
 from stat_prune.machine.distributed import broadcast
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.dispatched import stored_tensors
@@ -196,6 +196,5 @@ def digest_of(model: PreTrainedModel) -> dict[str, str]:
     """sha256 of names, shapes and values of all weights."""
     digest = hashlib.sha256()
     for name, tensor in stored_tensors(model):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        add_tensor(digest, name, tensor)
     return {"weights": digest.hexdigest()}

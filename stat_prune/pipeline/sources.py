@@ -88,6 +88,11 @@ class Decided:
         """Of blocks that are folded."""
         return cls([_size_of(plan) for plan in plans], plans)
 
+    @property
+    def solution(self) -> Solution:
+        """What is to become of the layers."""
+        return Solution([plan.folded for plan in self.plans], self.head, self.narrowed)
+
     def with_solution(self, solution: Solution) -> Decided:
         """With the correction of a second pass."""
         pairs = zip(self.plans, solution.folded, strict=True)

@@ -22,7 +22,6 @@ from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.solving_again.second_pass import with_held_out
 from stat_prune.pipeline.sources import Decided
 from stat_prune.settings.targets import Bytes, CostFunction, MACs, Parameters, Target
-from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.embeddings import factor, factor_own_head
 from stat_prune.surgery.token_tables import Table, find_head, find_table, own_head
 
@@ -310,8 +309,7 @@ def _held_out_distance(run: Run, share: Share, decided: Decided) -> float:
     if decided.held_out is not None:
         return decided.held_out
     _, judges = with_held_out(run.calibration, seed=run.settings.seed)
-    folded = [plan.folded for plan in decided.plans]
-    cut = pruned_copy(with_table(run, share), folded, decided.head)
+    cut = decided.solution.cut_copy(with_table(run, share))
     return distance(run.model, cut, judges.batches, objective_named(run.settings.objective))
 
 

@@ -124,8 +124,8 @@ def estimate(
     if not run.blocks and target.of_dimensions:
         return _of_dimensions(run, budget, before)
     if not run.blocks:
-        return _sizes_alone(run, budget, before, _OF_FACTORS)
-    ranks = _ranks(run, target)
+        return _estimate(run, budget, before, not_foreseen=_OF_FACTORS)
+    ranks = _ranks(run, target)  # of fractions that were asked for, not of an even share
     if target.is_joint:
         target = even_share(run, budget)
         budget = replace(budget, target=target)
@@ -134,7 +134,7 @@ def estimate(
             check_no_experts(run, chosen.baseline.name)
             if target.bounds_error:
                 single_fraction(target, chosen.baseline.name)
-        return replace(_sizes_alone(run, budget, before, why), ranks=ranks)
+        return _estimate(run, budget, before, ranks=ranks, not_foreseen=why)
     reading = Reading.of(run)
     taken = taken_memory(run.device)
     whole = needs_in_memory(empty, run.blocks, reading, recipe, target, chosen)
@@ -142,13 +142,10 @@ def estimate(
         whole += sum(map(Moments.num_bytes, _moments_of_dims(run)))
     needs = needs_of(empty, run.blocks, reading, recipe, target)
     whole_alone = target.factors or target.of_dimensions or chosen.num_passes > 1 or timed
-    return Estimate(
-        model=type(empty).__name__,
-        dtype=str(empty.dtype).removeprefix("torch."),
-        before=before,
-        after=_shrunk(before, run, budget),
-        seq_length=budget.seq_length,
-        num_samples=reading.num_samples,
+    return _estimate(
+        run,
+        budget,
+        before,
         seconds=_seconds(run, recipe, reading, target, timed),
         memory=taken + whole,
         memory_by_layer=None if whole_alone or obstacle(empty) else taken + needs.memory,
@@ -165,14 +162,14 @@ def _not_foreseen(settings: Settings) -> str:
     """Why it is not known what pruning will take, where that does not go through these stages."""
     if settings.baseline is not None or settings.ranks_heads_only:
         return f"method={settings.method!r} has stages of its own"
-    for name in ("removes_blocks", "head_dims"):
-        if getattr(settings, name):
-            return f"{name.replace('removes', 'remove')}=True measures more whole models"
-    return ""
+    more = {"remove_blocks": settings.removes_blocks, "head_dims": settings.head_dims}
+    return next((f"{name}=True measures more whole models" for name in more if more[name]), "")
 
 
-def _sizes_alone(run: Run, budget: Budget, before: Size, why: str) -> Estimate:
-    """Where it is not known what pruning will take."""
+def _estimate(
+    run: Run, budget: Budget, before: Size, *, ranks: dict[str, int] | None = None, **taken: Any
+) -> Estimate:
+    """Sizes, and what pruning will take where that is known."""
     return Estimate(
         model=type(run.model).__name__,
         dtype=str(run.model.dtype).removeprefix("torch."),
@@ -180,12 +177,8 @@ def _sizes_alone(run: Run, budget: Budget, before: Size, why: str) -> Estimate:
         after=_shrunk(before, run, budget),
         seq_length=budget.seq_length,
         num_samples=run.calibration.num_samples,
-        seconds={},
-        memory=None,
-        memory_by_layer=None,
-        disk=0,
-        ranks=_ranks(run, budget.target),
-        not_foreseen=why,
+        ranks=_ranks(run, budget.target) if ranks is None else ranks,
+        **taken,
     )
 
 
@@ -256,19 +249,9 @@ def _of_dimensions(run: Run, budget: Budget, before: Size) -> Estimate:
         forward = _macs_of(run, reading.mean_length) * rates.forward
         seconds["second pass"] = SECOND_PASS * reading.num_samples * forward
         most = max(most, solving_again_bytes(every, reading, run.settings))
-    return Estimate(
-        model=type(run.model).__name__,
-        dtype=str(run.model.dtype).removeprefix("torch."),
-        before=before,
-        after=_shrunk(before, run, budget),
-        seq_length=budget.seq_length,
-        num_samples=reading.num_samples,
-        seconds=seconds,
-        # Probes are copies, of which one layer is narrowed.
-        memory=taken_memory(run.device) + 2 * (sum(layers) + outer) + most,
-        memory_by_layer=None,
-        disk=0,
-    )
+    # Probes are copies, of which one layer is narrowed.
+    memory = taken_memory(run.device) + 2 * (sum(layers) + outer) + most
+    return _estimate(run, budget, before, ranks={}, seconds=seconds, memory=memory)
 
 
 def _seconds_of_dims(run: Run, reading: Reading, target: Target, rates: Rates) -> float:

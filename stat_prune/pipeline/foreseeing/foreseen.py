@@ -50,10 +50,10 @@ class Estimate:
     after: Size
     seq_length: float
     num_samples: int
-    seconds: dict[str, float]
-    memory: int | None
-    memory_by_layer: int | None
-    disk: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: int | None = None
+    memory_by_layer: int | None = None
+    disk: int = 0
     ranks: dict[str, int] = field(default_factory=dict)
     not_foreseen: str = ""
 

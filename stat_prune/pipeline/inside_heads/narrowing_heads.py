@@ -24,7 +24,6 @@ from stat_prune.pipeline.solving_again.second_pass import SURE
 from stat_prune.pipeline.sources import Decided
 from stat_prune.reporting.search_report import DimensionsOfHeads
 from stat_prune.settings.targets import QUERY_KEY, VALUE, Target
-from stat_prune.surgery.narrowing import narrowed_copy
 
 
 def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
@@ -122,18 +121,12 @@ def with_head_dims(
         found[name] = solve_again(replace(fold(spread.choice), narrowed=spread.narrowed))
     with run.stage("compare dimensions of heads"):
         cut_from = with_table(run, budget.target)
-        copies = {
-            name: narrowed_copy(
-                cut_from, [plan.folded for plan in one.plans], one.narrowed, one.head
-            )
-            for name, one in found.items()
-        }
+        copies = {name: one.solution.cut_copy(cut_from) for name, one in found.items()}
         judges = run.calibration.held_out or run.calibration
         objective = objective_named(run.settings.objective)
         measured = distances_by_sequence(run.model, copies, judges.batches, objective)
-    names = [*found]
-    clearly = len(names) > 1 and is_better(*(measured[name] for name in names), errors=SURE)
-    taken = names[0 if clearly else -1]
+    clearly = len(found) > 1 and is_better(*measured.values(), errors=SURE)
+    taken = [*found][0 if clearly else -1]
     best = found[taken]
     report = DimensionsOfHeads(
         distances={name: float(far.mean()) for name, far in measured.items()},

@@ -223,7 +223,6 @@ def restream(
         for path in [one.block.consumer] * can_move(one.block) + correctable_producers(one.block)
     ]
     unshare(pruned.base_model, changeable, base.parameters())
-    unshare(pruned, head_layers(pruned), base.parameters())
     by_layer: dict[int, list[int]] = {}
     for index, one in enumerate(results):
         by_layer.setdefault(one.block.layer, []).append(index)
@@ -270,6 +269,7 @@ def restream(
                 state[stack] = output
         head: list[InputCorrection] = []
         if solves_head:
+            unshare(pruned, head_layers(pruned), base.parameters())
             head, found = head_reading_as_dense(
                 (model, dense_states),
                 (pruned, states),
