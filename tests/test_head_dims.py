@@ -321,7 +321,7 @@ def test_whole_heads_stay_where_held_out_sequences_are_sure(monkeypatch, narrowe
     monkeypatch.setattr(
         narrowing_heads,
         "distances_by_sequence",
-        lambda _model, copies, *_: dict(zip(copies, values, strict=True)),
+        lambda _outputs, _objective, names: dict(zip(names, values, strict=True)),
     )
     found = pruned(target=MACs(0.5), head_dims=True, effort="fast").report.head_dims
     assert list(found.distances).index(found.taken) == int(taken)

@@ -52,8 +52,10 @@ class CentredStream(RowStream):
         """Number of rows seen."""
         return self._seen + self._pending
 
-    def _add(self, rows: Tensor) -> None:
-        while len(rows):
+    def _add(self, *parts: Tensor) -> None:
+        """Add rows, of which the parts have some columns each, one beside the other."""
+        widths, count, added = [part.shape[1] for part in parts], len(parts[0]), 0
+        while added < count:
             if self._buffer is None:
                 # One row more than a block: it takes the correction for the shift of the mean.
                 self._buffer = torch.empty(
@@ -62,12 +64,14 @@ class CentredStream(RowStream):
                     dtype=self._product_dtype,
                     device=self._mean.device,
                 )
-            fits = min(len(rows), BLOCK_ROWS - self._pending)
-            self._buffer[self._pending : self._pending + fits].copy_(rows[:fits])
+            fits = min(count - added, BLOCK_ROWS - self._pending)
+            free = self._buffer[self._pending : self._pending + fits]
+            for columns, part in zip(free.split(widths, dim=1), parts, strict=True):
+                columns.copy_(part[added : added + fits])
             self._pending += fits
             if self._pending == BLOCK_ROWS:
                 self._flush(self._buffer)
-            rows = rows[fits:]
+            added += fits
 
     def _flush(self, buffer: Float[Tensor, "rows m"]) -> None:
         """Move the pending rows from the buffer into the statistics."""

@@ -7,7 +7,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from .centred import CentredStream, add_upper_gram, mirror_upper
-from .checks import check_choice, check_count, check_matrix, check_same_device
+from .checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_matrix,
+    check_same_device,
+)
 from .moments import PRECISIONS
 
 
@@ -116,7 +122,12 @@ class CrossMoments(CentredStream):
                 "`features` and `targets` must have as many rows as each other, got "
                 f"{len(features)} and {len(targets)}."
             )
-        return super().update(torch.cat([features, targets], dim=1))
+        for name, rows in (("features", features), ("targets", targets)):
+            check_finite(rows, name)
+        if self._device is None:
+            self._place(features.device)
+        self._add(features.detach(), targets.detach())
+        return self
 
     @property
     def means(self) -> tuple[Float64[Tensor, " k"], Float64[Tensor, " d"]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.model.blocks import Block
 from stat_prune.model.projections import projection
-from stat_prune.model.running import Batch
+from stat_prune.model.running import Batch, stubbed
 from stat_prune.surgery.layerwise import SeenEnough, States, run_layer
 
 
@@ -30,6 +32,23 @@ class ResidualStream:
         By the path of a layer that was asked for, its input each time that it was called.
     output : object
         Whatever the layer returned: the state for the next. None where all is seen before it.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    layer : int
+    blocks : sequence of Block
+    batch : mapping of str to Tensor
+    states : dict of int to object
+        As for `run_layer`.
+    whole : bool
+        Whether the layer is computed to its end once everything is seen.
+    inputs : bool
+        Whether the inputs of the consumers are kept.
+    readers : sequence of str
+        Paths of the layers whose inputs are.
+    holder : str, optional
+        Path of a module inside of the layer, around one block's layers: what it returns is kept.
     """
 
     def __init__(
@@ -43,40 +62,43 @@ class ResidualStream:
         whole: bool = True,
         inputs: bool = True,
         readers: Sequence[str] = (),
+        holder: str | None = None,
     ) -> None:
         base = model.base_model
         self.inputs: dict[str, Tensor] = {}
         self.after: dict[str, Tensor] = {}
         self.read: dict[str, list[Tensor]] = {}
+        self._made: dict[str, Tensor] = {}
+        self._held: list[Any] = []
+        self._asked = None if whole else len(readers) + len(blocks) + (holder is not None)
         with ExitStack() as stack:
             for path in readers:
-                hook = self._reading(path, None if whole or blocks else len(readers))
-                stack.callback(base.get_submodule(path).register_forward_pre_hook(hook).remove)
+                reader = base.get_submodule(path)
+                stack.callback(reader.register_forward_pre_hook(self._reading(path)).remove)
             for block in blocks:
                 if inputs:
-                    stack.callback(
-                        projection(base, block.consumer)
-                        .module.register_forward_pre_hook(self._noting(self.inputs, block))
-                        .remove
-                    )
+                    consumer = projection(base, block.consumer).module
+                    hook = self._consuming(block, makes=holder is not None)
+                    stack.callback(consumer.register_forward_hook(hook).remove)
                 if block.stream_after is not None:
-                    stack.callback(
-                        base.get_submodule(block.stream_after)
-                        .register_forward_pre_hook(self._noting(self.after, block, last=not whole))
-                        .remove
-                    )
+                    behind = base.get_submodule(block.stream_after)
+                    stack.callback(behind.register_forward_pre_hook(self._passing(block)).remove)
+            if holder is not None:
+                held = base.get_submodule(holder)
+                stack.callback(held.register_forward_hook(self._holding).remove)
             self.output = run_layer(model, layer, batch, states)
         if self.output is not None:
-            stream = self.output[0] if isinstance(self.output, tuple) else self.output
             for block in blocks:
-                self.after.setdefault(block.name, stream)
+                self.after.setdefault(block.name, _first(self.output))
 
-    def output_after(
+    def returned_after(
         self, base: nn.Module, block: Block, change: Tensor, shift: Tensor | None
     ) -> Any:
-        """What the layer returns once a consumer behind which it has no other has changed.
+        """What the holder returns once a consumer in it has changed; without one, the layer.
 
-        None where it does not return the stream as it is, or normed.
+        That is known where it is the consumer's output, or the stream behind, as it is or normed,
+        and no other consumer stands between. Else None; and where what is returned beside it is
+        larger, such as attention weights: computing is cheaper than to remember that.
 
         Parameters
         ----------
@@ -87,8 +109,11 @@ class ResidualStream:
         shift : Tensor of shape (hidden,) or None
             Of its bias.
         """
-        returned = self.output[0] if isinstance(self.output, tuple) else self.output
-        after, inputs = self.after[block.name], self.inputs[block.name]
+        (whole,) = self._held if len(self._held) == 1 else (None if self._held else self.output,)
+        if whole is None:
+            return None
+        returned, inputs = _first(whole), self.inputs[block.name]
+        after, made = self.after[block.name], self._made.get(block.name)
 
         def behind(stream: Tensor) -> Tensor:
             if block.stream_after is None:
@@ -96,33 +121,62 @@ class ResidualStream:
             found: Tensor = base.get_submodule(block.stream_after)(stream)
             return found
 
-        if not torch.equal(behind(after), returned):
-            return None
         moved = linear(inputs, change.to(inputs), None if shift is None else shift.to(inputs))
-        output = behind(after + moved.reshape(after.shape))
-        return (output, *self.output[1:]) if isinstance(self.output, tuple) else output
+        moved = moved.reshape(after.shape)
+        if made is not None and made.numel() == returned.numel() and _equal(made, returned):
+            output = returned + moved.reshape(returned.shape)
+        elif _equal(behind(after), returned):
+            output = behind(after + moved)
+        else:
+            return None
+        return (output, *whole[1:]) if isinstance(whole, tuple) else output
 
-    def _reading(self, path: str, enough: int | None) -> Callable[..., None]:
+    def _see(self) -> None:
+        """Stop where all that was asked for is seen."""
+        if len(self.read) + len(self.after) + len(self._held) == self._asked:
+            raise SeenEnough
+
+    def _reading(self, path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             self.read.setdefault(path, []).append(args[0])
-            if len(self.read) == enough:
-                raise SeenEnough
+            self._see()
 
         return hook
 
-    @staticmethod
-    def _noting(
-        notes: dict[str, Tensor], block: Block, *, last: bool = False
-    ) -> Callable[..., None]:
+    def _consuming(self, block: Block, *, makes: bool) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.inputs[block.name] = args[0]
+            if makes:
+                self._made[block.name] = output
+
+        return hook
+
+    def _passing(self, block: Block) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            notes[block.name] = args[0]
-            if last:
-                raise SeenEnough
+            self.after[block.name] = args[0]
+            self._see()
 
         return hook
 
+    def _holding(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        beside = output[1:] if isinstance(output, tuple) else ()
+        size = _first(output).numel()
+        large = any(isinstance(one, Tensor) and one.numel() > size for one in beside)
+        self._held.append(None if large else output)
+        self._see()
 
-class EnteringLayer(NamedTuple):
+
+def _first(returned: Any) -> Tensor:
+    first: Tensor = returned[0] if isinstance(returned, tuple) else returned
+    return first
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.reshape(other.shape), other)
+
+
+@dataclass(frozen=True)
+class EnteringLayer:
     """What comes into a layer of a model.
 
     Attributes
@@ -131,18 +185,40 @@ class EnteringLayer(NamedTuple):
     layer : int
     batches : sequence of mappings of str to Tensor
     states : sequence of dict
+        As for `run_layer`, batch by batch.
+    known : dict of Module to sequence of object
+        What modules inside of the layer return, batch by batch: they are not computed.
     """
 
     model: PreTrainedModel
     layer: int
     batches: Sequence[Batch]
     states: Sequence[States]
+    known: dict[nn.Module, Sequence[Any]] = field(default_factory=dict)
 
     def streams(
-        self, blocks: Sequence[Block], *, whole: bool, readers: Sequence[str] = ()
+        self,
+        blocks: Sequence[Block],
+        *,
+        whole: bool,
+        readers: Sequence[str] = (),
+        holder: str | None = None,
     ) -> Iterator[ResidualStream]:
         """The layer on one batch after the other."""
-        for batch, state in zip(self.batches, self.states, strict=True):
-            yield ResidualStream(
-                self.model, self.layer, blocks, batch, state, whole=whole, readers=readers
-            )
+        for number, (batch, state) in enumerate(zip(self.batches, self.states, strict=True)):
+            answers = {
+                module: partial(returned.__getitem__, number)
+                for module, returned in self.known.items()
+            }
+            with stubbed(answers):
+                stream = ResidualStream(
+                    self.model,
+                    self.layer,
+                    blocks,
+                    batch,
+                    state,
+                    whole=whole,
+                    readers=readers,
+                    holder=holder,
+                )
+            yield stream

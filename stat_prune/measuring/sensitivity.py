@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -40,38 +40,49 @@ def distance(
     objective: Objective,
 ) -> float:
     """Mean distance of a pruned model's output from the dense one's."""
-    (found,) = distances_by_sequence(model, {"": pruned}, batches, objective).values()
+    outputs = outputs_of((model, pruned), batches, objective)
+    (found,) = distances_by_sequence(outputs, objective, ("",)).values()
     return float(found.mean())
 
 
+def outputs_of(
+    models: Sequence[PreTrainedModel], batches: Iterable[Batch], objective: Objective
+) -> Iterator[tuple[Batch, list[Any]]]:
+    """Each batch, and what an objective reads of models on it."""
+    readers = [reader_of(model, objective) for model in models]
+    device = input_device(models[0])
+    with ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluating(model))
+        for batch in batches:
+            yield batch, [reader(**model_inputs(reader, batch, device)) for reader in readers]
+
+
 def distances_by_sequence(
-    model: PreTrainedModel,
-    pruned: Mapping[str, PreTrainedModel],
-    batches: Iterable[Batch],
-    objective: Objective,
+    outputs: Iterable[tuple[Batch, Sequence[Any]]], objective: Objective, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """For each of some pruned models, what each sequence has of its distance from the dense one's.
+    """What each sequence has of the distances of some pruned models from the dense one.
+
+    Parameters
+    ----------
+    outputs : iterable of (mapping of str to Tensor, sequence of object)
+        A batch, and the output of the dense model on it before those of the others.
+    objective : callable
+    names : sequence of str
+        Of the others.
 
     Returns
     -------
     dict of str to Tensor of shape (n,), float64
         Their means are the distances.
     """
-    device = input_device(model)
-    sums: dict[str, list[Tensor]] = {name: [] for name in pruned}
+    sums: dict[str, list[Tensor]] = {name: [] for name in names}
     count = 0
-    with ExitStack() as modes:
-        for one in (model, *pruned.values()):
-            modes.enter_context(evaluating(one))
-        for batch in batches:
-            dense, *found = (
-                reader(**model_inputs(reader, batch, device))
-                for reader in (reader_of(one, objective) for one in (model, *pruned.values()))
-            )
-            for of_model, output in zip(sums.values(), found, strict=True):
-                values = distances(objective, dense, output, batch)
-                of_model.append(sums_by_sequence(values, batch))
-            count += values.numel()
+    for batch, (dense, *found) in outputs:
+        for of_model, output in zip(sums.values(), found, strict=True):
+            values = distances(objective, dense, output, batch)
+            of_model.append(sums_by_sequence(values, batch))
+        count += values.numel()
     joined = {name: torch.cat(of_model) for name, of_model in sums.items()}
     return {name: one * (len(one) / max(count, 1)) for name, one in joined.items()}
 

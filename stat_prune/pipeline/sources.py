@@ -15,7 +15,8 @@ from stat_prune.model.blocks import Block
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.model.folded_consumer import InputCorrection
 from stat_prune.pipeline.run import Run
-from stat_prune.pipeline.solving_again.second_pass import SecondPass, Solution
+from stat_prune.pipeline.solving_again.second_pass import SecondPass
+from stat_prune.pipeline.solving_again.solution import Solution
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.search_report import DimensionsOfHeads, Search

@@ -15,8 +15,11 @@ from stat_prune.families import stacks_of, transformer_layers
 from stat_prune.model.dispatched import input_device
 from stat_prune.model.running import Batch, model_inputs, stubbed
 
-#: What the last layer so far of each stack has returned, by the number of the stack.
+#: What the last layer so far of each stack has returned, by the number of the stack; and at
+#: `EMBEDDED` what the embeddings have, where there is one stack.
 States: TypeAlias = dict[int, Any]
+
+EMBEDDED = -1
 
 
 class SeenEnough(Exception):
@@ -32,15 +35,54 @@ def stack_numbers(model: PreTrainedModel) -> list[int]:
 def known_before(model: PreTrainedModel, layer: int, states: States) -> Iterator[None]:
     """The layers before `layer` answer with what the last of their stack has returned.
 
-    So it enters the next layer, or what comes behind the last.
+    So it enters the next layer, or what comes behind the last. Embeddings that are known are not
+    computed either.
     """
     layers = transformer_layers(model)[:layer]
     numbers = stack_numbers(model)[:layer]
     answers = {
         one: partial(states.get, number) for one, number in zip(layers, numbers, strict=True)
     }
+    embeddings = _embeddings(model) if EMBEDDED in states else None
+    if embeddings is not None:
+        answers[embeddings] = partial(states.get, EMBEDDED)
     with stubbed(answers):
         yield
+
+
+@contextmanager
+def embedding_noted(model: PreTrainedModel, states: States) -> Iterator[None]:
+    """What the embeddings return inside is known to `states` from then on."""
+    embeddings = _embeddings(model)
+    if embeddings is None or EMBEDDED in states:
+        yield
+        return
+    seen: list[Any] = []
+    handle = embeddings.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+    if len(seen) == 1:
+        states[EMBEDDED] = seen[0]
+
+
+def _embeddings(model: PreTrainedModel) -> nn.Module | None:
+    """The largest module around the input embeddings that has no layer; None of several stacks."""
+    base: Any = model.base_model
+    if len(stacks_of(model)) > 1:
+        return None
+    try:
+        table = base.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    layers = {id(layer) for layer in transformer_layers(model)}
+    module: nn.Module
+    for module in base.modules():  # outer ones first
+        inside = {id(one) for one in module.modules()}
+        if id(table) in inside and not inside & layers:
+            return module
+    return None
 
 
 def run_layer(

@@ -22,7 +22,8 @@ from stat_prune.families import find_blocks, stacks_of
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.model.projections import head_projections, projection
 from stat_prune.pipeline.inside_heads.measured_dims import head_dims_of
-from stat_prune.pipeline.solving_again.second_pass import Solution, can_move, restream
+from stat_prune.pipeline.solving_again.solution import Solution
+from stat_prune.pipeline.solving_again.stream_solver import StreamSolver, can_move
 from stat_prune.surgery.cut import apply
 from stat_prune.surgery.linear_layers import correct_readers
 from stat_prune.surgery.narrowing import NarrowedHeads, narrow
@@ -147,9 +148,10 @@ def test_the_correction_is_solved_again_for_narrower_heads(family: Family, input
         ],
         narrowed=narrower(model, inputs),
     )
-    again, ridges = restream(model, first, batches, ridges=[1e-3], input_ridges=[1e-3])
+    solver = StreamSolver(model, first, batches, ridges=[1e-3], input_ridges=[1e-3])
+    again = solver.solve()
     moved = {one.name for one in heads if can_move(one)}
-    assert moved <= ridges.keys()
+    assert moved <= solver.ridges.keys()
     once, twice = (stream_error(model, one.cut_copy(model), batches) for one in (first, again))
     assert twice < 0.9 * once
     assert torch.equal(output(model, inputs), dense)

@@ -26,7 +26,8 @@ from stat_prune.pipeline.loaded_model import LoadedModel
 from stat_prune.pipeline.probes import sensitivities
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import start_run
-from stat_prune.pipeline.solving_again.second_pass import Solution, can_move, restream
+from stat_prune.pipeline.solving_again.solution import Solution
+from stat_prune.pipeline.solving_again.stream_solver import StreamSolver, can_move
 from stat_prune.settings.settings import Settings
 from stat_prune.surgery.cut import pruned_copy
 
@@ -142,9 +143,9 @@ def test_a_second_pass_gives_a_removed_block_the_mean_that_it_lacks(
     folded = fold(statistics, torch.empty(0, dtype=torch.int64))
     assert folded.bias is not None
     other = replace(folded, bias=torch.zeros_like(folded.bias))
-    solution, _ = restream(
+    solver = StreamSolver(
         model, Solution([other]), calibration.batches, ridges=[1.0], input_ridges=[1.0]
     )
-    (again,) = solution.folded
+    (again,) = solver.solve().folded
     assert again.weight.shape == (blocks[-1].output_size, 0)
     torch.testing.assert_close(again.bias, folded.bias, rtol=1e-4, atol=1e-4)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections import Counter
 
 import pytest
 import torch
-from families import Family
+from families import FAMILIES, Family
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertSelfOutput
 
 from stat_prune.choosing.correction import fold
 from stat_prune.data.batching import token_mask
@@ -19,17 +20,16 @@ from stat_prune.measuring.residual_stream import ResidualStream
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.measuring.statistics import statistics_of
 from stat_prune.model.running import model_inputs
-from stat_prune.pipeline.solving_again import second_pass
+from stat_prune.pipeline.solving_again.held_out_fit import Fitted, HeldOutFit
 from stat_prune.pipeline.solving_again.second_pass import (
     INPUT_RIDGES,
     RIDGES,
-    Solution,
     best_pass,
-    can_move,
     can_solve_again,
-    restream,
 )
+from stat_prune.pipeline.solving_again.solution import Solution
 from stat_prune.pipeline.solving_again.stream_readers import correctable_producers, head_layers
+from stat_prune.pipeline.solving_again.stream_solver import StreamSolver, can_move
 from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.layerwise import stack_numbers
 
@@ -75,7 +75,8 @@ def solved_again(model, folded, batches, held_out=(), *, ridges, input_ridges=No
     """Consumers, producers and heads, with the same ridges unless told otherwise."""
     input_ridges = ridges if input_ridges is None else input_ridges
     first = Solution(folded)
-    return restream(model, first, batches, held_out, ridges=ridges, input_ridges=input_ridges)
+    solver = StreamSolver(model, first, batches, held_out, ridges=ridges, input_ridges=input_ridges)
+    return solver.solve(), solver.ridges
 
 
 def copy_of(model, solution):
@@ -227,9 +228,15 @@ def test_what_is_best_on_held_out_sequences_is_taken(pruned_once):
 
 def test_what_is_clearly_farther_on_held_out_sequences_is_not_taken(pruned_once, monkeypatch):
     model, calibration, folded = pruned_once
-    turned = [dataclasses.replace(one, weight=-one.weight) for one in folded]
-    ruined = Solution(turned)
-    monkeypatch.setattr(second_pass, "restream", lambda *_, **__: (ruined, {}))
+    if not any(can_move(one.block) for one in folded):
+        pytest.skip("nothing that the last hidden states depend on is solved for")
+    best = HeldOutFit.best
+
+    def ruinous(fit: HeldOutFit, ridges):
+        found = best(fit, ridges)
+        return Fitted(1.0, torch.ones_like(found.change), found.shift)
+
+    monkeypatch.setattr(HeldOutFit, "best", ruinous)
     taken, found = best_pass(model, Solution(folded), calibration, output_distance, seed=0)
     assert found.distances["second pass"] > found.distances["first pass"]
     assert not found.taken and taken.folded == folded
@@ -255,7 +262,7 @@ def test_the_ridge_is_that_of_least_error_on_held_out_sequences(pruned_once):
 def test_what_a_layer_returns_is_what_it_returns_when_it_is_computed(pruned_once, monkeypatch):
     model, calibration, folded = pruned_once
     moved, _ = solved_again(model, folded, calibration.batches, ridges=[0.1])
-    monkeypatch.setattr(ResidualStream, "output_after", lambda *_: None)
+    monkeypatch.setattr(ResidualStream, "returned_after", lambda *_: None)
     computed, _ = solved_again(model, folded, calibration.batches, ridges=[0.1])
     one, two = (copy_of(model, solution) for solution in (moved, computed))
     for batch in calibration.batches:
@@ -263,6 +270,25 @@ def test_what_a_layer_returns_is_what_it_returns_when_it_is_computed(pruned_once
         torch.testing.assert_close(
             last_stream(one, batch)[kept], last_stream(two, batch)[kept], rtol=1e-4, atol=1e-4
         )
+
+
+def test_neither_attention_nor_embeddings_are_computed_twice(texts, word_tokenizer, monkeypatch):
+    (family,) = (one for one in FAMILIES if one.name == "Bert")
+    model, calibration, folded = halved(family, texts, word_tokenizer)
+    calls = Counter()
+    for module in (BertSelfOutput, BertEmbeddings):
+        forward = module.forward
+
+        def counting(*args, _forward=forward, _name=module.__name__, **kwargs):
+            calls[_name] += 1
+            return _forward(*args, **kwargs)
+
+        monkeypatch.setattr(module, "forward", counting)
+    solved_again(model, folded, calibration.batches, ridges=[0.1])
+    batches = len(calibration.batches)
+    # Of the dense model and of the pruned one; the embeddings are the same.
+    assert calls["BertSelfOutput"] == 2 * batches * len(transformer_layers(model))
+    assert calls["BertEmbeddings"] == batches
 
 
 @pytest.mark.layouts

@@ -14,7 +14,7 @@ from stat_prune.families import find_blocks, stacks_of
 from stat_prune.machine.distributed import num_processes
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.objectives import objective_named
-from stat_prune.measuring.sensitivity import distances_by_sequence
+from stat_prune.measuring.sensitivity import distances_by_sequence, outputs_of
 from stat_prune.model.dispatched import is_dispatched
 from stat_prune.model.modeling_stat_prune import computes_by_function
 from stat_prune.pipeline.budgeting.sharing import with_table
@@ -121,10 +121,11 @@ def with_head_dims(
         found[name] = solve_again(replace(fold(spread.choice), narrowed=spread.narrowed))
     with run.stage("compare dimensions of heads"):
         cut_from = with_table(run, budget.target)
-        copies = {name: one.solution.cut_copy(cut_from) for name, one in found.items()}
+        copies = [one.solution.cut_copy(cut_from) for one in found.values()]
         judges = run.calibration.held_out or run.calibration
         objective = objective_named(run.settings.objective)
-        measured = distances_by_sequence(run.model, copies, judges.batches, objective)
+        outputs = outputs_of((run.model, *copies), judges.batches, objective)
+        measured = distances_by_sequence(outputs, objective, [*found])
     clearly = len(found) > 1 and is_better(*measured.values(), errors=SURE)
     taken = [*found][0 if clearly else -1]
     best = found[taken]
