@@ -93,7 +93,8 @@ def test_several_processes_make_the_model_of_one(inputs, tmp_path, start, proces
     assert f"tokens a second by {processes} processes" in str(PruningReport.from_dict(report))
     assert "processes" not in alone.report.calibration_text()
     search, expected = PruningReport.from_dict(report).search, alone.report.search
-    assert search.taken == expected.taken and search.rounds
+    assert search.taken == expected.taken
+    assert bool(search.rounds) == bool(expected.rounds) == (options.get("passes") == 1)
     for one, other in zip(search.rounds, expected.rounds, strict=True):
         assert (one.evaluations, one.accepted) == (other.evaluations, other.accepted)
     found = stat_prune.load(shared)

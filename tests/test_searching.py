@@ -137,7 +137,7 @@ def test_a_thorough_search_tries_a_second_pass_unless_passes_say_otherwise():
 
 def test_each_effort_does_what_it_says():
     fast, normal, thorough = (
-        pruned(effort=effort).report.search for effort in ("fast", "normal", "thorough")
+        pruned(effort=effort, passes=1).report.search for effort in ("fast", "normal", "thorough")
     )
     assert fast.rounds == [] and fast.held_out == {} and fast.taken in fast.starts
     assert 0 < len(normal.rounds) < len(thorough.rounds)
@@ -161,9 +161,18 @@ def test_each_effort_does_what_it_says():
     }
 
 
+def test_before_a_second_pass_only_a_thorough_search_goes_on():
+    """Unless no consumer is moved by it: there nothing makes up for what is not searched for."""
+    normal, thorough = (pruned(effort=effort).report for effort in ("normal", "thorough"))
+    assert normal.second_pass and thorough.second_pass
+    assert normal.search.rounds == [] and thorough.search.rounds
+    albert = pruned(MODELS["Albert"]()).report
+    assert albert.second_pass and albert.search.rounds
+
+
 @pytest.mark.parametrize("count", [16, 71, 72])
 def test_few_examples_are_not_split_and_only_starts_are_compared(count):
-    result = pruned(data=rows(count), num_calibration_samples=512)
+    result = pruned(data=rows(count), num_calibration_samples=512, passes=1)
     searched = count == 72
     assert bool(result.report.search.rounds) == searched
     held_out = MIN_HELD_OUT if searched else 0
@@ -194,7 +203,7 @@ def test_what_is_held_out_is_never_less_than_tells_anything(num_samples):
     ids=str,
 )
 def test_every_budget_is_kept(model, options):
-    options = {"target": MACs(0.5)} | options
+    options = {"target": MACs(0.5), "passes": 1} | options
     dense = MODELS[model]()
     result = pruned(dense, **options)
     report, target = result.report, options["target"]
@@ -233,7 +242,7 @@ def test_every_budget_is_kept(model, options):
 
 
 def test_a_time_is_kept_to_and_all_that_is_compared_takes_as_much(linear_clock):
-    result = pruned(target=Speedup(1.5))
+    result = pruned(target=Speedup(1.5), passes=1)
     assert result.report.search.rounds
     assert result.report.speed.speed_up >= 1.5 * 0.97
     assert "search the budget" in result.report.seconds
@@ -277,14 +286,14 @@ def test_a_choice_that_was_made_is_not_searched_for_again(tmp_path, monkeypatch)
 
 
 def test_the_search_survives_the_report_on_disk():
-    report = pruned().report
+    report = pruned(passes=1).report
     restored = PruningReport.from_dict(json.loads(report.to_json()))
     assert restored == report and restored.search.rounds
     assert str(report.search) in " ".join(str(report).split())
 
 
 def test_the_same_model_comes_of_batches_of_any_size():
-    one, other = (pruned(batch_size=size) for size in (1, 32))
+    one, other = (pruned(batch_size=size, passes=1) for size in (1, 32))
     assert one.plan == other.plan
     first, second = one.report.search, other.report.search
     assert [r.evaluations for r in first.rounds] == [r.evaluations for r in second.rounds]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from stat_prune.choosing.budget.whole_model import size_of_part
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.pipeline.run import Run
+from stat_prune.pipeline.solving_again.second_pass import moves_consumers
 
 
 class Effort(NamedTuple):
@@ -22,19 +23,18 @@ class Effort(NamedTuple):
         in forward passes of the dense model over the calibration set.
     errors : float
         Standard errors by which a start has to be nearer than those before it.
-    before_second_pass : tuple of (int, float), optional
-        The rounds where the correction is solved a second time, if they are others.
+    before_second_pass : bool
+        Whether it is searched where consumers are solved for a second time, too.
     """
 
     part: int
     rounds: tuple[tuple[int, float], ...] = ()
     errors: float = 0.0
-    before_second_pass: tuple[tuple[int, float], ...] | None = None
+    before_second_pass: bool = False
 
     def rounds_before(self, *, second_pass: bool) -> tuple[tuple[int, float], ...]:
-        """Those of the search, where the correction is solved once or twice."""
-        shorter = self.before_second_pass
-        return shorter if second_pass and shorter is not None else self.rounds
+        """Those of the search, where consumers are solved for once or twice."""
+        return self.rounds if self.before_second_pass or not second_pass else ()
 
     def num_compared(self, num_samples: int) -> int:
         """Of so many calibration sequences, those that starts are compared on."""
@@ -46,19 +46,19 @@ class Effort(NamedTuple):
 
 
 #: Where the output has a value a token: few sequences tell much, and more are taken as moves get
-#: smaller. What a long search finds, the second pass makes up for without.
+#: smaller. What a short search finds, a second pass makes up for without.
 BY_TOKEN = {
     "fast": Effort(16),
-    "normal": Effort(12, ((1, 1.5), (2, 1.5)), before_second_pass=((1, 0.75),)),
-    "thorough": Effort(8, ((1, 4.0), (2, 4.0), (4, 4.0))),
+    "normal": Effort(12, ((1, 1.5), (2, 1.5))),
+    "thorough": Effort(8, ((1, 4.0), (2, 4.0), (4, 4.0)), before_second_pass=True),
 }
 
 #: Where it has one a sequence: a search on few would be a search for what suits just these, and
-#: which start is taken as well. With a second pass behind it nothing that it finds is left.
+#: which start is taken as well.
 BY_SEQUENCE = {
     "fast": Effort(4, errors=1.0),
-    "normal": Effort(2, ((1, 2.5),), errors=1.0, before_second_pass=()),
-    "thorough": Effort(1, ((1, 10.0),), errors=1.0),
+    "normal": Effort(2, ((1, 2.5),), errors=1.0),
+    "thorough": Effort(1, ((1, 10.0),), errors=1.0, before_second_pass=True),
 }
 
 #: Fewest sequences that anything is measured on, where there are so many; and how many have to be
@@ -111,10 +111,9 @@ class Trials:
         """Those of the effort; none where there are no sequences to judge them on."""
         if self.run.calibration.held_out is None:
             return ()
-        settings = self.run.settings
-        # Published methods are given what the default would be.
-        second_pass = settings.tries_second_pass or settings.baseline is not None
-        return self.effort.rounds_before(second_pass=second_pass)
+        return self.effort.rounds_before(
+            second_pass=moves_consumers(self.run.settings, self.run.blocks)
+        )
 
     def sequences(self, times: int = 1) -> CalibrationSet:
         """So many times the calibration sequences that starts are compared on."""

@@ -43,6 +43,7 @@ from stat_prune.pipeline.foreseeing.timing_cost import timing_seconds
 from stat_prune.pipeline.inside_heads.kept_dims import check_kept_dims, heads_of, spared_by_dims
 from stat_prune.pipeline.method_requirements import check_no_experts, single_fraction
 from stat_prune.pipeline.run import Run, blocks_of, open_run
+from stat_prune.pipeline.solving_again.second_pass import moves_consumers
 from stat_prune.reporting.report import Size
 from stat_prune.settings.arguments import check_path, integer
 from stat_prune.settings.methods import Method
@@ -52,7 +53,7 @@ from stat_prune.settings.targets import Latency, MACs, Target, checked_target
 from stat_prune.surgery.token_tables import find_head, find_table
 
 #: Forward passes over the calibration set that a second pass takes, as measured.
-SECOND_PASS = 5.0
+SECOND_PASS = 4.5
 
 
 def estimate(
@@ -315,7 +316,7 @@ def _seconds(
         head = (1 + len(probed)) * reading.probe_length * _head_weights(model)
         macs = passes * sequence(reading.probe_length) + head
         probing = reading.num_probe_samples * macs * rates.forward
-    second_pass = settings.tries_second_pass
+    second_pass = moves_consumers(settings, blocks)
     most = search_cost_of(model, reading, settings.effort, second_pass=second_pass)
     decomposing = folding = trials = 0.0
     for alike in _by_shape(blocks):

@@ -21,7 +21,11 @@ from stat_prune.pipeline.budgeting.searching import num_remembered
 from stat_prune.pipeline.budgeting.starts import MAX_STARTS
 from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
 from stat_prune.pipeline.run import Run, num_probe_samples, probe_length
-from stat_prune.pipeline.solving_again.second_pass import MOST_STATES, states_of_token
+from stat_prune.pipeline.solving_again.second_pass import (
+    MOST_STATES,
+    moves_consumers,
+    states_of_token,
+)
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Target
@@ -187,7 +191,7 @@ def needs_in_memory(
     most = max(activations + copies + comparing, solving, cutting)
     if searches(recipe, target):
         # Blocks are factored, folded consumers remembered, and a pruned copy is measured.
-        searching = _searching(model, reading, settings) + kept_of(target) * sum(layers)
+        searching = _searching(model, blocks, reading, settings) + kept_of(target) * sum(layers)
         remembered = _SINGLE * (num_factored(blocks, recipe) + num_remembered(blocks))
         at_a_time = max(activations + copies, factoring_bytes(blocks, recipe))
         most = max(most, at_a_time + remembered + searching)
@@ -213,9 +217,11 @@ def search_cost_of(
     )
 
 
-def _searching(model: PreTrainedModel, reading: Reading, settings: Settings) -> int:
+def _searching(
+    model: PreTrainedModel, blocks: Sequence[Block], reading: Reading, settings: Settings
+) -> int:
     """The outputs that a search keeps, and those of two models on a batch."""
-    second_pass, length = settings.tries_second_pass, reading.length
+    second_pass, length = moves_consumers(settings, blocks), reading.length
     cost = search_cost_of(model, reading, settings.effort, second_pass=second_pass)
     head = model.get_output_embeddings()
     outputs = 0 if head is None else len(head.weight)
