@@ -178,6 +178,11 @@ class Checkpoint:
         """Weights of the model by name."""
         return {name: _tensor(self.model, name).detach() for name in names}
 
+    def outer_state(self) -> dict[str, Tensor]:
+        """Weights of no layer by name, as they are now: what has been put in place of some, too."""
+        layers, state = tuple(self._layers), self.model.state_dict()
+        return {name: one for name, one in state.items() if not name.startswith(layers)}
+
     def _put(self, names: Iterable[str], tensor: Tensor) -> None:
         parameter: nn.Parameter | None = None
         for name in names:

@@ -111,8 +111,11 @@ class Trials:
         """Those of the effort; none where there are no sequences to judge them on."""
         if self.run.calibration.held_out is None:
             return ()
+        settings = self.run.settings
+        # Published methods are given what the default would be.
+        second_pass = settings.tries_second_pass or settings.baseline is not None
         return self.effort.rounds_before(
-            second_pass=moves_consumers(self.run.settings, self.run.blocks)
+            second_pass=second_pass and moves_consumers(self.run.blocks)
         )
 
     def sequences(self, times: int = 1) -> CalibrationSet:

@@ -38,7 +38,11 @@ from stat_prune.pipeline.foreseeing.peak_memory import (
 )
 from stat_prune.pipeline.foreseeing.rates import Rates, block_seconds, measure_rates
 from stat_prune.pipeline.foreseeing.search_cost import searches
-from stat_prune.pipeline.foreseeing.streaming_requirements import obstacle, supported_method
+from stat_prune.pipeline.foreseeing.streaming_requirements import (
+    can_be_streamed,
+    obstacle,
+    supported_method,
+)
 from stat_prune.pipeline.foreseeing.timing_cost import timing_seconds
 from stat_prune.pipeline.inside_heads.kept_dims import check_kept_dims, heads_of, spared_by_dims
 from stat_prune.pipeline.method_requirements import check_no_experts, single_fraction
@@ -126,7 +130,8 @@ def estimate(
         return _of_dimensions(run, budget, before)
     if not run.blocks:
         return _estimate(run, budget, before, not_foreseen=_OF_FACTORS)
-    ranks = _ranks(run, target)  # of fractions that were asked for, not of an even share
+    # Of what was asked for, not of an even share.
+    asked, ranks = target, _ranks(run, target)
     if target.is_joint:
         target = even_share(run, budget)
         budget = replace(budget, target=target)
@@ -142,7 +147,7 @@ def estimate(
     if target.of_dimensions:
         whole += sum(map(Moments.num_bytes, _moments_of_dims(run)))
     needs = needs_of(empty, run.blocks, reading, recipe, target)
-    whole_alone = target.factors or target.of_dimensions or chosen.num_passes > 1 or timed
+    whole_alone = not can_be_streamed(asked) or chosen.num_passes > 1 or timed
     return _estimate(
         run,
         budget,
@@ -316,7 +321,7 @@ def _seconds(
         head = (1 + len(probed)) * reading.probe_length * _head_weights(model)
         macs = passes * sequence(reading.probe_length) + head
         probing = reading.num_probe_samples * macs * rates.forward
-    second_pass = moves_consumers(settings, blocks)
+    second_pass = settings.tries_second_pass and moves_consumers(blocks)
     most = search_cost_of(model, reading, settings.effort, second_pass=second_pass)
     decomposing = folding = trials = 0.0
     for alike in _by_shape(blocks):

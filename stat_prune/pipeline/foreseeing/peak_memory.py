@@ -14,6 +14,7 @@ from stat_prune.choosing.criteria.candidates import decomposing_bytes
 from stat_prune.choosing.factored_block import factoring_bytes, num_factored
 from stat_prune.families import token_embeddings, transformer_layers
 from stat_prune.linalg import Moments
+from stat_prune.linalg.low_rank import BLOCK_ROWS
 from stat_prune.machine.half_products import copied_bytes
 from stat_prune.measuring.objectives import COMPARING_BYTES
 from stat_prune.model.blocks import Block
@@ -29,6 +30,11 @@ from stat_prune.pipeline.solving_again.second_pass import (
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Target
+from stat_prune.surgery.token_tables import find_table
+
+#: Square matrices of a table's width that its decomposition has at once: moments of all rows and
+#: of those that stay, roots of the metric, directions, and what an eigensolver works in.
+_OF_WIDTH = 9
 
 #: Bytes of a float32 and of a float64.
 _SINGLE, _DOUBLE = 4, 8
@@ -80,7 +86,7 @@ class Reading:
     @classmethod
     def of(cls, run: Run) -> Reading:
         """What a run reads; of its calibration set no more than the shapes matter."""
-        calibration, count = run.calibration, len(run.blocks)
+        calibration, count = run.calibration, max(len(run.blocks), 1)
         sizes = [batch[calibration.main_mask].shape for batch in calibration.batches]
         length = max(tokens for _, tokens in sizes)
         values = values_per_sequence(run.model, length)
@@ -109,15 +115,18 @@ def needs_of(
     outputs are compared, which takes the head; statistics of a layer are collected, which takes its
     weights; a block is decomposed, or its correction solved, which takes the weights of the layer's
     consumers, the Gram matrix, and float64 copies of such a weight or parts of it; a layer is
-    computed beside a cut copy, or cut; or all that is in no layer is written.
+    computed beside a cut copy, or cut; or all that is in no layer is factored and written.
     """
     layers, outer = weight_bytes(model)
+    factoring = outer + _factoring(model, target)
+    if not blocks:
+        return Needs(memory=max(factoring, *layers), disk=sum(layers) + outer)
     element = next(model.parameters()).element_size()
     copies = _copying(model)
     width = blocks[0].output_size
     probed = recipe.probes
     kept = kept_of(target)
-    stages = [outer]
+    stages = [factoring]
     embeddings, head = _apart(model)
     if probed:
         stages += [
@@ -162,6 +171,15 @@ def needs_of(
         # A layer's states are there until the next's are.
         disk=passing + statistics_bytes(blocks) + sum(layers) + outer,
     )
+
+
+def _factoring(model: PreTrainedModel, target: Target) -> int:
+    """What factoring the embeddings takes: the factors, and matrices of the width in float64."""
+    if target.of_embeddings == 1:
+        return 0
+    table = find_table(model)
+    factors = round(target.of_embeddings * table.parameters) * table.itemsize
+    return factors + _DOUBLE * (_OF_WIDTH * table.width**2 + BLOCK_ROWS * table.width)
 
 
 def needs_in_memory(
@@ -221,7 +239,8 @@ def _searching(
     model: PreTrainedModel, blocks: Sequence[Block], reading: Reading, settings: Settings
 ) -> int:
     """The outputs that a search keeps, and those of two models on a batch."""
-    second_pass, length = moves_consumers(settings, blocks), reading.length
+    second_pass = settings.tries_second_pass and moves_consumers(blocks)
+    length = reading.length
     cost = search_cost_of(model, reading, settings.effort, second_pass=second_pass)
     head = model.get_output_embeddings()
     outputs = 0 if head is None else len(head.weight)

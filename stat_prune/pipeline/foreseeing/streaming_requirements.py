@@ -70,17 +70,28 @@ def supported_method(settings: Settings, target: Target) -> Method:
     return recipe
 
 
-def check_blocks_alone(target: Target) -> None:
-    """Refuse to factor what is outside of the layers, or inside heads.
+def can_be_streamed(target: Target) -> bool:
+    """Whether no more is asked of than blocks and a fraction of the embeddings."""
+    return not (target.is_joint or target.of_head < 1 or target.of_dimensions)
+
+
+def check_streamed(target: Target) -> None:
+    """Refuse what is found on whole models.
 
     Raises
     ------
     TargetError
     """
-    if target.factors:
+    if target.is_joint:
         raise TargetError(
-            f"{target!r} is of embeddings, or of a language model's head, which stay as they are "
-            "layer by layer. Leave them out, or use stat_prune.prune."
+            f"{target!r} is shared out between blocks and embeddings on whole models. Layer by "
+            "layer give each a fraction, as in Parameters(0.5, embeddings=0.5), or use "
+            "stat_prune.prune."
+        )
+    if target.of_head < 1:
+        raise TargetError(
+            f"{target!r} is of a language model's head, which stays as it is layer by layer. Leave "
+            "it out, or use stat_prune.prune."
         )
     if target.of_dimensions:
         raise TargetError(

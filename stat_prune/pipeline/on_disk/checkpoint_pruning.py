@@ -26,9 +26,9 @@ from stat_prune.machine.process_memory import returning_large_blocks, taken_memo
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
 from stat_prune.pipeline.foreseeing.peak_memory import Reading, needs_of
 from stat_prune.pipeline.foreseeing.streaming_requirements import (
-    check_blocks_alone,
     check_model,
     check_space,
+    check_streamed,
     supported_method,
 )
 from stat_prune.pipeline.on_disk.stored_model import StoredModel
@@ -67,14 +67,16 @@ def prune_checkpoint(
     The result is that of `stat_prune.prune` with ``effort="fast"``. The calibration set goes
     through the layers one by one, and so do the probes, all together; what enters a layer, and the
     statistics that are needed later, are on disk. On a second walk whole pruned models are
-    compared, a layer of each at a time. A third cuts the layers and writes each as a shard.
+    compared, a layer of each at a time. A third cuts the layers and writes each as a shard; then
+    embeddings are factored.
 
     Parameters
     ----------
     model : path or str
         A folder with ``config.json`` and safetensors files, or a name on the Hub.
     dataset, target
-        As for `stat_prune.prune`; but no `Latency`, as the model is never whole.
+        As for `stat_prune.prune`; but no `Latency`, as the model is never whole, and embeddings
+        with a fraction of their own: no budget that they share with the blocks, and no head.
     output_dir : path
         Appears when it is complete.
     tokenizer : PreTrainedTokenizerBase or path, optional
@@ -114,7 +116,7 @@ def prune_checkpoint(
     """
     chosen_settings = settings_of(prune_checkpoint, settings, effort="fast")
     recipe = supported_method(chosen_settings, checked_target(target))
-    check_blocks_alone(target)
+    check_streamed(target)
     check_path("model", model)
     check_path("output_dir", output_dir)
     check_path("work_dir", work_dir)

@@ -61,7 +61,7 @@ class LayerPass:
         self.run, self.recipe = run, run.settings.recipe
         self.checkpoint, self.workspace = checkpoint, workspace
         self.objective = objective_named(run.settings.objective)
-        self._last = max(block.layer for block in run.blocks)
+        self._last = max((block.layer for block in run.blocks), default=-1)
         self._probes: list[Batch] = []
 
     def measure(self) -> list[Measured]:

@@ -24,6 +24,7 @@ from stat_prune.errors import SaveError
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.accounting import row_of
+from stat_prune.pipeline.budgeting.sharing import factor_as
 from stat_prune.pipeline.on_disk.comparing import Comparison
 from stat_prune.pipeline.on_disk.layer_pass import LayerPass, layer_name
 from stat_prune.pipeline.one_block import planned
@@ -103,13 +104,14 @@ class StoredModel:
         return decided
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
-        """Write each layer, and load what is in none."""
+        """Write each layer, load what is in none, and factor embeddings as a target says."""
         rows, model = self._write_layers(decided), self.run.model
-        as_pruned_class(model)
         self.checkpoint.load(self._outer())
+        embeddings, head = factor_as(self.run, budget.target, model)
         pairs = zip(decided.measured, decided.choice, strict=True)
         units = {one.block.name: one.candidates.units(i).tolist() for one, i in pairs}
-        return CutModel(model, rows, units)
+        as_pruned_class(model)
+        return CutModel(model, rows, units, embeddings, head)
 
     def result(self, budget: Budget, cut: CutModel, report: PruningReport) -> PrunedCheckpoint:
         """Make one folder of it."""
@@ -121,7 +123,7 @@ class StoredModel:
                 tokenizer=self.run.tokenizer,
                 files={REPORT_FILE: report.to_json(), PLAN_FILE: json.dumps(cut.units)},
                 overwrite=self._output.overwrite,
-                state_dict=self.checkpoint.state_dict(self._outer()),
+                state_dict=self.checkpoint.outer_state(),
                 shards=self._shards(),
                 run=self._work.fingerprint(budget.target),
                 account=what_was_done(report),

@@ -16,7 +16,6 @@ from stat_prune.model.running import Objective
 from stat_prune.pipeline.solving_again.solution import Solution
 from stat_prune.pipeline.solving_again.stream_readers import correctable_producers, head_layers
 from stat_prune.pipeline.solving_again.stream_solver import StreamSolver, can_move
-from stat_prune.settings.settings import Settings
 
 #: Ridges towards the one-pass solution of consumers, relative to each channel's squared norm.
 RIDGES = (1.0, 0.3)
@@ -131,9 +130,9 @@ def states_of_token(blocks: Sequence[Block]) -> int:
     return max(6 * block.output_size + block.num_channels for block in blocks)
 
 
-def moves_consumers(settings: Settings, blocks: Sequence[Block]) -> bool:
-    """Whether a second pass is tried, and has consumers to move."""
-    return settings.tries_second_pass and any(map(can_move, blocks))
+def moves_consumers(blocks: Sequence[Block]) -> bool:
+    """Whether a second pass has consumers to move."""
+    return any(map(can_move, blocks))
 
 
 def can_solve_again(model: PreTrainedModel, blocks: Sequence[Block]) -> bool:

@@ -1,0 +1,95 @@
+"""Layer by layer, embeddings become the factors that they become in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_prune_checkpoint import LIKE, MODELS, TEXTS, saved
+
+import stat_prune
+from stat_prune import Bytes, MACs, Parameters
+from stat_prune.errors import TargetError
+from stat_prune.surgery.token_tables import find_table
+
+ALONE = Parameters({"embeddings": 0.5})
+
+
+def tables_of(model) -> dict[str, torch.Tensor]:
+    """Of the embeddings, and of heads that share them."""
+    table = find_table(model)
+    modules = [model.base_model.get_submodule(table.path)]
+    modules += [model.get_submodule(path) for path in table.tied_heads]
+    return {
+        f"{number}.{name}": tensor
+        for number, module in enumerate(modules)
+        for name, tensor in module.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "llama-tied", "llama-bfloat16"])
+@pytest.mark.parametrize("target", [Parameters(0.6, embeddings=0.5), ALONE], ids=str)
+def test_the_factors_are_those_of_prune_in_memory(
+    name: str, target: Parameters, tmp_path: Path, word_tokenizer
+) -> None:
+    model = saved(MODELS[name](), tmp_path / "dense", word_tokenizer)
+    options = {"target": target, "passes": 1, **LIKE}
+    whole = stat_prune.prune(model, TEXTS, tokenizer=word_tokenizer, **options)
+
+    pruned = stat_prune.prune_checkpoint(
+        tmp_path / "dense", TEXTS, output_dir=tmp_path / "out", **options
+    )
+
+    report, expected = pruned.report, whole.report
+    assert report.embeddings == expected.embeddings and report.embeddings.rank > 0
+    assert report.before == expected.before
+    found = stat_prune.load(pruned.directory)
+    assert found.num_parameters() == report.after.parameters
+    tables, wanted = tables_of(found), tables_of(whole.model)
+    assert tables.keys() == wanted.keys()
+    assert all(torch.equal(tables[name], wanted[name]) for name in wanted)
+    if target == ALONE:
+        assert report.after == expected.after
+        ids = torch.arange(3, 19)[None]
+        assert torch.equal(found(ids)[0], whole.model(ids)[0])
+
+
+def test_a_run_that_was_broken_off_is_taken_up(tmp_path, word_tokenizer, monkeypatch) -> None:
+    saved(MODELS["bert"](), tmp_path / "dense", word_tokenizer)
+    options = {"target": MACs(0.6, embeddings=0.5), **LIKE}
+
+    def pruned(folder: str, **more):
+        return stat_prune.prune_checkpoint(
+            tmp_path / "dense", TEXTS, output_dir=tmp_path / folder, **options, **more
+        )
+
+    expected = stat_prune.load(pruned("whole").directory).state_dict()
+
+    def broken(*_args, **_named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("stat_prune.pipeline.on_disk.stored_model.save_checkpoint", broken)
+        pruned("out")
+    found = stat_prune.load(pruned("out", resume=True).directory).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (Bytes(0.5), "give each a fraction"),
+        (Parameters(0.5, embeddings=True), "give each a fraction"),
+        (Parameters(0.5, lm_head=0.5), "stays as it is layer by layer"),
+    ],
+    ids=str,
+)
+def test_what_is_found_on_whole_models_is_refused(target, message, tmp_path, word_tokenizer):
+    saved(MODELS["llama"](), tmp_path / "dense", word_tokenizer)
+    with pytest.raises(TargetError, match=message):
+        stat_prune.prune_checkpoint(
+            tmp_path / "dense", TEXTS, output_dir=tmp_path / "out", target=target
+        )
+    assert not (tmp_path / "out").exists()
