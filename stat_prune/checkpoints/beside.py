@@ -102,9 +102,14 @@ class Encoder:
     kind: str
 
     @property
+    def transformer(self) -> Path:
+        """The folder of its transformer: its own, or one in that, as old versions have it."""
+        return self.folder / self.modules[0]["path"]
+
+    @property
     def max_seq_length(self) -> int | None:
         """Tokens that it reads of a text, where its settings say so."""
-        length: Any = _settings_in(self.folder / self.modules[0]["path"]).get("max_seq_length")
+        length: Any = _settings_in(self.transformer).get("max_seq_length")
         return length if isinstance(length, int) else None
 
     def copy(self, folder: Path) -> None:
@@ -264,8 +269,13 @@ def _read(path: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _encoder_in(folder: Path, transformer: str = "") -> Encoder | None:
-    """The encoder in a folder whose transformer is in this part of it; None where there is none."""
+def encoder_above(source: Path) -> Encoder | None:
+    """The sentence encoder in `source` whose transformer lies in a folder of its own there."""
+    return _encoder_in(source, None)
+
+
+def _encoder_in(folder: Path, transformer: str | None = "") -> Encoder | None:
+    """The encoder in a folder whose transformer is in this part of it, or in any for None."""
     try:
         modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         paths = [str(one["path"]) for one in modules]
@@ -275,8 +285,10 @@ def _encoder_in(folder: Path, transformer: str = "") -> Encoder | None:
     # Code of a repository's own is not copied.
     if not kinds or not all(kind.startswith("sentence_transformers.") for kind in kinds):
         return None
-    inside = all(path and os.path.basename(path) == path for path in paths[1:])
-    if not kinds[0].endswith(".Transformer") or paths[0] != transformer or not inside:
+    apart = paths if transformer is None else paths[1:]
+    inside = all(path and os.path.basename(path) == path for path in apart)
+    here = transformer is None or paths[0] == transformer
+    if not (kinds[0].endswith(".Transformer") and here and inside):
         return None
     return Encoder(
         folder, modules, _read(folder / _ENCODER).get("model_type", "SentenceTransformer")

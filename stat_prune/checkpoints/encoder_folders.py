@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from stat_prune.checkpoints.beside import (
     Encoder,
     download_beside,
+    encoder_above,
     encoder_around,
     local_copy,
     name_model,
@@ -31,10 +32,21 @@ def find_encoder(name: str) -> Encoder | None:
     Of a repository of the Hub what lies beside the weights is fetched.
     """
     if os.path.isdir(name):
-        return encoder_around(Path(os.path.realpath(name)))
+        folder = Path(os.path.realpath(name))
+        return encoder_around(folder) or encoder_above(folder)
     download_beside(name)
     source = local_copy(name)
     return None if source is None else encoder_around(source)
+
+
+def folder_of_transformer(name: str, encoder: Encoder | None) -> str:
+    """Where the transformer of an encoder lies; the name itself, of what is no encoder or there."""
+    apart = (
+        encoder is not None
+        and os.path.isdir(name)
+        and not os.path.samefile(name, encoder.transformer)
+    )
+    return str(encoder.transformer) if encoder is not None and apart else name
 
 
 def open_encoder(name: str, encoder: Encoder) -> nn.Module:
@@ -63,7 +75,7 @@ def open_encoder(name: str, encoder: Encoder) -> nn.Module:
         raise LoadError(f"of its kinds {', '.join(KINDS)} are opened")
     local = os.path.isdir(name)
     if local:
-        check_layers(Path(os.path.realpath(name)))
+        check_layers(encoder.transformer)
     place = str(encoder.folder) if local else name
     how = {"device": "cpu", "trust_remote_code": False, "local_files_only": local}
     try:
@@ -73,7 +85,7 @@ def open_encoder(name: str, encoder: Encoder) -> nn.Module:
     except Exception as error:  # of every kind, as what is read is anyone's
         raise LoadError(f"sentence-transformers does not open it: {error}") from error
     if local:
-        name_model(transformer, name)  # which may be a part of the encoder's folder
+        name_model(transformer, folder_of_transformer(name, encoder))
     return whole
 
 

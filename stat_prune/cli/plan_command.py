@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -75,13 +76,15 @@ def plan(
     target = settings.pop("target", None)
     if target is None or any(value is not None for value in (*given, latency_batch)):
         target = target_of(*given, None, latency_batch)
+    from stat_prune.checkpoints.encoder_folders import find_encoder, folder_of_transformer
     from stat_prune.pipeline.foreseeing.estimate import estimate
 
+    encoder = find_encoder(model) if os.path.isdir(model) or dataset is not None else None
+    model = folder_of_transformer(model, encoder)
     if dataset is not None:
-        from stat_prune.checkpoints.encoder_folders import find_encoder
         from stat_prune.checkpoints.pretrained import load_tokenizer
 
-        tokenizer, encoder = load_tokenizer(model), find_encoder(model)
+        tokenizer = load_tokenizer(model)
         if tokenizer is not None and encoder is not None and encoder.max_seq_length:
             tokenizer.model_max_length = encoder.max_seq_length  # as `prune` reads texts
         settings |= {"dataset": dataset, "tokenizer": tokenizer}

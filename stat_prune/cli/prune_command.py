@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
@@ -240,7 +241,11 @@ def _opened(
     is said what is to be made of it or preserved. Only its transformer goes into the run, so that
     what lies behind that is saved as it is in its folder.
     """
-    from stat_prune.checkpoints.encoder_folders import find_encoder, open_encoder
+    from stat_prune.checkpoints.encoder_folders import (
+        find_encoder,
+        folder_of_transformer,
+        open_encoder,
+    )
     from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
     from stat_prune.errors import LoadError, ModelWarning
     from stat_prune.measuring.sentence_embeddings import settings_inside
@@ -249,10 +254,9 @@ def _opened(
     from stat_prune.settings.settings import settings_of
 
     chosen = settings_of(prune, settings)
-    encoder = None
-    if auto_class is None and chosen.objective is None:
-        encoder = find_encoder(name)
-    if encoder is not None:
+    for_embeddings = auto_class is None and chosen.objective is None
+    encoder = find_encoder(name) if for_embeddings or os.path.isdir(name) else None
+    if encoder is not None and for_embeddings:
         try:
             whole: Any = open_encoder(name, encoder)
             found = transformer_of(whole), whole.tokenizer, settings_inside(whole)
@@ -268,7 +272,8 @@ def _opened(
                     ModelWarning,
                     stacklevel=2,
                 )
-    return load_pretrained(name, auto_class), load_tokenizer(name), {}
+    place = folder_of_transformer(name, encoder)
+    return load_pretrained(place, auto_class), load_tokenizer(place), {}
 
 
 def _scoring(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 import sys
 import warnings
 
@@ -216,6 +217,33 @@ def test_the_command_line_prunes_for_the_embeddings_as_python_does(whole, tmp_pa
     other = weights(stat_prune.load(tmp_path / "states"))
     own = weights(stat_prune.load(tmp_path / "out"))
     assert any(other[name].shape != own[name].shape for name in own)
+
+
+def test_a_transformer_in_a_folder_of_its_own_is_found(whole, tmp_path):
+    """As the first versions of sentence-transformers saved it."""
+    old = tmp_path / "old"
+    shutil.copytree(whole, old)
+    (old / "0_Transformer").mkdir()
+    modules = json.loads((old / "modules.json").read_text())
+    for path in [path for path in old.iterdir() if path.is_file()]:
+        if path.name not in ("modules.json", "config_sentence_transformers.json"):
+            path.rename(old / "0_Transformer" / path.name)
+    modules[0]["path"] = "0_Transformer"
+    (old / "modules.json").write_text(json.dumps(modules))
+    for name, folder in (("out", whole), ("of_old", old), ("of_part", old / "0_Transformer")):
+        found = prune_folder(folder, tmp_path / name, *PRUNE)
+        assert found["objective"] == "SentenceEmbeddings.distance"
+    opened = sentence_transformers.SentenceTransformer(
+        str(tmp_path / "of_old"), device="cpu", trust_remote_code=True
+    )
+    assert opened.max_seq_length == 11 and len(opened) == len(modules)
+    own = weights(stat_prune.load(tmp_path / "out"))
+    for name in ("of_old", "of_part"):
+        assert_same(weights(stat_prune.load(tmp_path / name)), own)
+    states = prune_folder(old, tmp_path / "states", *PRUNE, "--objective", "hidden-states")
+    assert states["objective"] == "hidden-states"
+    plan = CliRunner().invoke(app, ["plan", str(old), "--macs", "0.6"], catch_exceptions=False)
+    assert plan.exit_code == 0
 
 
 def test_a_report_repeats_a_run_for_embeddings(whole, tmp_path):
