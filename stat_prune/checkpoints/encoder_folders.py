@@ -41,12 +41,10 @@ def find_encoder(name: str) -> Encoder | None:
 
 def folder_of_transformer(name: str, encoder: Encoder | None) -> str:
     """Where the transformer of an encoder lies; the name itself, of what is no encoder or there."""
-    apart = (
-        encoder is not None
-        and os.path.isdir(name)
-        and not os.path.samefile(name, encoder.transformer)
-    )
-    return str(encoder.transformer) if encoder is not None and apart else name
+    if encoder is None or not os.path.isdir(name):
+        return name
+    there = os.path.realpath(encoder.transformer)
+    return name if os.path.realpath(name) == there else there
 
 
 def open_encoder(name: str, encoder: Encoder) -> nn.Module:
