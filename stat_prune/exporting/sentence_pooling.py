@@ -54,7 +54,7 @@ def with_pooling(model: PreTrainedModel) -> tuple[nn.Module, list[str]]:
         return model, []
     modules = encoder.modules[1:]
     kinds = [one["type"].rpartition(".")[2] for one in modules]
-    way = _way(encoder.transformer) if kinds[:1] == ["Pooling"] else None
+    way = _way(encoder.folder / modules[0]["path"]) if kinds[:1] == ["Pooling"] else None
     if way is None or kinds[1:] not in ([], ["Normalize"]):
         return model, [
             "the graph ends with the states of the tokens: what is behind them in "

@@ -16,6 +16,7 @@ from transformers import BertModel, PreTrainedModel
 
 from stat_prune.errors import SettingsError, UnsupportedArchitectureError
 from stat_prune.exporting import export
+from stat_prune.exporting.sentence_pooling import with_pooling
 
 pytest.importorskip("transformers.exporters", reason="needs transformers with exporters")
 from transformers.exporters import ExportedModel
@@ -111,6 +112,25 @@ def test_pooling_and_normalization_of_a_sentence_encoder_are_in_the_graph(
     expected = torch.nn.functional.normalize(torch.stack(rows), dim=-1)
     found = run(tmp_path / "out", batch)["sentence_embedding"]
     assert float((found - expected).abs().max()) <= TOLERANCE[to]
+
+
+@pytest.mark.parametrize("way", ["mean_tokens", "cls_token", "max_tokens"])
+def test_tokens_are_pooled_as_the_folder_says(way, word_tokenizer, tmp_path):
+    pooling = {f"pooling_mode_{one}": one == way for one in ("mean_tokens", "cls_token")}
+    pooling[f"pooling_mode_{way}"] = True
+    model = sentence_encoder(tmp_path / "model", word_tokenizer, pooling)
+    whole, notes = with_pooling(model)
+    assert notes == []
+    batch = dict(word_tokenizer(["the cat sat", "a dog"], padding=True, return_tensors="pt"))
+    with torch.no_grad():
+        states, found = model(**batch)[0], whole(**batch)["sentence_embedding"]
+    tokens = [one[m] for one, m in zip(states, batch["attention_mask"].bool(), strict=True)]
+    pooled = {
+        "mean_tokens": lambda one: one.mean(0),
+        "cls_token": lambda one: one[0],
+        "max_tokens": lambda one: one.amax(0),
+    }
+    torch.testing.assert_close(found, torch.stack([pooled[way](one) for one in tokens]))
 
 
 @pytest.mark.slow
