@@ -21,7 +21,12 @@ from stat_prune.families.encoders.deberta import DEBERTA_V2
 from stat_prune.families.encoders.distilbert import DISTILBERT
 from stat_prune.families.encoders.modernbert import MODERNBERT
 from stat_prune.families.encoders.mpnet import MPNET
-from stat_prune.families.finding import embedding_projection, find_blocks, token_embeddings
+from stat_prune.families.finding import (
+    embedding_projection,
+    find_blocks,
+    input_embeddings,
+    token_embeddings,
+)
 from stat_prune.families.registry import (
     architecture_of,
     attentions_of,
@@ -51,6 +56,7 @@ __all__ = [
     "attentions_of",
     "embedding_projection",
     "find_blocks",
+    "input_embeddings",
     "register_architecture",
     "remember",
     "stacks_of",

@@ -55,12 +55,18 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
     return blocks
 
 
-def token_embeddings(model: PreTrainedModel) -> nn.Embedding | None:
-    """What turns token ids into vectors; None for a model that reads no text."""
+def input_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    """What turns tokens, or patches of images, into vectors; None where a class names none."""
     try:
-        embeddings = model.get_input_embeddings()
+        embeddings: nn.Module = model.get_input_embeddings()
     except NotImplementedError:
         return None
+    return embeddings
+
+
+def token_embeddings(model: PreTrainedModel) -> nn.Embedding | None:
+    """What turns token ids into vectors; None for a model that reads no text."""
+    embeddings = input_embeddings(model)
     return embeddings if isinstance(embeddings, nn.Embedding) else None
 
 

@@ -109,8 +109,8 @@ class ResidualStream:
         shift : Tensor of shape (hidden,) or None
             Of its bias.
         """
-        (whole,) = self._held if len(self._held) == 1 else (None if self._held else self.output,)
-        if whole is None:
+        whole = self._held[0] if self._held else self.output
+        if whole is None or len(self._held) > 1:
             return None
         returned, inputs = _first(whole), self.inputs[block.name]
         after, made = self.after[block.name], self._made.get(block.name)
@@ -121,14 +121,14 @@ class ResidualStream:
             found: Tensor = base.get_submodule(block.stream_after)(stream)
             return found
 
-        moved = linear(inputs, change.to(inputs), None if shift is None else shift.to(inputs))
-        moved = moved.reshape(after.shape)
-        if made is not None and made.numel() == returned.numel() and _equal(made, returned):
-            output = returned + moved.reshape(returned.shape)
-        elif _equal(behind(after), returned):
-            output = behind(after + moved)
-        else:
+        is_made = made is not None and _equal(made, returned)
+        if not is_made and not _equal(behind(after), returned):
             return None
+        moved = linear(inputs, change.to(inputs), None if shift is None else shift.to(inputs))
+        if is_made:
+            output = returned + moved.reshape(returned.shape)
+        else:
+            output = behind(after + moved.reshape(after.shape)).reshape(returned.shape)
         return (output, *whole[1:]) if isinstance(whole, tuple) else output
 
     def _see(self) -> None:
@@ -172,7 +172,8 @@ def _first(returned: Any) -> Tensor:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.reshape(other.shape), other)
+    """Whether they are, however batch and sequence are joined."""
+    return one.numel() == other.numel() and torch.equal(one.reshape(other.shape), other)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from stat_prune.families import stacks_of, transformer_layers
+from stat_prune.families import input_embeddings, stacks_of, transformer_layers
 from stat_prune.model.dispatched import input_device
 from stat_prune.model.running import Batch, model_inputs, stubbed
 
-#: What the last layer so far of each stack has returned, by the number of the stack; and at
-#: `EMBEDDED` what the embeddings have, where there is one stack.
+#: What the last layer so far of each stack has returned, by the number of the stack; and, by
+#: `EMBEDDED`, what the embeddings of the only stack have (`embedding_noted`).
 States: TypeAlias = dict[int, Any]
 
+#: Number of no stack.
 EMBEDDED = -1
 
 
@@ -53,8 +54,8 @@ def known_before(model: PreTrainedModel, layer: int, states: States) -> Iterator
 @contextmanager
 def embedding_noted(model: PreTrainedModel, states: States) -> Iterator[None]:
     """What the embeddings return inside is known to `states` from then on."""
-    embeddings = _embeddings(model)
-    if embeddings is None or EMBEDDED in states:
+    embeddings = None if EMBEDDED in states else _embeddings(model)
+    if embeddings is None:
         yield
         return
     seen: list[Any] = []
@@ -69,18 +70,13 @@ def embedding_noted(model: PreTrainedModel, states: States) -> Iterator[None]:
 
 def _embeddings(model: PreTrainedModel) -> nn.Module | None:
     """The largest module around the input embeddings that has no layer; None of several stacks."""
-    base: Any = model.base_model
-    if len(stacks_of(model)) > 1:
+    table = input_embeddings(model) if len(stacks_of(model)) == 1 else None
+    if table is None:
         return None
-    try:
-        table = base.get_input_embeddings()
-    except NotImplementedError:
-        return None
-    layers = {id(layer) for layer in transformer_layers(model)}
-    module: nn.Module
-    for module in base.modules():  # outer ones first
-        inside = {id(one) for one in module.modules()}
-        if id(table) in inside and not inside & layers:
+    layers = set(transformer_layers(model))
+    for module in model.base_model.modules():  # outer ones first
+        inside = set(module.modules())
+        if table in inside and not inside & layers:
             return module
     return None
 
@@ -144,3 +140,8 @@ def run_rest(
     """
     with known_before(model, layer, states):
         return model(**model_inputs(model, batch, device or input_device(model)))
+
+
+def run_behind(model: PreTrainedModel, batch: Batch, states: States) -> Any:
+    """The model's output, from what its last layers have returned; of no states, from the batch."""
+    return run_rest(model, len(transformer_layers(model)) if states else 0, batch, states)

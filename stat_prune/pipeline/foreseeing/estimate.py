@@ -39,9 +39,9 @@ from stat_prune.pipeline.foreseeing.peak_memory import (
 from stat_prune.pipeline.foreseeing.rates import Rates, block_seconds, measure_rates
 from stat_prune.pipeline.foreseeing.search_cost import searches
 from stat_prune.pipeline.foreseeing.streaming_requirements import (
-    can_be_streamed,
     obstacle,
     supported_method,
+    whole_model_for,
 )
 from stat_prune.pipeline.foreseeing.timing_cost import timing_seconds
 from stat_prune.pipeline.inside_heads.kept_dims import check_kept_dims, heads_of, spared_by_dims
@@ -147,7 +147,7 @@ def estimate(
     if target.of_dimensions:
         whole += sum(map(Moments.num_bytes, _moments_of_dims(run)))
     needs = needs_of(empty, run.blocks, reading, recipe, target)
-    whole_alone = not can_be_streamed(asked) or chosen.num_passes > 1 or timed
+    whole_alone = whole_model_for(asked) or chosen.num_passes > 1 or timed
     return _estimate(
         run,
         budget,

@@ -70,11 +70,6 @@ def supported_method(settings: Settings, target: Target) -> Method:
     return recipe
 
 
-def can_be_streamed(target: Target) -> bool:
-    """Whether no more is asked of than blocks and a fraction of the embeddings."""
-    return not (target.is_joint or target.of_head < 1 or target.of_dimensions)
-
-
 def check_streamed(target: Target) -> None:
     """Refuse what is found on whole models.
 
@@ -82,22 +77,30 @@ def check_streamed(target: Target) -> None:
     ------
     TargetError
     """
+    reason = whole_model_for(target)
+    if reason is not None:
+        raise TargetError(reason)
+
+
+def whole_model_for(target: Target) -> str | None:
+    """Why a target takes the whole model, and what to ask for instead; None where it does not."""
     if target.is_joint:
-        raise TargetError(
+        return (
             f"{target!r} is shared out between blocks and embeddings on whole models. Layer by "
             "layer give each a fraction, as in Parameters(0.5, embeddings=0.5), or use "
             "stat_prune.prune."
         )
     if target.of_head < 1:
-        raise TargetError(
+        return (
             f"{target!r} is of a language model's head, which stays as it is layer by layer. Leave "
             "it out, or use stat_prune.prune."
         )
     if target.of_dimensions:
-        raise TargetError(
+        return (
             f"{target!r} is of dimensions inside heads, which are chosen on the whole model. Use "
             "fractions of heads and neurons, or stat_prune.prune."
         )
+    return None
 
 
 def obstacle(model: PreTrainedModel) -> str | None:

@@ -19,7 +19,7 @@ from stat_prune.model.folded_consumer import FoldedConsumer, InputCorrection
 from stat_prune.model.projections import projection
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.solving_again.held_out_fit import HeldOutFit
-from stat_prune.surgery.layerwise import SeenEnough, States, run_rest
+from stat_prune.surgery.layerwise import SeenEnough, States, run_behind
 from stat_prune.surgery.linear_layers import tell_readers
 
 
@@ -207,7 +207,7 @@ def _head_inputs(
             hook = model.get_submodule(path).register_forward_pre_hook(noting(path))
             stack.callback(hook.remove)
         with suppress(SeenEnough):
-            run_rest(model, len(layers) if states else 0, batch, states)
+            run_behind(model, batch, states)
     return found
 
 

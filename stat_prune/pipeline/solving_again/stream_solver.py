@@ -31,7 +31,7 @@ from stat_prune.surgery.layerwise import (
     EMBEDDED,
     States,
     embedding_noted,
-    run_rest,
+    run_behind,
     stack_numbers,
 )
 from stat_prune.surgery.linear_layers import unshare
@@ -136,15 +136,8 @@ class StreamSolver:
             for number in numbers:
                 batch = self._every[number]
                 known = (self._dense_states[number], States(), self._states[number])
-                yield (
-                    batch,
-                    [
-                        run_rest(
-                            reader, len(transformer_layers(reader)) if states else 0, batch, states
-                        )
-                        for reader, states in zip(readers, known, strict=True)
-                    ],
-                )
+                pairs = zip(readers, known, strict=True)
+                yield batch, [run_behind(reader, batch, states) for reader, states in pairs]
 
     def _solve_layer(self, layer: int, stack: int) -> None:
         """The blocks of a layer, in the pruned model too; and what it then returns."""
