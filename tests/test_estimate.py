@@ -240,7 +240,8 @@ import torch, stat_prune
 from stat_prune.pipeline.foreseeing.estimate import estimate
 from transformers import BertConfig, BertForMaskedLM
 
-config, target = BertConfig(num_hidden_layers=4), stat_prune.MACs(0.5)
+config = BertConfig(num_hidden_layers=3, intermediate_size=2048)
+target = stat_prune.MACs(0.5)
 config.architectures = ["BertForMaskedLM"]
 settings = {"num_calibration_samples": 16, "batch_size": 8}
 found = estimate(config, target=target, seq_length=32, **settings)

@@ -35,8 +35,12 @@ _data.find_sentence_encoder = lambda: _Path({folder!r})
 """
 WIDE = ("01", "02", "05")
 
-#: Two layers of six, few steps of training, one size of several, and few examples to calibrate on.
+#: Two layers of six, few steps of training, one size of several, and few examples to calibrate on
+#: and to compare on.
 FEW = {
+    r"\.calibration\b(\[:\d+\])?": ".calibration[:64]",
+    r"held_out\[:\d+\]": "held_out[:24]",
+    r"in range\(\d{3}\)": "in range(3)",
     r"((?:fractions|budgets) = \([\d.]+,)[^)]*": r"\1",
     r"(AutoModel\.from_pretrained\(folder)\)": r"\1, num_hidden_layers=2)",
     r"encoder\.layer\[3\]": "encoder.layer[1]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import BertForMultipleChoice
 
 import stat_prune
 from stat_prune.errors import CalibrationWarning, SettingsError
+from stat_prune.pipeline.loaded_model import LoadedModel
 from stat_prune.reporting.report import PruningReport
 
 
@@ -42,6 +44,27 @@ def test_the_default_has_two_passes_but_in_a_hurry():
     assert pruned(passes=1).report.second_pass is None
     assert pruned(effort="fast").report.second_pass is None
     assert pruned(effort="fast", passes=2).report.second_pass is not None
+
+
+def test_statistics_are_given_up_before_the_last_second_pass(monkeypatch):
+    statistics = []
+    measure, solve_again = LoadedModel.measure, LoadedModel.solve_again
+    found = []
+
+    def measured(self):
+        blocks = measure(self)
+        statistics.extend(weakref.ref(one.statistics) for one in blocks)
+        return blocks
+
+    def solved(self, decided, target):
+        found.append(sum(one() is not None for one in statistics))
+        return solve_again(self, decided, target)
+
+    monkeypatch.setattr(LoadedModel, "measure", measured)
+    monkeypatch.setattr(LoadedModel, "solve_again", solved)
+    targets = [stat_prune.MACs(0.7), stat_prune.MACs(0.5)]
+    stat_prune.prune_family(tiny_bert(), rows(64), targets=targets, progress=False)
+    assert found == [4, 0]
 
 
 def test_a_method_of_one_pass_takes_a_second_where_asked():

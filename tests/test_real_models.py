@@ -36,7 +36,7 @@ def encoder_family(encoder, real_data: Path):
         model,
         [text for pair in train.texts for text in pair],
         tokenizer=tokenizer,
-        targets=[MACs(kept, seq_length=20) for kept in (1.0, 0.6, 0.4)],
+        targets=[MACs(kept, seq_length=20) for kept in (1.0, 0.4)],
         num_calibration_samples=512,
         effort="fast",
         progress=False,
@@ -72,11 +72,7 @@ def decoder_result(decoder):
 def test_the_encoder_keeps_its_similarity_judgements(encoder, encoder_family, real_data: Path):
     _, tokenizer = encoder
     dev = read_glue("stsb", real_data / "data" / "glue", split="dev")
-    scores = [
-        sts_spearman(result.model, tokenizer, dev.texts, dev.labels)
-        for result in encoder_family[1:]
-    ]
-    assert scores[0] >= 0.864 and scores[1] >= 0.853
+    assert sts_spearman(encoder_family[1].model, tokenizer, dev.texts, dev.labels) >= 0.853
 
 
 def test_the_decoder_keeps_its_perplexity_better_than_baselines(decoder, decoder_result):

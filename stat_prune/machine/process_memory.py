@@ -6,7 +6,7 @@ import ctypes
 import platform
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -37,6 +37,12 @@ def returning_large_blocks() -> Iterator[None]:
         _set_allocator(_M_MMAP_THRESHOLD, _MOST_MAPPED)
 
 
+def return_freed_memory() -> None:
+    """Give the system what was freed and the C library has kept (glibc), once and for all of it."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU allocator's peak on a GPU, else the process's peak resident set."""
     if device.type == "cuda":
@@ -53,10 +59,8 @@ def taken_memory(device: torch.device) -> int:
 
 def _set_allocator(parameter: int, value: int) -> None:
     """As malloc.h has it, where the C library can (glibc)."""
-    try:
+    with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(parameter, value)
-    except (AttributeError, OSError, TypeError):  # another C library
-        pass
 
 
 def _status(field: str) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.measured import Measured
 from stat_prune.choosing.plan import Sizes
+from stat_prune.machine.process_memory import return_freed_memory
 from stat_prune.pipeline.accounting import measure, measure_speed, report_of
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.budgeting.sharing import best_share, with_table
@@ -70,7 +71,12 @@ def results_of(
                 budget = best_share(run, budget, search, solved_for)
             search.cut_from = with_table(run, budget.target)
         solve_again = partial(source.solve_again, target=budget.target)
-        best = solve_again(kept.narrowed(budget, folded(budget)))
+        decided = kept.narrowed(budget, folded(budget))
+        if budget is budgets[-1] and inside is None:
+            # Nobody asks again, and statistics are most of what is in memory.
+            del measured, search
+            return_freed_memory()
+        best = solve_again(decided)
         if inside is not None:
             fold = partial(source.fold, measured)
             best = with_head_dims(run, budget, best, inside, fold, solve_again)
@@ -144,6 +150,7 @@ def _finished(source: Source[Result], budget: Budget, decided: Decided) -> Resul
     if not decided.narrowed or budget.target.of_dimensions:
         check_reached(run, budget, decided.sizes, uniform=uniform)
     before = measure(run.model, budget.lengths)
+    return_freed_memory()
     cut = source.cut(budget, decided)
     if uniform:
         warn_if_not_plain(cut.model)

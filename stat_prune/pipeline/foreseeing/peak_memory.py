@@ -190,33 +190,35 @@ def needs_in_memory(
     target: Target,
     settings: Settings,
 ) -> int:
-    """Bytes that `stat_prune.prune` will take: the model, its copy, the statistics of all blocks.
+    """Bytes that `stat_prune.prune` will take, of one target.
 
-    Plus the most that is done with one of them at a time.
+    The model; then the statistics of all blocks, with the most that is done beside them; or, behind
+    them, what is left of blocks with the copy that is cut or the states of a second pass.
     """
     layers, outer = weight_bytes(model)
     weights = sum(layers) + outer
+    kept = kept_of(target)
+    consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
+    statistics = statistics_bytes(blocks) + consumers
     activations = _activations(blocks, reading.batch_tokens, blocks[0].output_size)
     comparing = _comparing(model, _probe_tokens(reading)) if recipe.probes else 0
     copies = _copying(model)
-    solving = max(
-        max(decomposing_bytes(block, recipe), folding_bytes(block, kept_of(target)))
-        for block in blocks
-    )
-    consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
-    # The pruned model is a whole copy before it is cut.
-    cutting = kept_of(target) * consumers + weights
-    most = max(activations + copies + comparing, solving, cutting)
+    solving = max(max(decomposing_bytes(b, recipe), folding_bytes(b, kept)) for b in blocks)
+    most = max(activations + copies + comparing, solving, kept * consumers)
     if searches(recipe, target):
         # Blocks are factored, folded consumers remembered, and a pruned copy is measured.
-        searching = _searching(model, blocks, reading, settings) + kept_of(target) * sum(layers)
+        searching = _searching(model, blocks, reading, settings) + kept * sum(layers)
         remembered = _SINGLE * (num_factored(blocks, recipe) + num_remembered(blocks))
         at_a_time = max(activations + copies, factoring_bytes(blocks, recipe))
         most = max(most, at_a_time + remembered + searching)
+    # The pruned model is a whole copy before it is cut.
+    behind = kept * consumers + weights
     if settings.tries_second_pass:
         held = solving_again_bytes(blocks, reading, settings)
-        most = max(most, held + kept_of(target) * (consumers + sum(layers)))
-    return round(weights + statistics_bytes(blocks) + consumers + most)
+        behind = kept * consumers + max(behind, held + kept * sum(layers))
+    if settings.head_dims:  # which are chosen last, by the same statistics
+        behind += statistics
+    return round(weights + max(statistics + most, behind))
 
 
 def solving_again_bytes(blocks: Sequence[Block], reading: Reading, settings: Settings) -> int:
