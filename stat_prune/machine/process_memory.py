@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import resource
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ def returning_large_blocks() -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Give the system what was freed and the C library has kept (glibc), once and for all of it."""
+    """Give the system what nothing refers to, and what was freed and the C library kept (glibc)."""
+    gc.collect()
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
