@@ -18,10 +18,12 @@ plt.rcParams["svg.hashsalt"] = "rooms"  # the same imports give the same file
 
 def draw(path: str) -> None:
     """Write the picture."""
+    floors = [[room for room in rooms if not room.startswith("__")] for rooms in FLOORS]
+    floors = [rooms for rooms in floors if rooms]
     places = {
         room: ((column + 1) / (len(rooms) + 1), floor)
-        for floor, rooms in enumerate(FLOORS)
-        for column, room in enumerate(room for room in rooms if not room.startswith("__"))
+        for floor, rooms in enumerate(floors)
+        for column, room in enumerate(rooms)
     }
     sizes = Counter(map(room_of, MODULES))
     below: dict[str, set[str]] = {room: set() for room in places}
@@ -43,10 +45,10 @@ def draw(path: str) -> None:
         text = f"{room}\n{sizes[room]}" if sizes[room] > 1 else room
         box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "0.3"}
         axes.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box)
-    for low, high in pairwise(range(len(FLOORS))):
+    for low, high in pairwise(range(len(floors))):
         axes.axhline((low + high) / 2, color="0.92", lw=0.8, zorder=0)
-    axes.set(xlim=(0, 1), ylim=(-0.5, len(FLOORS) - 0.5))
-    axes.set_yticks(range(len(FLOORS)), [f"floor {number + 1}" for number in range(len(FLOORS))])
+    axes.set(xlim=(0, 1), ylim=(-0.5, len(floors) - 0.5))
+    axes.set_yticks(range(len(floors)), [f"floor {number + 1}" for number in range(len(floors))])
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     figure.savefig(path, metadata={"Date": None})

@@ -10,9 +10,9 @@ from tiny_models import tiny_bert, tiny_llama
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from stat_prune.machine import half_products
-from stat_prune.machine.half_products import copied_bytes, fast_half_products
 from stat_prune.model.running import evaluating
+from stat_prune.model.tensors import half_products
+from stat_prune.model.tensors.half_products import copied_bytes, fast_half_products
 
 HALF = [torch.bfloat16, torch.float16]
 

@@ -10,7 +10,7 @@ from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 import stat_prune
-from stat_prune.machine.ordinary_tensors import outside_modes_of_caller
+from stat_prune.model.tensors.ordinary_tensors import outside_modes_of_caller
 
 ROWS = [{"input_ids": torch.randint(4, 40, (12,))} for _ in range(40)]
 

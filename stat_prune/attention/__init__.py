@@ -2,8 +2,9 @@
 
 from stat_prune.attention.attention_maps import attention_maps
 from stat_prune.attention.head_comparison import Comparison, compare_removed
-from stat_prune.attention.heads import HeadStatistics, head_statistics
+from stat_prune.attention.heads import head_statistics
 from stat_prune.attention.tokens import TokenClasses
+from stat_prune.measuring.head_statistics import HeadStatistics
 
 __all__ = [
     "Comparison",

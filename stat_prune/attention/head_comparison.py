@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stat_prune.attention.heads import HeadStatistics
 from stat_prune.errors import DataError
+from stat_prune.measuring.head_statistics import HeadStatistics
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stat_prune.errors import ModelError
-from stat_prune.machine.ordinary_tensors import ordinary
 from stat_prune.model.projections import Projection, projection
+from stat_prune.model.tensors.ordinary_tensors import ordinary
 
 Device = torch.device | str | int
 

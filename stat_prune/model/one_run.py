@@ -18,8 +18,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import PreTrainedModel
 
 from stat_prune.errors import ModelError
-from stat_prune.machine.ordinary_tensors import make_ordinary
 from stat_prune.model.dispatched import same_weights, shared_copy
+from stat_prune.model.tensors.ordinary_tensors import make_ordinary
 
 _guard = threading.Lock()
 

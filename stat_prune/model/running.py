@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stat_prune.machine.half_products import fast_half_products
+from stat_prune.model.tensors.half_products import fast_half_products
 
 #: What a model reads, by name.
 Batch = Mapping[str, Tensor]

@@ -23,7 +23,6 @@ from stat_prune.families import find_blocks
 from stat_prune.inferring import describe
 from stat_prune.machine.clock import Stopwatch
 from stat_prune.machine.distributed import barrier, check_same, rank
-from stat_prune.machine.ordinary_tensors import outside_modes_of_caller
 from stat_prune.machine.progress import progress_bar
 from stat_prune.measuring.head_states import head_moments
 from stat_prune.measuring.objectives import OF_BASE_MODEL, objective_named
@@ -39,6 +38,7 @@ from stat_prune.model.model_checks import (
 )
 from stat_prune.model.one_run import model_of_run
 from stat_prune.model.running import Batch
+from stat_prune.model.tensors.ordinary_tensors import outside_modes_of_caller
 from stat_prune.pipeline.solving_again.second_pass import with_held_out
 from stat_prune.settings.settings import Settings, kinds_left_alone
 from stat_prune.settings.targets import Target

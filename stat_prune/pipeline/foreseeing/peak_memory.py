@@ -15,9 +15,9 @@ from stat_prune.choosing.factored_block import factoring_bytes, num_factored
 from stat_prune.families import token_embeddings, transformer_layers
 from stat_prune.linalg import Moments
 from stat_prune.linalg.low_rank import BLOCK_ROWS
-from stat_prune.machine.half_products import copied_bytes
 from stat_prune.measuring.objectives import COMPARING_BYTES
 from stat_prune.model.blocks import Block
+from stat_prune.model.tensors.half_products import copied_bytes
 from stat_prune.pipeline.budgeting.searching import num_remembered
 from stat_prune.pipeline.budgeting.starts import MAX_STARTS
 from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches

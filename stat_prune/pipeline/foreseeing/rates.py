@@ -16,10 +16,10 @@ from stat_prune.choosing.correction import fold
 from stat_prune.choosing.criteria import Candidates, candidates_for, criterion_of
 from stat_prune.choosing.factored_block import FactoredBlock, is_factored
 from stat_prune.linalg import Moments
-from stat_prune.machine.half_products import fast_half_products
 from stat_prune.measuring.latency import take_turns
 from stat_prune.measuring.statistics import BlockStatistics, quadratic
 from stat_prune.model.blocks import Block
+from stat_prune.model.tensors.half_products import fast_half_products
 from stat_prune.settings.methods import Method
 
 #: Sizes to measure at: enough for full speed, and quick. Larger ones are computed from these.

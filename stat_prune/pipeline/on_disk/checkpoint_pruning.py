@@ -21,8 +21,8 @@ from stat_prune.checkpoints.replacing import (
     run_of,
 )
 from stat_prune.errors import LoadError
-from stat_prune.machine.ordinary_tensors import outside_modes_of_caller
 from stat_prune.machine.process_memory import returning_large_blocks, taken_memory
+from stat_prune.model.tensors.ordinary_tensors import outside_modes_of_caller
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
 from stat_prune.pipeline.foreseeing.peak_memory import Reading, needs_of
 from stat_prune.pipeline.foreseeing.streaming_requirements import (

@@ -8,7 +8,7 @@ from textwrap import wrap
 import numpy as np
 from torch import Tensor
 
-from stat_prune.attention.heads import HeadStatistics
+from stat_prune.measuring.head_statistics import HeadStatistics
 from stat_prune.reporting.plotting.style import SEQUENTIAL, Figure, figure
 
 #: Labels with their units.

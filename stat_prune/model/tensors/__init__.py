@@ -1,0 +1,1 @@
+"""Tensors and their products, whatever they belong to."""
