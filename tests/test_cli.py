@@ -16,7 +16,7 @@ import transformers
 from forks import Fork
 from tiny_models import tiny_bert, tiny_llama
 from tokenizers_at_hand import with_spaces
-from transformers import BertForQuestionAnswering, BertForSequenceClassification
+from transformers import AutoTokenizer, BertForQuestionAnswering, BertForSequenceClassification
 
 import stat_prune
 from stat_prune.cli import main
@@ -216,6 +216,35 @@ def test_a_second_pruning_tells_of_the_first(pruned, texts, run, tmp_path, how):
     parameters = (first["before"]["parameters"], record["after"]["parameters"])
     assert any("{:,} -> {:,} parameters".format(*parameters) in line for line in lines)
     assert "First, `stat` to `MACs(fraction=0.6" in (out / "README.md").read_text()
+
+
+def test_what_a_trainer_saved_and_what_was_never_saved_is_told_of_by_its_sizes(
+    pruned, texts, run, tmp_path
+):
+    folder, first = pruned
+    model, tokenizer = stat_prune.load(folder), AutoTokenizer.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
+    command = ("-d", texts, "--macs", 0.8, "--effort", "fast", "-o", tmp_path / "out", "--json")
+    found = json.loads(run("prune", tmp_path / "trained", *command).stdout)
+    sizes = [first[name]["parameters"] for name in ("before", "after")]
+    (before,) = found["earlier"]
+    assert [before[name]["parameters"] for name in ("before", "after")] == sizes
+    shown = run("inspect", tmp_path / "out").stdout
+    assert "a run that left no report" in " ".join(shown.split())
+    assert f"{sizes[0]:,} -> {found['after']['parameters']:,} parameters" in shown
+
+    def again(model, kept):
+        return stat_prune.prune(
+            model, texts, tokenizer=tokenizer, target=stat_prune.MACs(kept), progress=False,
+            effort="fast",
+        )  # fmt: skip
+
+    second = again(model, 0.8)
+    third = again(second.model, 0.8).report
+    (before,) = third.earlier
+    assert before["before"]["parameters"] == sizes[0]
+    assert before["after"]["parameters"] == second.report.after.parameters
 
 
 def test_prune_goes_layer_by_layer_to_the_same_model(pruned, classifier, texts, run, tmp_path):
@@ -614,7 +643,8 @@ def test_export_writes_a_file_and_says_what_it_added(run, tmp_path):
 
     assert done.returncode == again.returncode == 0, done.stderr
     assert "note: layers.1: 16 neurons of zeros make 64" in done.stdout
-    assert f"Written to {tmp_path / 'new' / 'm.gguf'}: 0." in " ".join(done.stdout.split())
+    written = f"Written to {tmp_path / 'new' / 'm.gguf'} (gguf, q8_0): "
+    assert written in " ".join(done.stdout.split())
     assert json.loads(again.stdout)["to"] == "gguf"
     reader = gguf.GGUFReader(tmp_path / "new" / "m.gguf")
     assert reader.fields["llama.feed_forward_length"].contents() == 48

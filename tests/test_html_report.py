@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -104,26 +105,56 @@ def test_a_place_that_cannot_be_written_to_is_one_error(result, tmp_path):
         result.save_report(tmp_path / "missing" / "report.html")
 
 
-@pytest.mark.slow
-def test_a_browser_draws_the_page(result, tmp_path: Path):
+@pytest.fixture
+def browse():
+    """A browser without a window, with options of its own; what it prints."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"there is none of {', '.join(BROWSERS)} on this machine")
+
+    def run(*options: str) -> str:
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", *options]
+        done = subprocess.run(command, check=True, capture_output=True, timeout=120)
+        return done.stdout.decode()
+
+    return run
+
+
+#: A frame, as a window is never narrower than 500 pixels; the widths of what may be pushed aside.
+PHONE = """<iframe src="report.html" style="width: 390px; height: 6000px; border: 0"></iframe>
+<pre></pre>
+<script>
+const frame = document.querySelector("iframe")
+frame.onload = () => {
+  const page = frame.contentDocument
+  const parts = [page.documentElement, ...page.querySelectorAll(".wide")]
+  document.querySelector("pre").textContent = parts.map(
+    (part) => `${part.scrollWidth} of ${part.clientWidth}`
+  ).join("\\n")
+}
+</script>"""
+
+
+@pytest.mark.slow
+def test_tables_fit_on_a_telephone(result, tmp_path: Path, browse):
     result.save_report(tmp_path / "report.html")
-    subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            "--window-size=1000,2400",
-            f"--screenshot={tmp_path / 'page.png'}",
-            (tmp_path / "report.html").as_uri(),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=120,
+    (tmp_path / "phone.html").write_text(PHONE)
+    address = (tmp_path / "phone.html").as_uri()
+    page = browse(
+        "--allow-file-access-from-files", "--virtual-time-budget=5000", "--dump-dom", address
+    )
+    widths = re.findall(r"(\d+) of (\d+)", page)
+    assert len(widths) >= 4 and all(int(needed) <= int(given) for needed, given in widths)
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_page(result, tmp_path: Path, browse):
+    result.save_report(tmp_path / "report.html")
+    browse(
+        "--hide-scrollbars",
+        "--window-size=1000,2400",
+        f"--screenshot={tmp_path / 'page.png'}",
+        (tmp_path / "report.html").as_uri(),
     )
     pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
     assert pixels.shape[1] == 1000

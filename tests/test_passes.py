@@ -46,6 +46,15 @@ def test_the_default_has_two_passes_but_in_a_hurry():
     assert pruned(effort="fast", passes=2).report.second_pass is not None
 
 
+def test_a_report_shows_what_was_used_where_nothing_was_said():
+    used = pruned().report.settings_used()
+    assert (used["num_calibration_samples"], used["max_seq_length"]) == (64, 9)
+    assert used["target"] == "MACs(fraction=0.5, seq_length=9.0)"
+    asked = pruned(target=stat_prune.MACs(0.5, seq_length=5), max_seq_length=8).report
+    assert asked.settings_used()["target"] == "MACs(fraction=0.5, seq_length=5)"
+    assert asked.settings_used()["max_seq_length"] == 8
+
+
 def test_statistics_are_given_up_before_the_last_second_pass(monkeypatch):
     statistics = []
     measure, solve_again = LoadedModel.measure, LoadedModel.solve_again

@@ -43,3 +43,5 @@ def evaluate(
         print_json({"model": model, "task": task, **scores})
     else:
         typer.echo("\n".join(shown(scores)))
+        first = shown({name: scores[name] for name in list(scores)[:1]})[0]
+        typer.echo(f"{model} on {task}: {first}.")

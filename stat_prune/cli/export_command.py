@@ -88,16 +88,18 @@ def export(
     """
     from stat_prune import exporting
     from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
+    from stat_prune.cli.scores import transformer_in
 
+    place = transformer_in(folder)
     given = {"type": type, "pad_to": pad_to, "pre_tokenizer": pre_tokenizer}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if calibrate is not None:
         options["calibration"] = _texts(calibrate, num_calibration_samples)
     written = exporting.export(
-        load_pretrained(folder),
+        load_pretrained(place),
         output,
         to,
-        tokenizer=load_tokenizer(folder),
+        tokenizer=load_tokenizer(place),
         overwrite=overwrite,
         **options,
     )
@@ -108,7 +110,8 @@ def export(
         typer.echo(f"note: {note}")
     files = [output] if output.is_file() else output.rglob("*")
     size = sum(path.stat().st_size for path in files if path.is_file())
-    typer.echo(f"Written to {output}: {size / 2**20:.1f} MiB.")
+    form = f"{to}, {type}" if type else to
+    typer.echo(f"Written to {output} ({form}): {size:,} bytes, {size / 2**20:.1f} MiB.")
 
 
 def _texts(dataset: str, count: int) -> list[str]:

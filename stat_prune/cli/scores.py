@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ TASKS = (*GLUE_TASKS, SQUAD, STS_COSINE, PERPLEXITY, DIVERGENCE)
 
 ABOUT_TASKS = (
     f"A GLUE task ({', '.join(GLUE_TASKS)}) for a classifier; {SQUAD} for a question answering "
-    f"model; {STS_COSINE} (STS-B through mean-pooled embeddings) for a sentence encoder; "
+    f"model; {STS_COSINE} (STS-B through its own embeddings) for a sentence encoder; "
     f"{PERPLEXITY} for a causal language model; {DIVERGENCE} of the output from the dense model's, "
     "for any model and without labels."
 )
@@ -64,11 +66,14 @@ class Scoring:
         from stat_prune.settings.arguments import usable_device
 
         where = usable_device(self.device) or "cpu"
+        if self.task == STS_COSINE and (whole := _whole_encoder(name)) is not None:
+            return self._scores(whole.to(where, torch.float32), tokenizer=None)
         names = [name] if self.dense is None else [name, self.dense]
-        models = [load_pretrained(one, auto_class) for one in names]
+        places = [transformer_in(one) for one in names]
+        models = [load_pretrained(one, auto_class) for one in places]
         for model in models:
             torch.nn.Module.to(model, where, torch.float32)
-        found = load_tokenizer(tokenizer or name)
+        found = load_tokenizer(tokenizer or places[0])
         if found is None:
             raise LoadError(f"{tokenizer or name!r} has no tokenizer, which evaluation needs.")
         return self._scores(*models, tokenizer=found)
@@ -98,6 +103,33 @@ class Scoring:
         if self.task == SQUAD:
             return evaluate_squad(model, tokenizer, self.data, **common)
         return evaluate_glue(model, tokenizer, self.task, self.data, **common)
+
+
+def transformer_in(name: str) -> str:
+    """Where a model's weights lie: in a folder of its own, in those of some sentence encoders."""
+    from stat_prune.checkpoints.encoder_folders import find_encoder, folder_of_transformer
+
+    return folder_of_transformer(name, find_encoder(name) if os.path.isdir(name) else None)
+
+
+def _whole_encoder(name: str) -> Any | None:
+    """A sentence encoder with what is behind its transformer; None of other models."""
+    from stat_prune.checkpoints.encoder_folders import find_encoder, open_encoder
+    from stat_prune.errors import ModelWarning
+
+    encoder = find_encoder(name)
+    if encoder is None or encoder.kind != "SentenceTransformer":
+        return None
+    try:
+        return open_encoder(name, encoder)
+    except LoadError as error:
+        warnings.warn(
+            f"{name} is scored by the mean of its token states, whatever its folder says: "
+            f"{str(error).rstrip('.')}.",
+            ModelWarning,
+            stacklevel=2,
+        )
+        return None
 
 
 def shown(*scores: dict[str, Any], task: str | None = None) -> list[str]:

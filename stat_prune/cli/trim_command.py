@@ -58,5 +58,10 @@ def trim(
     if json_output:
         print_json({**asdict(found.report), "output": str(output)})
         return
-    typer.echo(str(found.report))
+    report = found.report
+    typer.echo(str(report))
+    typer.echo(
+        f"Kept {report.vocabulary:,} of {report.vocabulary_before:,} tokens and "
+        f"{report.parameters / report.parameters_before:.1%} of all parameters."
+    )
     print_saved(output)

@@ -1,4 +1,4 @@
-"""Sentence encoders: mean-pooled embeddings, STS correlation, agreement with a reference."""
+"""Sentence encoders: their embeddings, STS correlation, agreement with a reference."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.evaluation.forward import Text, forward_texts
+from stat_prune.model.whole_encoders import encoder_kind
 
 
 def embed(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
     sentences: Sequence[str],
     *,
     batch_size: int = 64,
@@ -24,14 +25,29 @@ def embed(
 ) -> Tensor:
     """Mean of the last hidden states over a sentence's tokens (padding left out).
 
+    Parameters
+    ----------
+    model : PreTrainedModel or SentenceTransformer
+        The latter makes embeddings by its own modules, whatever these are.
+    tokenizer : PreTrainedTokenizerBase or None
+        None of a SentenceTransformer, which has its own.
+    sentences : sequence of str
+    batch_size : int
+    max_seq_length : int, optional
+        Of a PreTrainedModel.
+
     Returns
     -------
     Tensor of shape (n_sentences, hidden), float32, on the CPU
-        Not normalised.
+        Not normalised, but where a SentenceTransformer does so.
     """
+    if encoder_kind(model) is not None:
+        whole = cast(Any, model)
+        found = whole.encode(list(sentences), batch_size=batch_size, convert_to_tensor=True)
+        return cast(Tensor, found).float().cpu()
     return forward_texts(
         cast(PreTrainedModel, model.base_model),
-        tokenizer,
+        cast(PreTrainedTokenizerBase, tokenizer),
         sentences,
         read=_mean_pool,
         batch_size=batch_size,
@@ -40,8 +56,8 @@ def embed(
 
 
 def sts_spearman(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
     pairs: Sequence[Text],
     scores: np.ndarray,
     *,
@@ -51,9 +67,8 @@ def sts_spearman(
 
     Parameters
     ----------
-    model : PreTrainedModel
-        A sentence encoder with mean pooling.
-    tokenizer : PreTrainedTokenizerBase
+    model, tokenizer
+        As for `embed`.
     pairs : sequence of pairs of str
     scores : array of shape (n_pairs,)
     batch_size : int

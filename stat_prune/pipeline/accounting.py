@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.plan import BlockPlan
-from stat_prune.errors import LatencyWarning, LoadError
+from stat_prune.errors import LatencyWarning
 from stat_prune.families import find_blocks
 from stat_prune.machine.distributed import num_processes
 from stat_prune.machine.process_memory import peak_memory
@@ -23,7 +22,7 @@ from stat_prune.model.dispatched import own_parameters
 from stat_prune.pipeline.run import Run
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport, Size, Speed
-from stat_prune.reporting.result import read_account
+from stat_prune.settings.targets import MACs
 from stat_prune.surgery.token_tables import bytes_of_ids
 
 #: Relative distance of the measured speed-up from the one asked for that is worth a warning.
@@ -105,20 +104,9 @@ def report_of(
         seconds=dict(run.stopwatch.seconds),
         peak_memory=peak_memory(run.device),
         settings=_settings(run, budget),
-        earlier=_earlier(run.model.name_or_path),
+        earlier=run.earlier,
         **known,
     )
-
-
-def _earlier(source: str | None) -> list[dict[str, Any]]:
-    """The runs that made a model, where it came from a folder that tells."""
-    if not source:
-        return []
-    try:
-        report, _ = read_account(Path(source))
-    except LoadError:
-        return []
-    return report.as_earlier()
 
 
 def row_of(plan: BlockPlan) -> BlockRow:
@@ -168,17 +156,25 @@ def _settings(run: Run, budget: Budget) -> dict[str, Any]:
         "dtype": str(run.model.dtype),
         "device": str(run.device),
         "processes": num_processes(),
-        "chosen": _chosen(run),
+        "chosen": _chosen(run, budget),
     }
 
 
-def _chosen(run: Run) -> dict[str, Any]:
-    """What went for settings that were left to the method and the model."""
-    settings = run.settings
+def _chosen(run: Run, budget: Budget) -> dict[str, Any]:
+    """What went for settings that were left to the method, the model and the data."""
+    settings, target, calibration = run.settings, budget.target, run.calibration
     itself = settings.baseline is not None and settings.budget is None
     found = {
         "objective": "hidden-states" if run.model.base_model is run.model else "logits",
         "budget": "the method's own" if itself else settings.recipe.allocation,
         "passes": 2 if settings.tries_second_pass else 1,
+        "max_seq_length": calibration.batches[0][calibration.main_mask].shape[1],
     }
-    return {name: value for name, value in found.items() if getattr(settings, name) is None}
+    found = {name: value for name, value in found.items() if getattr(settings, name) is None}
+    if isinstance(target, MACs) and target.seq_length is None and len(run.masks) == 1:
+        found["target"] = repr(replace(target, seq_length=budget.seq_length))
+    held_out = calibration.held_out
+    read = calibration.num_samples + (held_out.num_samples if held_out else 0)
+    if read < settings.num_calibration_samples:
+        found["num_calibration_samples"] = read
+    return found

@@ -39,6 +39,7 @@ from stat_prune.model.model_checks import (
 from stat_prune.model.one_run import model_of_run
 from stat_prune.model.running import Batch
 from stat_prune.model.tensors.ordinary_tensors import outside_modes_of_caller
+from stat_prune.pipeline.earlier_runs import earlier_runs
 from stat_prune.pipeline.solving_again.second_pass import with_held_out
 from stat_prune.settings.settings import Settings, kinds_left_alone
 from stat_prune.settings.targets import Target
@@ -75,6 +76,8 @@ class Run:
         The progress bar.
     factored : dict
         By the fractions of embeddings and head, the copy with such factors that was made last.
+    earlier : list of dict
+        As in the report: runs that made the model.
     """
 
     model: PreTrainedModel
@@ -86,6 +89,7 @@ class Run:
     stopwatch: Stopwatch
     bar: Any
     factored: dict[tuple[float, float], PreTrainedModel] = field(default_factory=dict)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -261,7 +265,9 @@ def open_run(
     if blocks:
         _warn_if_few_tokens(calibration, blocks)
     with progress_bar(shown=settings.progress and rank() == 0) as bar:
-        yield Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
+        run = Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
+        run.earlier = earlier_runs(model)
+        yield run
 
 
 def blocks_of(

@@ -72,10 +72,7 @@ def recorded_sizes(folder: Path) -> RecordedSizes:
     config, _ = saved_class(folder)
     if not getattr(config, "stat_prune", None):
         raise LoadError(f"The config in {folder} has no record of pruning.")
-    dense_config = copy.deepcopy(config)
-    del dense_config.stat_prune
-    forget_layer_sizes(dense_config)
-    dense, pruned = _made_by(dense_config), _made_by(config)
+    dense, pruned = dense_model(config, class_of(config)), _made_by(config, class_of(config))
     left = {block.name: block for block in find_blocks(pruned)}
     rows = [
         BlockRow(
@@ -97,8 +94,24 @@ def recorded_sizes(folder: Path) -> RecordedSizes:
     )
 
 
-def _made_by(config: PreTrainedConfig) -> PreTrainedModel:
+def dense_model(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """What a pruned model was made from, without weights; sizes are those that its config keeps.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        With a record of sizes.
+    model_class : type
+        Of transformers.
+    """
+    config = copy.deepcopy(config)
+    del config.stat_prune
+    forget_layer_sizes(config)
+    return _made_by(config, model_class)
+
+
+def _made_by(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """A model without weights."""
-    model = empty_model(config, class_of(config), config.dtype or torch.float32)
+    model = empty_model(config, model_class, config.dtype or torch.float32)
     describe(model)
     return model

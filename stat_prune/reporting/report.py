@@ -305,7 +305,7 @@ class PruningReport:
 
     def __str__(self) -> str:
         # Plain text wherever it is printed: notebooks and terminals would get markup.
-        console = Console(width=110, color_system=None, force_jupyter=False)
+        console = Console(width=80, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(self.table())
         return capture.get()

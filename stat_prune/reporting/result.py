@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.checkpoints.loading import load
+from stat_prune.checkpoints.pretrained import load_tokenizer
 from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE, check_apart, run_of
 from stat_prune.errors import LoadError, SaveError
 from stat_prune.model.whole_encoders import transformer_of, with_transformer
@@ -198,6 +199,11 @@ class PrunedCheckpoint(Reported):
             If the folder is damaged.
         """
         return saved_result(self.directory, tokenizer, device)
+
+    def export(self, path: str | os.PathLike[str], to: str, **options: Any) -> Exported:
+        """`PruningResult.export`, of the model loaded, with the tokenizer that lies beside it."""
+        tokenizer = options.pop("tokenizer", None) or load_tokenizer(str(self.directory))
+        return self.load(tokenizer).export(path, to, **options)
 
 
 def saved_result(

@@ -151,7 +151,7 @@ def test_a_printed_report_is_plain_text_in_a_notebook_too(prune, monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     text = str(report)
     assert "\x1b" not in text
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 80
     assert f"{report.after.parameters:,}" in text
 
 

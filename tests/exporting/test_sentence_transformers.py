@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
 import shutil
@@ -22,7 +23,7 @@ from stat_prune.checkpoints import beside, encoder_folders
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.cli import app
 from stat_prune.cli.demo.demo_data import find_sentence_encoder
-from stat_prune.errors import ModelError, ModelWarning
+from stat_prune.errors import LoadError, ModelError, ModelWarning
 from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
 
 sentence_transformers = pytest.importorskip(
@@ -244,6 +245,45 @@ def test_a_transformer_in_a_folder_of_its_own_is_found(whole, tmp_path):
     assert states["objective"] == "hidden-states"
     plan = CliRunner().invoke(app, ["plan", str(old), "--macs", "0.6"], catch_exceptions=False)
     assert plan.exit_code == 0
+    arguments = ["export", str(old), "--to", "transformers", "-o", str(tmp_path / "plain")]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0 and "(transformers)" in done.output
+    exported = transformers.AutoModel.from_pretrained(tmp_path / "plain")
+    assert_same(weights(exported), weights(transformers.AutoModel.from_pretrained(whole)))
+    (tmp_path / "held-out.txt").write_text("\n".join(WORDS))
+    arguments = ["evaluate", str(tmp_path / "of_old"), "--task", "divergence", "--dense", str(old)]
+    arguments += ["--data", str(tmp_path / "held-out.txt")]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0 and " on divergence: " in done.output
+
+
+def test_similarity_is_scored_by_the_encoder_s_own_modules(whole, tmp_path, monkeypatch):
+    pairs = [(one, other) for one, other in itertools.pairwise(WORDS)]
+    scores = [len(set(one.split()) & set(other.split())) for one, other in pairs]
+    rows = [f"{one}\t{other}\t{score}" for (one, other), score in zip(pairs, scores, strict=True)]
+    (tmp_path / "stsb").mkdir()
+    table = "\n".join(["sentence1\tsentence2\tscore", *rows])
+    (tmp_path / "stsb" / "dev.tsv").write_text(table + "\n")
+    encoder = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    evaluation = pytest.importorskip("sentence_transformers.evaluation")
+    own = evaluation.EmbeddingSimilarityEvaluator(*map(list, zip(*pairs, strict=True)), scores)
+    expected = own(encoder)["spearman_cosine"]
+    arguments = ["evaluate", str(whole), "--task", "sts-cosine", "--data", str(tmp_path), "--json"]
+
+    def scored() -> float:
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        return json.loads(done.stdout)["spearman"]
+
+    assert scored() == pytest.approx(expected, abs=1e-6)
+    result = stat_prune.prune(encoder, WORDS, target=MACs(0.6), **FAST)
+    assert own(result.model)["pearson_cosine"] != own(encoder)["pearson_cosine"]
+
+    def without_the_library(*_args):
+        raise LoadError("sentence-transformers is not installed.")
+
+    monkeypatch.setattr(encoder_folders, "open_encoder", without_the_library)
+    with pytest.warns(ModelWarning, match="by the mean of its token states"):
+        assert scored() != pytest.approx(expected, abs=1e-6)
 
 
 def test_a_report_repeats_a_run_for_embeddings(whole, tmp_path):
