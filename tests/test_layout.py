@@ -62,8 +62,7 @@ def test_rooms_import_from_floors_below_theirs_alone():
         f"{module} ({own}) imports {other}"
         for module in MODULES
         for other in imports_of(module)
-        if (own := room_of(module)) != (below := room_of(other))
-        and floor[below] >= floor[own]
+        if (own := room_of(module)) != (below := room_of(other)) and floor[below] >= floor[own]
     ]
     assert wrong == []
 
