@@ -15,7 +15,7 @@ from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.checkpoints.replacing import check_apart
 from stat_prune.data.token_rows import MAX_LENGTH, tokenized
-from stat_prune.errors import DataError
+from stat_prune.errors import DataError, SettingsError
 from stat_prune.examples.iterating import iterate_examples
 from stat_prune.machine.progress import progress_bar
 from stat_prune.model.dispatched import own_parameters
@@ -143,13 +143,17 @@ def trim_vocabulary(
         If there are no texts, `keep` names what is no token, or the tokenizer has more tokens than
         the model.
     SettingsError
-        If the tokenizer is of another kind.
+        If there is no tokenizer, or it is of another kind.
     ModelError
         If the model reads no tokens, or something of it depends on the vocabulary in its own way.
     """
     check_model(model)
     given = given_tokenizer(tokenizer)
-    assert given is not None
+    if given is None:
+        raise SettingsError(
+            "`tokenizer` is None, and which tokens are left out is told from the tokenizer. Pass "
+            "the model's own, AutoTokenizer.from_pretrained(...), or its folder."
+        )
     vocabulary, size = Vocabulary(given), find_table(model).num_rows
     largest = max(vocabulary.ids.values())
     if largest >= size:

@@ -18,6 +18,7 @@ from transformers import (
     BertForMaskedLM,
     BertTokenizer,
     ByT5Tokenizer,
+    CanineTokenizer,
     GPT2Tokenizer,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -310,7 +311,10 @@ def test_bad_input_is_one_clear_error() -> None:
         trimmed(model, tokenizer, keep=["nonsense"])
     with pytest.raises(DataError, match="resize_token_embeddings"):
         trimmed(tiny_bert(vocab_size=20), tokenizer)
-    with pytest.raises(SettingsError, match="fast tokenizer"):
-        trimmed(model, ByT5Tokenizer())
+    with pytest.raises(SettingsError, match="`tokenizer` is None.*AutoTokenizer"):
+        trimmed(model, None)
+    for slow in (ByT5Tokenizer(), CanineTokenizer()):
+        with pytest.raises(SettingsError, match="where it has one.*bytes or characters"):
+            trimmed(model, slow)
     with pytest.raises(ModelError, match="PreTrainedModel"):
         trimmed(torch.nn.Linear(2, 2), tokenizer)  # type: ignore[arg-type]
