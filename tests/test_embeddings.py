@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -374,8 +375,21 @@ def test_the_file_has_the_bytes_that_are_reported(model: PreTrainedModel, tmp_pa
     )
 
 
-@pytest.mark.parametrize("size", [70, 8, 1])
-@pytest.mark.parametrize("name", ["Llama", "Llama with a head of its own"])
+def assert_each_stack_reads(model: PreTrainedModel, exact: ExactRows) -> None:
+    """Exact rows, which one table has and the embeddings of each stack read there."""
+    stacks = [cast(Any, one).embed_tokens for one in (model.get_encoder(), model.get_decoder())]
+    assert all(one.exact is exact and "exact" not in one._modules for one in stacks)
+    assert {one.num_embeddings for one in stacks} == {model.config.vocab_size}
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *product(("Llama", "Llama with a head of its own", "T5"), (70, 8, 1)),
+        ("BART", 70),
+        ("BART", 8),
+    ],
+)
 def test_exact_rows_follow_where_tokens_are_added_or_cut_off(
     name: str, size: int, tmp_path: Path
 ) -> None:
@@ -389,6 +403,9 @@ def test_exact_rows_follow_where_tokens_are_added_or_cut_off(
     model.save_pretrained(tmp_path / "out")
     loaded = stat_prune.load(tmp_path / "out")
     inputs = {"input_ids": torch.arange(left)[None]}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+        assert_each_stack_reads(model, exact)
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 

@@ -355,6 +355,16 @@ def _up_to(ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
     return ids.masked_fill(ids >= num_tokens, -1)
 
 
+def borrowing_embeddings(model: Any) -> dict[str, Any]:
+    """Embeddings of other stacks, by path, that read the factors of a model's own embeddings."""
+    table = model.get_input_embeddings()
+    return {
+        path: one
+        for path, one in model.named_modules(remove_duplicate=False)
+        if isinstance(one, FactoredEmbedding) and one is not table and one.weight is table.weight
+    }
+
+
 def sharing_modules(model: Any, table: torch.nn.Embedding) -> dict[str, Any]:
     """The modules of a model, by path, whose weight is that of its embeddings, or will be.
 
@@ -878,6 +888,16 @@ def _make_pruned_class(stock: Any) -> Any:
         keep_exact_rows(self, "embeddings", resized, _up_to(before, len(resized.weight)))
         return resized
 
+    def resize_token_embeddings(self: Any, *args: Any, **kwargs: Any) -> Any:
+        borrowing = borrowing_embeddings(self)
+        resized = super(made, self).resize_token_embeddings(*args, **kwargs)
+        # The module with the exact rows has been put in the place of each of these.
+        for path, one in borrowing.items():
+            one.weight, one.num_embeddings = resized.weight, resized.num_embeddings
+            one.padding_idx = resized.padding_idx
+            self.set_submodule(path, one)
+        return resized
+
     def _get_resized_lm_head(self: Any, old_lm_head: Any, *args: Any, **kwargs: Any) -> Any:
         resized = super(made, self)._get_resized_lm_head(old_lm_head, *args, **kwargs)
         if resized is old_lm_head or not hasattr(old_lm_head, "projection"):
@@ -907,6 +927,7 @@ def _make_pruned_class(stock: Any) -> Any:
         "from_pretrained": from_pretrained,
         "_get_resized_embeddings": _get_resized_embeddings,
         "_get_resized_lm_head": _get_resized_lm_head,
+        "resize_token_embeddings": resize_token_embeddings,
         # With `_auto_class` set, save_pretrained copies this file beside the weights and enters the
         # class in the config's `auto_map`. It could not find a class that is not of transformers.
         "_auto_class": auto_class_of(stock.__name__, stock.config_class) if known else None,

@@ -9,7 +9,7 @@ import copy
 from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.errors import ModelError
 
@@ -51,15 +51,45 @@ def transformer_of(model: nn.Module) -> PreTrainedModel:
     return first
 
 
-def with_transformer(whole: nn.Module, pruned: PreTrainedModel) -> nn.Module:
+def tokenizer_of(whole: nn.Module) -> PreTrainedTokenizerBase:
+    """The tokenizer that a model of sentence-transformers reads with.
+
+    Raises
+    ------
+    ModelError
+        If it has none, or several parts that read with one of their own.
+    """
+    kind, given = type(whole).__name__, cast(Any, whole).tokenizer
+    if not isinstance(given, PreTrainedTokenizerBase):
+        raise ModelError(
+            f"This {kind} has no tokenizer of transformers. Set the one of its transformer, or "
+            "pass transformer and tokenizer by themselves."
+        )
+    reading = [one for one in whole.modules() if {"tokenizer", "processor"} & vars(one).keys()]
+    if len(reading) > 1:
+        raise ModelError(
+            f"{len(reading)} parts of this {kind} read with a tokenizer of their own "
+            f"({', '.join(type(one).__name__ for one in reading)}), which would have to change "
+            "together. Leave its vocabulary whole, or take one part by itself."
+        )
+    return given
+
+
+def with_transformer(
+    whole: nn.Module, pruned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+) -> nn.Module:
     """A copy of a model of sentence-transformers around a pruned transformer.
 
-    The model itself, where its transformer was pruned in place.
+    The model itself, where its transformer was pruned in place. With `tokenizer`, that stands in
+    the place of its own.
     """
     dense = transformer_of(whole)
     if pruned is dense:
         return whole
-    made: Any = copy.deepcopy(whole, {id(dense): pruned})
+    replaced: dict[int, Any] = {id(dense): pruned}
+    if tokenizer is not None:
+        replaced[id(tokenizer_of(whole))] = tokenizer
+    made: Any = copy.deepcopy(whole, replaced)
     if getattr(pruned.config, "stat_prune", None):
         made.trust_remote_code = True  # its trainer opens its own checkpoints with it
     return cast(nn.Module, made)

@@ -22,12 +22,13 @@ _LISTS = ("suppress_tokens", "begin_suppress_tokens")
 
 def ids_in_configs(model: PreTrainedModel) -> set[int]:
     """Of the tokens that a model's configs name, such as padding and the end of a text."""
-    found: set[int] = set()
-    for config in _configs(model):
-        for name, value in vars(config).items():
-            if name.endswith(_ENDINGS):
-                found.update(_integers(value))
-    return found
+    return {at for config in _configs(model) for at in ids_in(config)}
+
+
+def ids_in(holder: Any) -> set[int]:
+    """Of the tokens that attributes of a config or module name."""
+    fields = [value for name, value in vars(holder).items() if name.endswith(_ENDINGS)]
+    return {at for value in fields for at in _integers(value)}
 
 
 def keep_rows(model: PreTrainedModel, new: Mapping[int, int]) -> PreTrainedModel:
@@ -58,7 +59,7 @@ def keep_rows(model: PreTrainedModel, new: Mapping[int, int]) -> PreTrainedModel
     for one, at in zip(embeddings, padding, strict=True):
         one.padding_idx = new.get(at)
     for config in _configs(trimmed):
-        _renumber(config, new)
+        renumber(config, new)
     _check_sizes(trimmed)
     return trimmed
 
@@ -111,13 +112,13 @@ def _integers(value: Any) -> list[int]:
     return [one for one in values if isinstance(one, int) and not isinstance(one, bool)]
 
 
-def _renumber(config: Any, new: Mapping[int, int]) -> None:
-    """Ids in the fields of a config, in place; in lists, those that are left."""
-    for name, value in list(vars(config).items()):
+def renumber(holder: Any, new: Mapping[int, int]) -> None:
+    """Ids in attributes of a config or module, in place; in lists, those that are left."""
+    for name, value in list(vars(holder).items()):
         if not name.endswith(_ENDINGS) and name not in _LISTS:
             continue
         ids = _integers(value)
         if ids and isinstance(value, int):
-            setattr(config, name, new.get(value, value))
+            setattr(holder, name, new.get(value, value))
         elif ids:
-            setattr(config, name, [new[at] for at in ids if at in new])
+            setattr(holder, name, [new[at] for at in ids if at in new])

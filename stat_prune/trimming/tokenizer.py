@@ -44,7 +44,10 @@ class Vocabulary:
         if not isinstance(backend, Tokenizer):
             raise SettingsError(
                 f"{type(tokenizer).__name__} is not of the library tokenizers, which tells what "
-                "its vocabulary is. Load the fast tokenizer of the model (use_fast=True)."
+                "its vocabulary is. Pass the model's fast tokenizer where it has one "
+                "(tokenizer.is_fast). One of bytes or characters (ByT5, CANINE) has few tokens to "
+                "leave out, or none; embeddings of any model that has a table of them become "
+                "smaller by factors: prune with target=Parameters({'embeddings': 0.5})."
             )
         self._tokenizer, self._state = tokenizer, json.loads(backend.to_str())
         self._model: dict[str, Any] = self._state["model"]

@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.checkpoints.replacing import check_apart
 from stat_prune.data.token_rows import MAX_LENGTH, tokenized
-from stat_prune.errors import DataError
+from stat_prune.errors import DataError, SettingsError
 from stat_prune.examples.iterating import iterate_examples
 from stat_prune.machine.progress import progress_bar
 from stat_prune.model.dispatched import own_parameters
 from stat_prune.model.model_checks import check_model
+from stat_prune.model.whole_encoders import encoder_kind, tokenizer_of, transformer_of
 from stat_prune.settings.arguments import flag
 from stat_prune.surgery.token_tables import find_table
+from stat_prune.trimming.behind import check_own, tokens_besides, with_trimmed
 from stat_prune.trimming.rows import ids_in_configs, keep_rows
 from stat_prune.trimming.tokenizer import Vocabulary
 
@@ -42,7 +45,7 @@ class TrimmingReport:
     vocabulary_before, vocabulary : int
         Rows of the embeddings.
     parameters_before, parameters : int
-        Of the whole model.
+        Of the whole model; of one of sentence-transformers, of its transformer.
     unseen : float or None
         Fraction of the tokens of every tenth text that the other texts do not need: what is to be
         expected of further texts of the kind. They are split otherwise. None where there are fewer
@@ -78,6 +81,7 @@ class TrimmedModel:
     Attributes
     ----------
     model : PreTrainedModel
+        Where a model of sentence-transformers was given, one of its class.
     tokenizer : PreTrainedTokenizerBase
     report : TrimmingReport
     kept : list of int
@@ -100,12 +104,19 @@ class TrimmedModel:
         SaveError
         """
         check_apart(directory, self.source)
-        save_checkpoint(directory, model=self.model, tokenizer=self.tokenizer, overwrite=overwrite)
+        transformer = transformer_of(self.model)
+        save_checkpoint(
+            directory,
+            model=transformer,
+            whole=None if transformer is self.model else self.model,
+            tokenizer=self.tokenizer,
+            overwrite=overwrite,
+        )
 
 
 def trim_vocabulary(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str],
+    model: PreTrainedModel | nn.Module,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None,
     texts: Any,
     *,
     keep: Iterable[str] = (),
@@ -121,9 +132,13 @@ def trim_vocabulary(
     Parameters
     ----------
     model : PreTrainedModel
-        Left as it is. Pruned or not, with any head; a language model then writes what is left.
-    tokenizer : PreTrainedTokenizerBase or path
+        Left as it is. Pruned or not, with any head; a language model then writes what is left. Or
+        a ``SentenceTransformer``, ``CrossEncoder`` or ``SparseEncoder``: its transformer and its
+        tokenizer are trimmed, what is behind stays, and the result is one of the same class. The
+        embeddings of a ``SparseEncoder`` that has a number a token have those of tokens that stay.
+    tokenizer : PreTrainedTokenizerBase or path, or None
         The model's own, of the library tokenizers: WordPiece, Unigram, byte pairs or whole words.
+        Models of sentence-transformers have theirs: None.
     texts : object
         As many as stand for what the model will read, in any form that `prune` takes. All of them
         are read, and none is cut.
@@ -143,13 +158,21 @@ def trim_vocabulary(
         If there are no texts, `keep` names what is no token, or the tokenizer has more tokens than
         the model.
     SettingsError
-        If the tokenizer is of another kind.
+        If there is no tokenizer, or it is of another kind, or not that of a model of
+        sentence-transformers.
     ModelError
         If the model reads no tokens, or something of it depends on the vocabulary in its own way.
     """
-    check_model(model)
     given = given_tokenizer(tokenizer)
-    assert given is not None
+    if encoder_kind(model) is not None:
+        return _trimmed_inside(model, given, texts, keep, progress)
+    model = cast(PreTrainedModel, model)
+    check_model(model)
+    if given is None:
+        raise SettingsError(
+            "`tokenizer` is None, and which tokens are left out is told from the tokenizer. Pass "
+            "the model's own, AutoTokenizer.from_pretrained(...), or its folder."
+        )
     vocabulary, size = Vocabulary(given), find_table(model).num_rows
     largest = max(vocabulary.ids.values())
     if largest >= size:
@@ -173,6 +196,29 @@ def trim_vocabulary(
     )
     source = model.name_or_path or None
     return TrimmedModel(trimmed, vocabulary.cut(new), report, kept, source)
+
+
+def _trimmed_inside(
+    whole: nn.Module,
+    given: PreTrainedTokenizerBase | None,
+    texts: Any,
+    keep: Iterable[str],
+    progress: bool,
+) -> TrimmedModel:
+    """Of a model of sentence-transformers."""
+    inner = transformer_of(whole)
+    check_own(whole, given)
+    named = [keep] if isinstance(keep, str) else list(keep)
+    found = trim_vocabulary(
+        inner,
+        tokenizer_of(whole),
+        texts,
+        keep=[*named, *tokens_besides(whole)],
+        progress=progress,
+    )
+    new = {at: number for number, at in enumerate(found.kept)}
+    made = with_trimmed(whole, found.model, found.tokenizer, new)
+    return replace(found, model=cast(PreTrainedModel, made))
 
 
 class _Used:

@@ -13,18 +13,25 @@ from tokenizers.trainers import UnigramTrainer, WordPieceTrainer
 from tokenizers_at_hand import byte_level, with_spaces
 from transformers import (
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
     BertForMaskedLM,
     BertTokenizer,
     ByT5Tokenizer,
+    CanineTokenizer,
     GPT2Tokenizer,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
     XLMRobertaTokenizer,
 )
 
 import stat_prune
 from stat_prune import Parameters, trim_vocabulary
+from stat_prune.checkpoints.checkpoint import as_pruned_class
 from stat_prune.errors import DataError, ModelError, SettingsError
+from stat_prune.surgery.embeddings import decompose_table, factor
 
 WORDS = (
     "the cat sat on mat and then it ran under house a dog bird quick brown fox jumps over lazy "
@@ -228,6 +235,51 @@ def test_a_pruned_and_factored_model_is_trimmed_too(tmp_path: Path) -> None:
     assert torch.equal(states(stat_prune.load(tmp_path / "out"), after), states(pruned, before))
 
 
+def bart(tokenizer: Any) -> PreTrainedModel:
+    sides = {"layers": 1, "attention_heads": 4, "ffn_dim": 48}
+    sizes = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in sides.items()}
+    config = BartConfig(
+        vocab_size=len(tokenizer), d_model=32, init_std=0.2, scale_embedding=True,
+        bos_token_id=2, pad_token_id=0, eos_token_id=3, decoder_start_token_id=2,
+        forced_eos_token_id=3, **sizes,
+    )  # fmt: skip
+    return BartForConditionalGeneration(config)
+
+
+def t5(tokenizer: Any) -> PreTrainedModel:
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4,
+        pad_token_id=0, eos_token_id=3, decoder_start_token_id=0,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("build", [bart, t5])
+def test_stacks_that_share_a_factored_table_share_what_is_left_of_it(
+    build: Any, tmp_path: Path
+) -> None:
+    tokenizer = wordpiece()
+    torch.manual_seed(0)
+    model = build(tokenizer).eval()
+    factor(model, decompose_table(model, torch.arange(float(len(tokenizer))).double()), 0.6)
+    as_pruned_class(model)
+    found = trimmed(model, tokenizer)
+    exact = found.model.get_input_embeddings().exact
+    assert 0 < len(exact.ids) < len(model.get_input_embeddings().exact.ids)
+    stacks = [side.embed_tokens for side in (found.model.get_encoder(), found.model.get_decoder())]
+    assert all(one.exact is exact for one in stacks)
+    found.save(tmp_path / "out")
+    loaded = stat_prune.load(tmp_path / "out")
+    before, after = (one(KEPT[0], return_tensors="pt") for one in (tokenizer, found.tokenizer))
+    with torch.no_grad():
+        expected, logits, again = (
+            one(ids["input_ids"], decoder_input_ids=ids["input_ids"]).logits
+            for one, ids in ((model, before), (found.model, after), (loaded, after))
+        )
+    torch.testing.assert_close(logits, expected[..., found.kept], rtol=1e-5, atol=1e-5)
+    assert torch.equal(again, logits)
+
+
 def test_the_report_says_what_other_texts_may_lose() -> None:
     tokenizer = wordpiece()
     # In the order in which they are read, every tenth is one of those that speak of foxes.
@@ -259,7 +311,10 @@ def test_bad_input_is_one_clear_error() -> None:
         trimmed(model, tokenizer, keep=["nonsense"])
     with pytest.raises(DataError, match="resize_token_embeddings"):
         trimmed(tiny_bert(vocab_size=20), tokenizer)
-    with pytest.raises(SettingsError, match="fast tokenizer"):
-        trimmed(model, ByT5Tokenizer())
+    with pytest.raises(SettingsError, match="`tokenizer` is None.*AutoTokenizer"):
+        trimmed(model, None)
+    for slow in (ByT5Tokenizer(), CanineTokenizer()):
+        with pytest.raises(SettingsError, match="where it has one.*bytes or characters"):
+            trimmed(model, slow)
     with pytest.raises(ModelError, match="PreTrainedModel"):
         trimmed(torch.nn.Linear(2, 2), tokenizer)  # type: ignore[arg-type]
