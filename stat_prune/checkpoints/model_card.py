@@ -6,6 +6,13 @@ from transformers import PreTrainedModel
 
 from stat_prune.model import modeling_stat_prune
 
+#: What hubs sort models of sentence-transformers by.
+_TASKS = {
+    "SentenceTransformer": "sentence-similarity",
+    "SparseEncoder": "feature-extraction",
+    "CrossEncoder": "text-ranking",
+}
+
 
 def model_card(
     model: PreTrainedModel, name: str, encoder_kind: str | None = None, account: str = ""
@@ -32,10 +39,12 @@ def model_card(
     whole = ""
     if encoder_kind is not None:
         whole = f'\n`{encoder_kind}("{name}"{flag})` is the whole of it.\n'
+    task = _TASKS.get(encoder_kind or "")
+    of_task = f"pipeline_tag: {task}\n" if task else ""
     done = f"\n## What was done\n\n{account}\n" if account else ""
     return f"""---
 library_name: {"transformers" if encoder_kind is None else "sentence-transformers"}
-tags: [stat-prune, pruned]
+{of_task}tags: [stat-prune, pruned]
 ---
 
 # {name}

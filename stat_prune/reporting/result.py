@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.checkpoints.loading import load
+from stat_prune.checkpoints.model_card import model_card
 from stat_prune.checkpoints.pretrained import load_tokenizer
 from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE, check_apart, run_of
 from stat_prune.errors import LoadError, SaveError
-from stat_prune.model.whole_encoders import transformer_of, with_transformer
+from stat_prune.model.whole_encoders import encoder_kind, transformer_of, with_transformer
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.what_was_done import what_was_done
 
@@ -108,9 +109,22 @@ class PruningResult(Reported):
     run: dict[str, str] | None = None
 
     def inside(self, whole: nn.Module) -> PruningResult:
-        """The same with a model of sentence-transformers, in which the pruned transformer is."""
-        model = with_transformer(whole, self.model)
-        return replace(self, model=cast(PreTrainedModel, model))
+        """The same with a model of sentence-transformers, in which the pruned transformer is.
+
+        The card that this library writes again with a model says what was done, too.
+        """
+        made: Any = with_transformer(whole, self.model)
+        if hasattr(made, "_model_card_text"):
+            account = what_was_done(self.report, beside=False)
+            card = made._model_card_text
+            if card:
+                made._model_card_text = (
+                    f"{card.rstrip()}\n\n## Pruned with stat-prune\n\n{account}\n"
+                )
+            else:
+                kind = encoder_kind(made)
+                made._model_card_text = model_card(self.model, "encoder", kind, account)
+        return replace(self, model=cast(PreTrainedModel, made))
 
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write model, config, tokenizer, report and plan; atomically.

@@ -5,8 +5,14 @@ from __future__ import annotations
 from stat_prune.reporting.report import PruningReport
 
 
-def what_was_done(report: PruningReport) -> str:
+def what_was_done(report: PruningReport, *, beside: bool = True) -> str:
     """Method, target, sizes and data of a run; no names of files.
+
+    Parameters
+    ----------
+    report : PruningReport
+    beside : bool
+        The report lies beside what is written.
 
     Returns
     -------
@@ -22,9 +28,12 @@ def what_was_done(report: PruningReport) -> str:
         f"Multiply-accumulates of the blocks at {report.seq_length:.4g} tokens: "
         f"{before.block_macs:.4g} before, {after.block_macs:.4g} now.",
         f"Calibration: {s['calibration_samples']:,} examples, {s['calibration_tokens']:,} tokens.",
-        "`stat_prune_report.json` has what was kept of each layer, all settings and versions; "
-        "`stat-prune inspect` shows it.",
     ]
+    if beside:
+        lines.append(
+            "`stat_prune_report.json` has what was kept of each layer, all settings and versions; "
+            "`stat-prune inspect` shows it."
+        )
     if report.embeddings is not None:
         lines.insert(2, f"Token embeddings: {report.embeddings}.")
     if report.head_dims is not None and report.head_dims.sizes:

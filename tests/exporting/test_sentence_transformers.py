@@ -277,6 +277,15 @@ def test_similarity_is_scored_by_the_encoder_s_own_modules(whole, tmp_path, monk
     assert scored() == pytest.approx(expected, abs=1e-6)
     result = stat_prune.prune(encoder, WORDS, target=MACs(0.6), **FAST)
     assert own(result.model)["pearson_cosine"] != own(encoder)["pearson_cosine"]
+    for card in (None, "# The encoder of somebody"):
+        encoder._model_card_text = card
+        result = stat_prune.prune(encoder, WORDS, target=MACs(0.6), **FAST)
+        result.model.save_pretrained(str(tmp_path / f"published {card}"))
+        text = (tmp_path / f"published {card}" / "README.md").read_text()
+        assert "were removed by `stat` to `MACs(fraction=0.6" in text
+        assert (card or "pipeline_tag: sentence-similarity") in text
+        assert "stat_prune_report" not in text
+        assert encoder._model_card_text == card
 
     def without_the_library(*_args):
         raise LoadError("sentence-transformers is not installed.")
