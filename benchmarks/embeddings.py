@@ -14,7 +14,8 @@ the share for which it is their own. With --lm-head, a copy of the embeddings be
 own, and that alone is factored: in the metric of the states that it reads, and without one. With
 --projected, the embeddings of the model without its head are factored in the metric of the learned
 projection behind them, and without one; what is measured is the relative distance of the hidden
-states on texts that were not calibrated on.
+states on texts that were not calibrated on. With --int8, each model's
+weights are rounded to 8 bits, too, with a scale a row, and computed with in float32.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tqdm.auto import tqdm
 import stat_prune
 from harness import options
 from harness.sources import data_folder
+from stat_prune.cli.demo.rounding import in_int8
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.evaluation.similarity import embed
 from stat_prune.families import embedding_projection, find_blocks
@@ -117,6 +119,8 @@ def measure(
     embeddings: list[float],
     files: list[float],
     parameters: list[float],
+    *,
+    int8: bool = False,
     **settings: Any,
 ) -> list[Record]:
     """Score, size and agreement on other texts of a task's model, dense and at each target."""
@@ -137,6 +141,10 @@ def measure(
                 **more,
             }
         )
+        print(json.dumps(records[-1]), flush=True)
+        if int8 and "MiB" not in more:
+            rounded, num_bytes = in_int8(pruned)
+            note(f"{what}, int8", rounded, **more, MiB=num_bytes / 2**20)
 
     note("dense", model)
     for what, target in tqdm(
@@ -152,7 +160,6 @@ def measure(
         )
         table = result.report.embeddings
         note(what, result.model, rank=None if table is None else table.rank)
-        print(json.dumps(records[-1]), flush=True)
     return records
 
 
@@ -245,7 +252,10 @@ def markdown(records: list[Record]) -> str:
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     for row in records:
         cells = (row.get(name, "") for name in columns)
-        shown = (f"{cell:.4g}" if isinstance(cell, float) else str(cell or "") for cell in cells)
+        shown = (
+            f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell)
+            for cell in cells
+        )
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
@@ -266,6 +276,9 @@ def main(
         list[float] | None,
         typer.Option(help="Fractions of embeddings with a projection behind, without the head."),
     ] = None,
+    int8: Annotated[
+        bool, typer.Option(help="Each model with weights rounded to 8 bits, too.")
+    ] = False,
     samples: Annotated[int, typer.Option(min=1, help="Calibration examples.")] = 512,
     effort: options.Effort = "normal",
     passes: Annotated[
@@ -293,6 +306,7 @@ def main(
                 fractions,
                 files,
                 parameters or [],
+                int8=int8,
                 **settings,
                 passes=passes,
                 objective=objective,
