@@ -4,6 +4,7 @@
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task stories
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task stories --lm-head 0.5
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task reactions-albert --projected 0.5
+    STAT_PRUNE_DATA=... python benchmarks/embeddings.py --trim 5000
 
 Each task's score, with the embeddings at several fractions by themselves, and with the whole file
 at several fractions: shared out between blocks and embeddings, and taken from the blocks alone.
@@ -16,6 +17,10 @@ own, and that alone is factored: in the metric of the states that it reads, and 
 projection behind them, and without one; what is measured is the relative distance of the hidden
 states on texts that were not calibrated on. With --int8, each model's
 weights are rounded to 8 bits, too, with a scale a row, and computed with in float32.
+
+With --trim, each model at hand is trimmed to the tokens of so many texts: how many of 300 others
+are split otherwise, and whether what is computed of those in tokens that stay is the same to the
+bit.
 """
 
 from __future__ import annotations
@@ -52,6 +57,7 @@ from stat_prune.surgery.embeddings import (
 )
 from stat_prune.surgery.token_tables import whole_rows
 from tasks import TASKS
+from trimmed import measure_trimmed
 
 Record = dict[str, Any]
 
@@ -261,7 +267,7 @@ def markdown(records: list[Record]) -> str:
 
 
 def main(
-    task: Annotated[list[str], typer.Option(help=f"Of {', '.join(TASKS)}.")],
+    task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(TASKS)}.")] = None,
     embeddings: Annotated[list[float] | None, typer.Option(help="Fractions of them.")] = None,
     file: Annotated[list[float] | None, typer.Option(help="Fractions of all bytes.")] = None,
     parameters: Annotated[
@@ -275,6 +281,10 @@ def main(
     projected: Annotated[
         list[float] | None,
         typer.Option(help="Fractions of embeddings with a projection behind, without the head."),
+    ] = None,
+    trim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Texts whose tokens are kept of each model at hand."),
     ] = None,
     int8: Annotated[
         bool, typer.Option(help="Each model with weights rounded to 8 bits, too.")
@@ -294,8 +304,10 @@ def main(
     fractions = [] if only_files or parameters else embeddings or [0.5, 0.33, 0.2]
     files = [] if parameters else file or [0.7, 0.5]
     settings: Record = {"num_calibration_samples": samples, "effort": effort, "seed": seed}
-    records: list[Record] = []
-    for name in task:
+    if not task and trim is None:
+        raise typer.BadParameter("Nothing to measure. Pass --task, or --trim.")
+    records: list[Record] = [] if trim is None else measure_trimmed(trim)
+    for name in task or []:
         if projected:
             records += measure_projected(name, projected, **settings)
         elif lm_head:
