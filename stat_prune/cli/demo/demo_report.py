@@ -14,8 +14,10 @@ from rich.table import Table
 
 #: Compared with: the channels of least weight go, and nothing makes up for them.
 BASELINE = "magnitude"
-#: The saved model with factors in place of its embeddings.
-FACTORED = "stat, embeddings"
+#: A third of the file: blocks and token embeddings share the budget.
+THIRD = "a third"
+#: Behind the name of a model whose weights are rounded.
+INT8 = ", int8"
 SAVED_FRACTION = 0.6
 NEIGHBORS = 10
 TIMED_PASSAGES, TIMED_TOKENS = 32, 64
@@ -31,11 +33,12 @@ class DemoRow:
     kept_macs : float
         Of the dense model's blocks.
     mebibytes : float
-        Of all parameters.
+        Of all parameters; of int8, a byte a weight and a scale a row.
     macs : float
         Of the blocks, for one passage of the calibration set's mean length.
-    speedup : float
-        Dense over pruned median latency on one batch of held-out passages.
+    speedup : float or None
+        Dense over pruned median latency on one batch of held-out passages; of int8 None, as it is
+        computed with in float32.
     cosine : float
         Mean cosine of a held-out passage's embedding to the original one.
     recall : float
@@ -46,7 +49,7 @@ class DemoRow:
     kept_macs: float
     mebibytes: float
     macs: float
-    speedup: float
+    speedup: float | None
     cosine: float
     recall: float
 
@@ -70,6 +73,10 @@ class DemoReport:
     output_dir: Path
 
     HEADINGS = ("model", "MACs kept", "GMACs", "size", "speed", "cosine", "recall@10")
+    LEGEND = (
+        "a third: of the file; token embeddings become two factors\n"
+        "int8: weights rounded row by row, but computed with in float32"
+    )
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table as text, a tuple a row, in the order of `HEADINGS`."""
@@ -79,7 +86,7 @@ class DemoReport:
                 f"{row.kept_macs:.2f}",
                 f"{row.macs / 1e9:.3f}",
                 f"{row.mebibytes:.1f} MiB",
-                f"{row.speedup:.2f}x",
+                "-" if row.speedup is None else f"{row.speedup:.2f}x",
                 f"{row.cosine:.3f}",
                 f"{row.recall:.3f}",
             )
@@ -88,11 +95,12 @@ class DemoReport:
 
     def table(self) -> Table:
         """For the terminal."""
-        table = Table(title=self.summary())
+        table = Table(title=self.summary(), caption=self.LEGEND)
         for heading in self.HEADINGS:
             table.add_column(heading, justify="left" if heading == "model" else "right")
         for cells, after in zip(self.cells(), [*self.rows[1:], self.rows[-1]], strict=True):
-            table.add_row(*cells, end_section=cells[0] != after.method)
+            own, others = cells[0].removesuffix(INT8), after.method.removesuffix(INT8)
+            table.add_row(*cells, end_section=own != others)
         return table
 
     def summary(self) -> str:
@@ -143,8 +151,11 @@ class DemoReport:
             + f"\n\n![Quality against MACs](tradeoff.png)\n\n"
             f"- `stat` is this package's method, `{BASELINE}` the same budget with the channels of "
             "least weight removed and nothing corrected.\n"
-            f"- `{FACTORED}`: the model with {SAVED_FRACTION:.0%} of the MACs, a third of whose "
-            "token embeddings are kept, as factors.\n"
+            f"- `{THIRD}`: a third of the file, shared out between token embeddings, which become "
+            "two factors, and blocks.\n"
+            f"- `{INT8.strip(', ')}`: every row of the weights of linear layers and embeddings is "
+            "rounded to 255 steps of a scale of its own; size is a byte a weight and 4 a scale. It "
+            "is computed with in float32, so that there is no speed.\n"
             "- MACs are those of attention and feed-forward layers for one passage of mean "
             "length; size counts all parameters, embeddings too.\n"
             f"- speed: dense over pruned latency, medians of alternating runs on "
@@ -162,11 +173,15 @@ def _text(value: Any) -> str:
 
 
 def draw(rows: Sequence[DemoRow], path: Path) -> None:
-    """Plot recall and cosine against the MACs kept, into a PNG file."""
+    """Plot recall and cosine against the MACs kept, into a PNG file.
+
+    Without int8, which changes no MACs.
+    """
     from stat_prune.reporting.plotting import (
         score_curves,  # an extra: not everyone who prunes draws
     )
 
+    shown = [row for row in rows if not row.method.endswith(INT8)]
     records = [
         {
             "task": name,
@@ -174,13 +189,13 @@ def draw(rows: Sequence[DemoRow], path: Path) -> None:
             "metric": label,
             "dense": getattr(rows[0], name),
             "scores": {
-                str(row.kept_macs): getattr(row, name) for row in rows if row.method == method
+                str(row.kept_macs): getattr(row, name) for row in shown if row.method == method
             },
         }
         for name, label in (
             ("recall", "recall@10 of the original's neighbours"),
             ("cosine", "cosine to the original embedding"),
         )
-        for method in dict.fromkeys(row.method for row in rows[1:])
+        for method in dict.fromkeys(row.method for row in shown[1:])
     ]
     score_curves(records).savefig(path, dpi=120)
