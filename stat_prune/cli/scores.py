@@ -66,7 +66,8 @@ class Scoring:
         from stat_prune.settings.arguments import usable_device
 
         where = usable_device(self.device) or "cpu"
-        if self.task == STS_COSINE and (whole := _whole_encoder(name)) is not None:
+        by_itself = self.task == STS_COSINE and (auto_class, tokenizer) == (None, None)
+        if by_itself and (whole := _whole_encoder(name)) is not None:
             return self._scores(whole.to(where, torch.float32), tokenizer=None)
         names = [name] if self.dense is None else [name, self.dense]
         places = [transformer_in(one) for one in names]
