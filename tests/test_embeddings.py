@@ -167,7 +167,7 @@ def test_the_parameters_are_those_asked_for(model: PreTrainedModel) -> None:
     found = result.report.embeddings
     assert found.parameters_before - found.parameters == removed
     assert result.report.after.parameters == dense - removed
-    assert f"by rank {found.rank}" in str(result.report)
+    assert f"by rank {found.rank}" in " ".join(str(result.report).split())
 
 
 def test_it_loads_to_the_bit_in_both_ways_and_is_saved_again(
@@ -268,7 +268,7 @@ def test_rows_that_weigh_most_are_looked_up_as_they_were(model: PreTrainedModel)
     assert torch.equal(found[0], table(model)[ids] * scale)
     assert len(ids) <= len(IDS.unique())
     assert result.report.embeddings.num_exact == len(ids)
-    assert f"{len(ids)} rows exact" in str(result.report)
+    assert f"{len(ids)} rows exact" in " ".join(str(result.report).split())
 
 
 def narrow(name: str, kind: str = "Model") -> PreTrainedModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import platform
 import resource
 from collections.abc import Iterator
@@ -39,8 +38,7 @@ def returning_large_blocks() -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Give the system what nothing refers to, and what was freed and the C library kept (glibc)."""
-    gc.collect()
+    """Give the system what was freed and the C library has kept (glibc), once and for all of it."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -74,6 +74,8 @@ def results_of(
         decided = kept.narrowed(budget, folded(budget))
         if budget is budgets[-1] and inside is None:
             # Nobody asks again, and statistics are most of what is in memory.
+            if isinstance(search, BudgetSearch):
+                search.forget()
             del measured, search
             return_freed_memory()
         best = solve_again(decided)

@@ -188,6 +188,10 @@ class BudgetSearch:
         """Where nothing is given up: the last word is that of all sequences, which are few."""
         return self._whole("held out", self.trials.held_out, parts=1)
 
+    def forget(self) -> None:
+        """Give up what is remembered of whole models, which know the search and it them."""
+        self._wholes.clear()
+
     def _whole(
         self, name: str, sequences: Callable[[], CalibrationSet], *, parts: int = NUM_PARTS
     ) -> WholeModel:
