@@ -21,10 +21,9 @@ import torch
 import typer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stat_prune
-from harness.sources import data_folder, find_model
+from tasks import STORIES, TASKS
 
 Logits = Callable[[list[int]], Tensor]
 
@@ -88,16 +87,14 @@ def main(
     limit: Annotated[int, typer.Option(help="Stories that are read.")] = 20,
 ) -> None:
     """Export, read, compare."""
-    source = find_model("llama-tinystories-656k")
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    stories = json.loads((data_folder() / "data/tinystories/stories_1000.json").read_text())
+    task = TASKS[STORIES]()
+    model, tokenizer = task.load()
     target = stat_prune.Parameters(kept)
-    result = stat_prune.prune(model, stories[:200], tokenizer=tokenizer, target=target)
+    result = stat_prune.prune(model, task.calibration(), tokenizer=tokenizer, target=target)
     rows = [row for row in result.report.blocks if row.kind == "heads"]
     config = model.config
     head_size = config.head_dim or config.hidden_size // config.num_attention_heads
-    texts = [tokenizer(one, truncation=True)["input_ids"] for one in stories[200 : 200 + limit]]
+    texts = [tokenizer(one, truncation=True)["input_ids"] for one in task.unseen()[:limit]]
 
     def torch_logits(ids: list[int]) -> Tensor:
         with torch.no_grad():

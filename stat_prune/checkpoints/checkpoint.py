@@ -30,7 +30,7 @@ from stat_prune.machine.atomic import replace_directory
 from stat_prune.model import modeling_stat_prune
 from stat_prune.model.dispatched import is_dispatched, stored_tensors
 from stat_prune.model.processors import text_tokenizer
-from stat_prune.model.whole_encoders import encoder_kind
+from stat_prune.model.whole_encoders import encoder_kind, transformer_of
 from stat_prune.settings.arguments import check_path
 
 
@@ -153,14 +153,13 @@ def _check_writable(target: Path) -> None:
 def save_checkpoint(
     directory: str | os.PathLike[str],
     *,
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None = None,
     files: Mapping[str, str] | None = None,
     overwrite: bool = False,
     state_dict: dict[str, Tensor] | None = None,
     shards: Sequence[Path] = (),
     run: dict[str, str] | None = None,
-    whole: nn.Module | None = None,
     account: str = "",
 ) -> None:
     """Write weights (safetensors), config, tokenizer, modeling file and further text files.
@@ -178,7 +177,8 @@ def save_checkpoint(
     directory : path
         Made, with its parents.
     model : PreTrainedModel
-        If its config has a record of layer sizes, its class is set as by `as_pruned_class`.
+        If its config has a record of layer sizes, its class is set as by `as_pruned_class`. Or a
+        model of sentence-transformers around one, whose modules are saved too.
     tokenizer : PreTrainedTokenizerBase, optional
     files : mapping of str to str, optional
         Names and contents of further text files. ``README.md`` replaces the generic model card.
@@ -190,8 +190,6 @@ def save_checkpoint(
         Safetensors files with the other weights, which become shards of the checkpoint.
     run : dict of str to str, optional
         All that the result depends on, by what it is; noted in the folder.
-    whole : nn.Module, optional
-        A model of sentence-transformers around `model`, whose modules are saved too.
     account : str
         What was done to the model, in Markdown, for its model card.
 
@@ -202,6 +200,7 @@ def save_checkpoint(
         fails, for instance on a full disk. What was at `directory` is then untouched.
     """
     check_output_directory(directory, overwrite)
+    whole, model = model, transformer_of(model)
     if getattr(model.config, "stat_prune", None):
         check_class(model)
     as_pruned_class(model)
@@ -218,7 +217,7 @@ def save_checkpoint(
     try:
         check = partial(check_output_directory, directory, overwrite)
         with replace_directory(Path(directory), check, exchange=overwrite) as folder:
-            if whole is None:
+            if whole is model:
                 model.save_pretrained(folder, state_dict=state_dict)
             else:
                 _save_whole(whole, folder)

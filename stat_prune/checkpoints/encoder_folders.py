@@ -47,6 +47,11 @@ def folder_of_transformer(name: str, encoder: Encoder | None) -> str:
     return name if os.path.realpath(name) == there else there
 
 
+def transformer_in(name: str) -> str:
+    """`folder_of_transformer` of whatever a name stands for."""
+    return folder_of_transformer(name, find_encoder(name) if os.path.isdir(name) else None)
+
+
 def open_encoder(name: str, encoder: Encoder) -> nn.Module:
     """A model of sentence-transformers on the CPU, by that library, with no code of its folder.
 

@@ -42,6 +42,5 @@ def evaluate(
     if json_output:
         print_json({"model": model, "task": task, **scores})
     else:
-        typer.echo("\n".join(shown(scores)))
-        first = shown({name: scores[name] for name in list(scores)[:1]})[0]
-        typer.echo(f"{model} on {task}: {first}.")
+        lines = shown(scores)
+        typer.echo("\n".join([*lines, f"{model} on {task}: {lines[0]}."]))

@@ -87,8 +87,8 @@ def export(
       stat-prune export out --to openvino --type int8 --calibrate texts.txt -o out-openvino
     """
     from stat_prune import exporting
+    from stat_prune.checkpoints.encoder_folders import transformer_in
     from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
-    from stat_prune.cli.scores import transformer_in
 
     place = transformer_in(folder)
     given = {"type": type, "pad_to": pad_to, "pre_tokenizer": pre_tokenizer}

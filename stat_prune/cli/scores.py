@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +61,7 @@ class Scoring:
         """
         import torch
 
+        from stat_prune.checkpoints.encoder_folders import transformer_in
         from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
         from stat_prune.settings.arguments import usable_device
 
@@ -104,13 +104,6 @@ class Scoring:
         if self.task == SQUAD:
             return evaluate_squad(model, tokenizer, self.data, **common)
         return evaluate_glue(model, tokenizer, self.task, self.data, **common)
-
-
-def transformer_in(name: str) -> str:
-    """Where a model's weights lie: in a folder of its own, in those of some sentence encoders."""
-    from stat_prune.checkpoints.encoder_folders import find_encoder, folder_of_transformer
-
-    return folder_of_transformer(name, find_encoder(name) if os.path.isdir(name) else None)
 
 
 def _whole_encoder(name: str) -> Any | None:

@@ -29,18 +29,17 @@ def returning_large_blocks() -> Iterator[None]:
     go, holes between them then add a hundred megabytes and more to the peak. Mapping them anew
     takes a few percent of the time.
     """
-    _set_allocator(_M_MMAP_THRESHOLD, _MAPPED)
-    _set_allocator(_M_TRIM_THRESHOLD, _KEPT)
+    _tell_allocator("mallopt", _M_MMAP_THRESHOLD, _MAPPED)
+    _tell_allocator("mallopt", _M_TRIM_THRESHOLD, _KEPT)
     try:
         yield
     finally:
-        _set_allocator(_M_MMAP_THRESHOLD, _MOST_MAPPED)
+        _tell_allocator("mallopt", _M_MMAP_THRESHOLD, _MOST_MAPPED)
 
 
 def return_freed_memory() -> None:
     """Give the system what was freed and the C library has kept (glibc), once and for all of it."""
-    with suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+    _tell_allocator("malloc_trim", 0)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -57,10 +56,10 @@ def taken_memory(device: torch.device) -> int:
     return _status("VmRSS") or _own_maximum()
 
 
-def _set_allocator(parameter: int, value: int) -> None:
-    """As malloc.h has it, where the C library can (glibc)."""
+def _tell_allocator(function: str, *arguments: int) -> None:
+    """Call a function of malloc.h, where the C library has it (glibc)."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(parameter, value)
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def _status(field: str) -> int | None:

@@ -265,9 +265,17 @@ def open_run(
     if blocks:
         _warn_if_few_tokens(calibration, blocks)
     with progress_bar(shown=settings.progress and rank() == 0) as bar:
-        run = Run(model, blocks, untouched, calibration, settings, tokenizer, stopwatch, bar)
-        run.earlier = earlier_runs(model)
-        yield run
+        yield Run(
+            model,
+            blocks,
+            untouched,
+            calibration,
+            settings,
+            tokenizer,
+            stopwatch,
+            bar,
+            earlier=earlier_runs(model),
+        )
 
 
 def blocks_of(

@@ -72,7 +72,8 @@ def recorded_sizes(folder: Path) -> RecordedSizes:
     config, _ = saved_class(folder)
     if not getattr(config, "stat_prune", None):
         raise LoadError(f"The config in {folder} has no record of pruning.")
-    dense, pruned = dense_model(config, class_of(config)), _made_by(config, class_of(config))
+    made = class_of(config)
+    dense, pruned = dense_model(config, made), _made_by(config, made)
     left = {block.name: block for block in find_blocks(pruned)}
     rows = [
         BlockRow(

@@ -143,11 +143,9 @@ class PruningResult(Reported):
             if it is, holds or shares files with the folder of the dense model; if the disk is full.
         """
         check_apart(directory, self.source)
-        transformer = transformer_of(self.model)
         save_checkpoint(
             directory,
-            model=transformer,
-            whole=None if transformer is self.model else self.model,
+            model=self.model,
             tokenizer=self.tokenizer,
             files={REPORT_FILE: self.report.to_json(), PLAN_FILE: json.dumps(self.plan)},
             overwrite=overwrite,
@@ -214,9 +212,11 @@ class PrunedCheckpoint(Reported):
         """
         return saved_result(self.directory, tokenizer, device)
 
-    def export(self, path: str | os.PathLike[str], to: str, **options: Any) -> Exported:
+    def export(
+        self, path: str | os.PathLike[str], to: str, *, tokenizer: Any = None, **options: Any
+    ) -> Exported:
         """`PruningResult.export`, of the model loaded, with the tokenizer that lies beside it."""
-        tokenizer = options.pop("tokenizer", None) or load_tokenizer(str(self.directory))
+        tokenizer = tokenizer or load_tokenizer(str(self.directory))
         return self.load(tokenizer).export(path, to, **options)
 
 

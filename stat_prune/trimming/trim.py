@@ -104,14 +104,7 @@ class TrimmedModel:
         SaveError
         """
         check_apart(directory, self.source)
-        transformer = transformer_of(self.model)
-        save_checkpoint(
-            directory,
-            model=transformer,
-            whole=None if transformer is self.model else self.model,
-            tokenizer=self.tokenizer,
-            overwrite=overwrite,
-        )
+        save_checkpoint(directory, model=self.model, tokenizer=self.tokenizer, overwrite=overwrite)
 
 
 def trim_vocabulary(
@@ -208,12 +201,11 @@ def _trimmed_inside(
     """Of a model of sentence-transformers."""
     inner = transformer_of(whole)
     check_own(whole, given)
-    named = [keep] if isinstance(keep, str) else list(keep)
     found = trim_vocabulary(
         inner,
         tokenizer_of(whole),
         texts,
-        keep=[*named, *tokens_besides(whole)],
+        keep=[*_names_in(keep), *tokens_besides(whole)],
         progress=progress,
     )
     new = {at: number for number, at in enumerate(found.kept)}
@@ -265,8 +257,13 @@ def _ids_of(texts: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int
             yield [at for name in names for at in row[name].tolist()]
 
 
+def _names_in(keep: Iterable[str]) -> list[str]:
+    """Tokens to keep; one by itself is no sequence of characters."""
+    return [keep] if isinstance(keep, str) else list(keep)
+
+
 def _named(keep: Iterable[str], vocabulary: Vocabulary) -> set[int]:
-    names = [keep] if isinstance(keep, str) else list(keep)
+    names = _names_in(keep)
     unknown = [name for name in names if name not in vocabulary.ids]
     if unknown:
         raise DataError(
