@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from stat_prune.checkpoints.beside import download_beside, is_headless_encoder, local_copy
+from stat_prune.checkpoints.encoder_folders import transformer_in
 from stat_prune.checkpoints.loading import class_of, load
 from stat_prune.checkpoints.loading_checks import check_complete
 from stat_prune.errors import LoadError, SettingsError
@@ -30,7 +31,8 @@ _TOKENIZER_FILES = (
 def load_pretrained(name: str, auto_class: str | None = None) -> PreTrainedModel:
     """Load a model from a folder or the Hub, in the dtype that it was saved in.
 
-    `auto_class` is the kind of model to make of it (`stat_prune.load`).
+    Of a sentence encoder's folder that is its transformer, which may lie in a folder of its own
+    there. `auto_class` is the kind of model to make of it (`stat_prune.load`).
 
     Raises
     ------
@@ -39,7 +41,7 @@ def load_pretrained(name: str, auto_class: str | None = None) -> PreTrainedModel
         is missing.
     """
     if os.path.isdir(name):
-        return load(name, auto_class=auto_class)
+        return load(transformer_in(name), auto_class=auto_class)
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # of every kind, as what is read is anyone's
@@ -71,13 +73,14 @@ def _from_hub(name: str, config: PreTrainedConfig, auto_class: str | None) -> Pr
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer saved with a model; None where there is none.
+    """Load the tokenizer saved with a model, or with its transformer; None where there is none.
 
     Raises
     ------
     LoadError
         If its files are damaged.
     """
+    name = transformer_in(name)
     folder = Path(name) if os.path.isdir(name) else None
     # Of a config alone transformers makes a tokenizer that knows no words.
     if folder is not None and not any(any(folder.glob(files)) for files in _TOKENIZER_FILES):

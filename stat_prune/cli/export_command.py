@@ -87,19 +87,17 @@ def export(
       stat-prune export out --to openvino --type int8 --calibrate texts.txt -o out-openvino
     """
     from stat_prune import exporting
-    from stat_prune.checkpoints.encoder_folders import transformer_in
     from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
 
-    place = transformer_in(folder)
     given = {"type": type, "pad_to": pad_to, "pre_tokenizer": pre_tokenizer}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if calibrate is not None:
         options["calibration"] = _texts(calibrate, num_calibration_samples)
     written = exporting.export(
-        load_pretrained(place),
+        load_pretrained(folder),
         output,
         to,
-        tokenizer=load_tokenizer(place),
+        tokenizer=load_tokenizer(folder),
         overwrite=overwrite,
         **options,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
@@ -243,7 +242,6 @@ def _opened(
     """
     from stat_prune.checkpoints.encoder_folders import (
         find_encoder,
-        folder_of_transformer,
         open_encoder,
     )
     from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
@@ -255,8 +253,8 @@ def _opened(
 
     chosen = settings_of(prune, settings)
     for_embeddings = auto_class is None and chosen.objective is None
-    encoder = find_encoder(name) if for_embeddings or os.path.isdir(name) else None
-    if encoder is not None and for_embeddings:
+    encoder = find_encoder(name) if for_embeddings else None
+    if encoder is not None:
         try:
             whole: Any = open_encoder(name, encoder)
             found = transformer_of(whole), whole.tokenizer, settings_inside(whole)
@@ -272,8 +270,7 @@ def _opened(
                     ModelWarning,
                     stacklevel=2,
                 )
-    place = folder_of_transformer(name, encoder)
-    return load_pretrained(place, auto_class), load_tokenizer(place), {}
+    return load_pretrained(name, auto_class), load_tokenizer(name), {}
 
 
 def _scoring(

@@ -61,7 +61,6 @@ class Scoring:
         """
         import torch
 
-        from stat_prune.checkpoints.encoder_folders import transformer_in
         from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
         from stat_prune.settings.arguments import usable_device
 
@@ -70,11 +69,10 @@ class Scoring:
         if by_itself and (whole := _whole_encoder(name)) is not None:
             return self._scores(whole.to(where, torch.float32), tokenizer=None)
         names = [name] if self.dense is None else [name, self.dense]
-        places = [transformer_in(one) for one in names]
-        models = [load_pretrained(one, auto_class) for one in places]
+        models = [load_pretrained(one, auto_class) for one in names]
         for model in models:
             torch.nn.Module.to(model, where, torch.float32)
-        found = load_tokenizer(tokenizer or places[0])
+        found = load_tokenizer(tokenizer or name)
         if found is None:
             raise LoadError(f"{tokenizer or name!r} has no tokenizer, which evaluation needs.")
         return self._scores(*models, tokenizer=found)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import stat_prune
 from stat_prune import MACs, Parameters
-from stat_prune.checkpoints import beside, encoder_folders
+from stat_prune.checkpoints import beside, encoder_folders, pretrained
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.cli import app
 from stat_prune.cli.demo.demo_data import find_sentence_encoder
@@ -255,6 +255,29 @@ def test_a_transformer_in_a_folder_of_its_own_is_found(whole, tmp_path):
     arguments += ["--data", str(tmp_path / "held-out.txt")]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0 and " on divergence: " in done.output
+    found = pretrained.load_pretrained(str(old))
+    assert_same(weights(found), weights(transformers.AutoModel.from_pretrained(whole)))
+    assert pretrained.load_tokenizer(str(old)) is not None
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_an_encoder_is_trimmed_whole(opens, whole, tmp_path, monkeypatch):
+    """What sentence-transformers does not open is trimmed without it, and that is said."""
+    (tmp_path / "texts.txt").write_text("\n".join(WORDS))
+    arguments = ["trim", str(whole), "-d", str(tmp_path / "texts.txt"), "-o", str(tmp_path / "out")]
+    if not opens:
+        monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", ModelWarning)
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert any("only the transformer" in str(one.message) for one in said) is not opens
+    monkeypatch.undo()
+    before = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    after = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert len(after.tokenizer) < len(before.tokenizer)
+    same = after.encode(WORDS, convert_to_tensor=True)
+    assert torch.equal(same, before.encode(WORDS, convert_to_tensor=True))
 
 
 def test_similarity_is_scored_by_the_encoder_s_own_modules(whole, tmp_path, monkeypatch):
