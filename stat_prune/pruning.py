@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.checkpoints.pretrained import given_tokenizer
+from stat_prune.checkpoints.pretrained import given_tokenizer, open_model
 from stat_prune.errors import SettingsError, TargetError
 from stat_prune.finishing import Finishing, with_finish
 from stat_prune.measuring.sentence_embeddings import digest_behind, settings_inside
@@ -36,7 +36,7 @@ from stat_prune.settings.targets import Target, checked_target
 
 
 def prune(
-    model: PreTrainedModel | nn.Module,
+    model: PreTrainedModel | nn.Module | str | os.PathLike[str],
     dataset: Any,
     *,
     target: Target,
@@ -65,13 +65,14 @@ def prune(
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Of a supported family, with any head; docs/architectures.md lists them. Of another family
-        that reads text, blocks are inferred and proven first (`infer_architecture`), or described
-        by you (`register_architecture`). One that accelerate has dispatched (``device_map``) is
-        pruned where its hooks compute, and the result is dispatched in the same way. Or a
-        ``SentenceTransformer``, ``CrossEncoder`` or ``SparseEncoder``: its transformer is pruned,
-        what is behind that stays, and the result is one of the same class.
+    model : PreTrainedModel or path
+        A path may be a name on the Hub, too; the tokenizer there is then used. Of a supported
+        family, with any head; docs/architectures.md lists them. Of another family that reads text,
+        blocks are inferred and proven first (`infer_architecture`), or described by you
+        (`register_architecture`). One that accelerate has dispatched (``device_map``) is pruned
+        where its hooks compute, and the result is dispatched in the same way. Or a
+        ``SentenceTransformer``, ``CrossEncoder`` or ``SparseEncoder``, or the path of one: its
+        transformer is pruned, what is behind that stays, and the result is one of the same class.
     dataset : object
         Unlabelled examples in any common form: strings, a ``datasets.Dataset`` or its name, a
         ``DataLoader``, a file; see `stat_prune.data.calibration.build_calibration_set`.
@@ -159,7 +160,7 @@ def prune(
 
 
 def prune_family(
-    model: PreTrainedModel | nn.Module,
+    model: PreTrainedModel | nn.Module | str | os.PathLike[str],
     dataset: Any,
     *,
     targets: Sequence[Target],
@@ -188,7 +189,7 @@ def prune_family(
 
 
 def _pruned(
-    model: PreTrainedModel | nn.Module,
+    model: PreTrainedModel | nn.Module | str | os.PathLike[str],
     dataset: Any,
     targets: Sequence[Target],
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None,
@@ -200,6 +201,10 @@ def _pruned(
     targets = _checked_targets(targets)
     check_path("work_dir", work_dir)
     tokenizer = given_tokenizer(tokenizer)
+    if isinstance(model, str | os.PathLike):
+        model, own_tokenizer = open_model(os.fspath(model))
+        tokenizer = tokenizer or own_tokenizer
+        settings = replace(settings, inplace=len(targets) == 1)  # nobody else has this model
     if encoder_kind(model) is not None:
         return _pruned_inside(model, dataset, targets, tokenizer, work_dir, settings, output)
     model = cast(PreTrainedModel, model)

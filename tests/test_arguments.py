@@ -18,7 +18,7 @@ import stat_prune
 from stat_prune import MACs, Parameters, Speedup, StatPruneError, Tolerance
 from stat_prune.attention import head_statistics
 from stat_prune.checkpoints.pretrained import load_tokenizer
-from stat_prune.errors import LoadError, ModelError, SettingsError, TargetError
+from stat_prune.errors import LoadError, ModelError, SaveError, SettingsError, TargetError
 from stat_prune.settings.settings import Settings
 from stat_prune.vib import VIBConfig, vib_finetune
 
@@ -68,6 +68,24 @@ def calls(model, folder, word_tokenizer, tmp_path) -> dict[str, Any]:
 
     functions = (prune, prune_family, prune_checkpoint, estimate, finetune)
     return {function.__name__: function for function in functions}
+
+
+def test_a_model_is_taken_by_its_path(model, folder, word_tokenizer, tmp_path):
+    how = {"target": MACs(0.6), "progress": False}
+    of_model = stat_prune.prune(model, TEXTS, tokenizer=word_tokenizer, **how)
+    of_path = stat_prune.prune(folder, TEXTS, output_dir=tmp_path / "out", **how)
+    expected, found = of_model.model.state_dict(), of_path.model.state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    assert load_tokenizer(str(tmp_path / "out")) is not None
+    for one in stat_prune.prune_family(
+        str(folder), TEXTS, targets=[MACs(0.8), MACs(0.6)], progress=False
+    ):
+        assert any(block.kept < block.total for block in one.report.blocks)
+    with pytest.raises(LoadError, match="neither a folder nor a model"):
+        stat_prune.prune(tmp_path / "nowhere", TEXTS, **how)
+    with pytest.raises(SaveError):
+        stat_prune.prune(folder, TEXTS, output_dir=folder, overwrite=True, **how)
+    assert stat_prune.load(folder).config.hidden_size == model.config.hidden_size
 
 
 BAD: list[tuple[str, Any, str]] = [

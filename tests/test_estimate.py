@@ -208,6 +208,7 @@ def test_sizes_and_ranks_of_factors_alone_are_foreseen(fractions, tmp_path):
         {"method": "attention-entropy"},
         {"remove_blocks": True},
         {"head_dims": True},
+        {"finish": "scales"},
     ],
     ids=str,
 )
@@ -226,6 +227,11 @@ def test_sizes_alone_are_foreseen_where_more_than_these_stages_is_gone_through(s
     assert found.after.parameters == pytest.approx(report.after.parameters, rel=0.1)
     assert found.memory is None and found.memory_by_layer is None and not found.seconds
     assert next(iter(settings)) in found.in_one_line()
+
+
+def test_where_the_model_is_cut_is_nothing_to_a_plan(steady_machine):
+    found = estimate(config_of(), target=stat_prune.MACs(0.6), inplace=True)
+    assert found.memory == estimate(config_of(), target=stat_prune.MACs(0.6)).memory
 
 
 def test_what_a_method_has_no_place_for_is_refused_in_its_plan():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -15,10 +17,10 @@ from transformers import (
 )
 
 from stat_prune.checkpoints.beside import download_beside, is_headless_encoder, local_copy
-from stat_prune.checkpoints.encoder_folders import transformer_in
+from stat_prune.checkpoints.encoder_folders import find_encoder, open_encoder, transformer_in
 from stat_prune.checkpoints.loading import class_of, load
 from stat_prune.checkpoints.loading_checks import check_complete
-from stat_prune.errors import LoadError, SettingsError
+from stat_prune.errors import LoadError, ModelWarning, SettingsError
 from stat_prune.model.processors import processor_classes
 
 #: What a tokenizer is saved in, by whichever library.
@@ -26,6 +28,33 @@ _TOKENIZER_FILES = (
     *("*token*", "vocab*", "merges.txt", "*.model", "*.vocab", "*.codes", "tekken.json"),
     "*.tiktoken",
 )
+
+
+def open_model(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    """Whatever a folder or repository holds, and its tokenizer, if it has one.
+
+    A sentence encoder, sparse encoder or reranker is opened whole; where sentence-transformers
+    does not do that, its transformer alone, with a `ModelWarning`.
+
+    Raises
+    ------
+    LoadError
+        As `load_pretrained` and `load_tokenizer`.
+    """
+    encoder = find_encoder(name)
+    if encoder is not None:
+        try:
+            whole: Any = open_encoder(name, encoder)
+            return whole, whole.tokenizer
+        except LoadError as error:
+            warnings.warn(
+                f"{name} is a {encoder.kind}, of which only the transformer is opened: "
+                f"{str(error).rstrip('.')}. What is behind that stays as it is, and nothing is "
+                "known of it.",
+                ModelWarning,
+                stacklevel=3,
+            )
+    return load_pretrained(name), load_tokenizer(name)
 
 
 def load_pretrained(name: str, auto_class: str | None = None) -> PreTrainedModel:

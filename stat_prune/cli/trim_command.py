@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -45,12 +44,17 @@ def trim(
       stat-prune trim xlm-roberta-base --dataset german.txt -o out
     """
     from stat_prune.checkpoints.checkpoint import check_output_directory
+    from stat_prune.checkpoints.pretrained import open_model
     from stat_prune.checkpoints.replacing import check_apart
+    from stat_prune.errors import LoadError
     from stat_prune.trimming import trim_vocabulary
 
     check_output_directory(output, overwrite)
     check_apart(output, model)
-    found = trim_vocabulary(*_opened(model), dataset, keep=keep or ())
+    opened, tokenizer = open_model(model)
+    if tokenizer is None:
+        raise LoadError(f"No tokenizer lies beside {model!r}. Save the model's own there.")
+    found = trim_vocabulary(opened, tokenizer, dataset, keep=keep or ())
     found.save(output, overwrite=overwrite)
     if json_output:
         print_json({**asdict(found.report), "output": str(output)})
@@ -62,33 +66,3 @@ def trim(
         f"{report.parameters / report.parameters_before:.1%} of all parameters."
     )
     print_saved(output)
-
-
-def _opened(name: str) -> tuple[Any, Any]:
-    """A model and its tokenizer; of a model of sentence-transformers all of it, which has its own.
-
-    Raises
-    ------
-    LoadError
-        If it cannot be loaded, or has no tokenizer.
-    """
-    from stat_prune.checkpoints.encoder_folders import find_encoder, open_encoder
-    from stat_prune.checkpoints.pretrained import load_pretrained, load_tokenizer
-    from stat_prune.errors import LoadError, ModelWarning
-
-    encoder = find_encoder(name)
-    if encoder is not None:
-        try:
-            return open_encoder(name, encoder), None
-        except LoadError as error:
-            warnings.warn(
-                f"{name} is a {encoder.kind}, of which only the transformer is trimmed: "
-                f"{str(error).rstrip('.')}. What is behind that stays as it is, also where it "
-                "knows of tokens.",
-                ModelWarning,
-                stacklevel=2,
-            )
-    tokenizer = load_tokenizer(name)
-    if tokenizer is None:
-        raise LoadError(f"No tokenizer lies beside {name!r}. Save the model's own there.")
-    return load_pretrained(name), tokenizer

@@ -260,6 +260,18 @@ def test_a_transformer_in_a_folder_of_its_own_is_found(whole, tmp_path):
     assert pretrained.load_tokenizer(str(old)) is not None
 
 
+def test_an_encoder_is_pruned_whole_by_its_path(whole, tmp_path):
+    how = {"target": MACs(0.6), "progress": False}
+    opened = sentence_transformers.SentenceTransformer(str(whole), device="cpu")
+    expected = stat_prune.prune(opened, WORDS, **how).model.encode(WORDS)
+    found = stat_prune.prune(whole, WORDS, output_dir=tmp_path / "out", **how)
+    assert (found.model.encode(WORDS) == expected).all()
+    saved = sentence_transformers.SentenceTransformer(
+        str(tmp_path / "out"), device="cpu", trust_remote_code=True
+    )
+    assert (saved.encode(WORDS) == expected).all()
+
+
 @pytest.mark.parametrize("opens", [True, False])
 def test_an_encoder_is_trimmed_whole(opens, whole, tmp_path, monkeypatch):
     """What sentence-transformers does not open is trimmed without it, and that is said."""

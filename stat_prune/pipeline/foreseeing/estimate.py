@@ -72,8 +72,8 @@ def estimate(
     """Foresee memory, disk and time of pruning a model, without its weights.
 
     Memory is computed from shapes. Time is computed from shapes and what a few seconds of measuring
-    tell of this machine; reading the weights is not in it. Of methods with stages of their own, and
-    of factors alone, the sizes are foreseen, but neither memory nor time.
+    tell of this machine; reading the weights is not in it. Of methods with stages of their own, of
+    a finish, and of factors alone, the sizes are foreseen, but neither memory nor time.
 
     Parameters
     ----------
@@ -110,7 +110,8 @@ def estimate(
     why, recipe = _not_foreseen(chosen), None
     if not why:
         # Layer by layer starts are compared, whatever the effort in memory, and corrected once.
-        recipe = supported_method(replace(chosen, effort="fast", passes=1), target)
+        in_layers = replace(chosen, effort="fast", passes=1, inplace=False)
+        recipe = supported_method(in_layers, target)
     seq_length = integer("seq_length", seq_length)
     if not isinstance(model, PreTrainedConfig):
         check_path("model", model)
@@ -168,6 +169,8 @@ def _not_foreseen(settings: Settings) -> str:
     """Why it is not known what pruning will take, where that does not go through these stages."""
     if settings.baseline is not None or settings.ranks_heads_only:
         return f"method={settings.method!r} has stages of its own"
+    if settings.finish is not None:
+        return f"finish={settings.finish!r} goes on as long as it helps"
     more = {"remove_blocks": settings.removes_blocks, "head_dims": settings.head_dims}
     return next((f"{name}=True measures more whole models" for name in more if more[name]), "")
 
