@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from test_layout import FLOORS, MODULES, imports_of, room_of
 
 plt.rcParams["svg.hashsalt"] = "rooms"  # the same imports give the same file
+plt.rcParams["svg.fonttype"] = "none"  # names are text, which a test reads
 
 
 def draw(path: str) -> None:

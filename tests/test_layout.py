@@ -1,6 +1,7 @@
 """Rooms of the package: each imports from floors below its own, and from no other room."""
 
 import ast
+import re
 from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import stat_prune
 
 PACKAGE = Path(stat_prune.__file__).parent
+PICTURE = Path(__file__).parents[1] / "docs" / "figures" / "rooms.svg"
 
 #: From the ground up; what stands on one floor does not know of each other.
 FLOORS = (
@@ -44,12 +46,13 @@ def imports_of(module: str) -> set[str]:
     """Modules of this package that one imports, at its top or later."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stat_prune."):
-            assert node.module is not None
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                found.add(inner if inner in MODULES else node.module)
-    return found - {module}
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} imports by a relative name"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {one if one in MODULES else str(node.module) for one in inner}
+    return {one for one in found if one in MODULES} - {module}
 
 
 def test_every_room_has_a_floor():
@@ -91,5 +94,13 @@ def test_no_two_files_of_tests_have_one_name():
 def test_no_folder_is_crowded():
     counts = Counter(path.parent for path in MODULES.values() if path.name != "__init__.py")
     crowded = {str(folder): count for folder, count in counts.items() if count > MOST_FILES}
-    crowded.pop(str(PACKAGE / "linalg"), None)  # one subject, read as a library of its own
     assert crowded == {}
+
+
+def test_the_picture_of_the_rooms_shows_them_as_they_are():
+    """`make rooms` draws it anew."""
+    shown = re.findall(r">([a-z_]+|[0-9]+)</", PICTURE.read_text())
+    sizes = Counter(map(room_of, MODULES))
+    rooms = [room for room in sizes if not room.startswith("__")]
+    expected = [*rooms, *(str(sizes[room]) for room in rooms if sizes[room] > 1)]
+    assert sorted(one for one in shown if one != "floor") == sorted(expected)

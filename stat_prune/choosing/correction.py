@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from stat_prune.linalg import interpolation_from_gram
-from stat_prune.linalg.in_place import principal_part
-from stat_prune.linalg.least_squares import solve_normal
+from stat_prune.linalg.solving.in_place import principal_part
+from stat_prune.linalg.solving.least_squares import solve_normal
 from stat_prune.measuring.statistics import BlockStatistics, complement, quadratic
 from stat_prune.model.blocks import Block
 from stat_prune.model.folded_consumer import FoldedConsumer

@@ -9,8 +9,8 @@ import torch
 from stat_prune.choosing.criteria import Candidates
 from stat_prune.choosing.criteria.candidates import in_order
 from stat_prune.linalg import jittered_cholesky
-from stat_prune.linalg.in_place import principal_part
-from stat_prune.linalg.least_squares import unit_scale
+from stat_prune.linalg.solving.in_place import principal_part
+from stat_prune.linalg.solving.least_squares import unit_scale
 from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.blocks import Block
 from stat_prune.model.folded_consumer import FoldedConsumer

@@ -3,22 +3,25 @@
 Depends on torch, NumPy, SciPy, scikit-learn and jaxtyping only.
 """
 
-from .backward import backward_elimination
-from .block_pivoting import BlockPivoting, block_pivoting
-from .cholesky import pivoted_cholesky, randomly_pivoted_cholesky
-from .cross_moments import CrossMoments
-from .decomposition import InterpolativeDecomposition
-from .exact_rows import ExactRows, exact_rows
-from .exceptions import NonFiniteError, NumericalWarning
-from .factor import PivotedCholesky
-from .interpolative import interpolative_decomposition
-from .jittered import jittered_cholesky
-from .least_squares import interpolation_from_gram, least_squares_from_moments
-from .low_rank import LowRank, low_rank
-from .moments import Moments
-from .norms import spectral_norm
-from .sketches import CountSketch, GaussianSketch, SparseSketch
-from .tsqr import TSQR
+from stat_prune.linalg.exact_rows import ExactRows, exact_rows
+from stat_prune.linalg.exceptions import NonFiniteError, NumericalWarning
+from stat_prune.linalg.interpolative import interpolative_decomposition
+from stat_prune.linalg.low_rank import LowRank, low_rank
+from stat_prune.linalg.pivoting.backward import backward_elimination
+from stat_prune.linalg.pivoting.block_pivoting import BlockPivoting, block_pivoting
+from stat_prune.linalg.pivoting.cholesky import pivoted_cholesky, randomly_pivoted_cholesky
+from stat_prune.linalg.pivoting.decomposition import InterpolativeDecomposition
+from stat_prune.linalg.pivoting.factor import PivotedCholesky
+from stat_prune.linalg.pivoting.norms import spectral_norm
+from stat_prune.linalg.solving.jittered import jittered_cholesky
+from stat_prune.linalg.solving.least_squares import (
+    interpolation_from_gram,
+    least_squares_from_moments,
+)
+from stat_prune.linalg.streaming.cross_moments import CrossMoments
+from stat_prune.linalg.streaming.moments import Moments
+from stat_prune.linalg.streaming.sketches import CountSketch, GaussianSketch, SparseSketch
+from stat_prune.linalg.streaming.tsqr import TSQR
 
 __all__ = [
     "TSQR",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .exceptions import NonFiniteError
+from stat_prune.linalg.exceptions import NonFiniteError
 
 
 def check_matrix(value: object, name: str) -> Tensor:

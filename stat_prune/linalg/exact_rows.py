@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .checks import check_finite, check_matrix, check_rank
-from .low_rank import (
+from stat_prune.linalg.checks import check_finite, check_matrix, check_rank
+from stat_prune.linalg.low_rank import (
     BLOCK_ROWS,
     LowRank,
     blocks_of,

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .block_pivoting import block_pivoting
-from .checks import (
+from stat_prune.linalg.checks import (
     check_choice,
     check_column_weights,
     check_finite,
@@ -21,17 +20,18 @@ from .checks import (
     check_rank,
     check_weight,
 )
-from .cholesky import pivoted_cholesky, randomly_pivoted_cholesky
-from .cpqr import column_pivoted_qr
-from .decomposition import InterpolativeDecomposition, build
-from .exceptions import NumericalWarning
-from .factor import PivotedCholesky
-from .least_squares import interpolation_from_gram
-from .moments import Moments
-from .ranks import rank_within, relative_errors
-from .sketches import CountSketch, GaussianSketch, SparseSketch
-from .strong import strong_rrqr
-from .tsqr import TSQR
+from stat_prune.linalg.exceptions import NumericalWarning
+from stat_prune.linalg.pivoting.block_pivoting import block_pivoting
+from stat_prune.linalg.pivoting.cholesky import pivoted_cholesky, randomly_pivoted_cholesky
+from stat_prune.linalg.pivoting.cpqr import column_pivoted_qr
+from stat_prune.linalg.pivoting.decomposition import InterpolativeDecomposition, build
+from stat_prune.linalg.pivoting.factor import PivotedCholesky
+from stat_prune.linalg.pivoting.ranks import rank_within, relative_errors
+from stat_prune.linalg.pivoting.strong import strong_rrqr
+from stat_prune.linalg.solving.least_squares import interpolation_from_gram
+from stat_prune.linalg.streaming.moments import Moments
+from stat_prune.linalg.streaming.sketches import CountSketch, GaussianSketch, SparseSketch
+from stat_prune.linalg.streaming.tsqr import TSQR
 
 Statistics = Moments | TSQR | CountSketch | GaussianSketch | SparseSketch
 

@@ -9,10 +9,16 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from .centred import add_upper_gram, mirror_upper
-from .checks import check_choice, check_finite, check_gram, check_matrix, check_rank
-from .cholesky import pivoted_cholesky
-from .ranks import relative_errors
+from stat_prune.linalg.checks import (
+    check_choice,
+    check_finite,
+    check_gram,
+    check_matrix,
+    check_rank,
+)
+from stat_prune.linalg.pivoting.cholesky import pivoted_cholesky
+from stat_prune.linalg.pivoting.ranks import relative_errors
+from stat_prune.linalg.streaming.centred import add_upper_gram, mirror_upper
 
 BLOCK_ROWS = 4096
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stat_prune.linalg import Moments
-from stat_prune.linalg.in_place import cholesky
+from stat_prune.linalg.solving.in_place import cholesky
 from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import loaded
 from stat_prune.model.projections import Projection

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stat_prune.linalg import Moments, pivoted_cholesky, randomly_pivoted_cholesky
-from stat_prune.linalg.blocked import blocked_cholesky
+from stat_prune.linalg.pivoting.blocked import blocked_cholesky
 from tests.linalg.matrices import decaying_matrix
 
 

@@ -3,8 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stat_prune.linalg.in_place import cholesky, cholesky_solve, eigh, principal_part, undo_cholesky
-from stat_prune.linalg.least_squares import solve_normal
+from stat_prune.linalg.solving.in_place import (
+    cholesky,
+    cholesky_solve,
+    eigh,
+    principal_part,
+    undo_cholesky,
+)
+from stat_prune.linalg.solving.least_squares import solve_normal
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stat_prune.linalg import jittered_cholesky
-from stat_prune.linalg.in_place import principal_part
+from stat_prune.linalg.solving.in_place import principal_part
 from stat_prune.measuring.statistics import BlockStatistics, complement
 from stat_prune.model.blocks import Block
 from stat_prune.settings.methods import Method

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stat_prune.linalg import CrossMoments
-from stat_prune.linalg.least_squares import solve_normal
+from stat_prune.linalg.solving.least_squares import solve_normal
 
 
 class Fitted(NamedTuple):

@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from .centred import CentredStream, add_upper_gram, mirror_upper
-from .checks import (
+from stat_prune.linalg.checks import (
     check_choice,
     check_count,
     check_finite,
     check_matrix,
     check_same_device,
 )
-from .moments import PRECISIONS
+from stat_prune.linalg.streaming.centred import CentredStream, add_upper_gram, mirror_upper
+from stat_prune.linalg.streaming.moments import PRECISIONS
 
 
 class CrossMoments(CentredStream):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .checks import check_rank, check_weight
+from stat_prune.linalg.checks import check_rank, check_weight
 
 _COLUMNS = 1024
 

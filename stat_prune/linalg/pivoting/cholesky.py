@@ -9,9 +9,15 @@ from jaxtyping import Float64, Int64
 from scipy.linalg import lapack
 from torch import Tensor
 
-from .blocked import blocked_cholesky
-from .checks import check_column_weights, check_gram, check_number, check_rank, check_seed
-from .factor import PivotedCholesky
+from stat_prune.linalg.checks import (
+    check_column_weights,
+    check_gram,
+    check_number,
+    check_rank,
+    check_seed,
+)
+from stat_prune.linalg.pivoting.blocked import blocked_cholesky
+from stat_prune.linalg.pivoting.factor import PivotedCholesky
 
 _CHUNK = 256
 

@@ -8,8 +8,8 @@ from jaxtyping import Float64, Int64
 from scipy.linalg import lapack
 from torch import Tensor
 
-from .factor import PivotedCholesky
-from .tsqr import triangular_factor
+from stat_prune.linalg.pivoting.factor import PivotedCholesky
+from stat_prune.linalg.streaming.tsqr import triangular_factor
 
 
 def column_pivoted_qr(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .checks import (
+from stat_prune.linalg.checks import (
     check_columns,
     check_finite,
     check_gram,
@@ -16,8 +16,8 @@ from .checks import (
     check_number,
     check_same_device,
 )
-from .exceptions import NumericalWarning
-from .in_place import cholesky, cholesky_solve, eigh, undo_cholesky
+from stat_prune.linalg.exceptions import NumericalWarning
+from stat_prune.linalg.solving.in_place import cholesky, cholesky_solve, eigh, undo_cholesky
 
 _EPS = torch.finfo(torch.float64).eps
 

@@ -7,9 +7,9 @@ import warnings
 from jaxtyping import Float64
 from torch import Tensor
 
-from .checks import check_gram
-from .exceptions import NumericalWarning
-from .in_place import cholesky, undo_cholesky
+from stat_prune.linalg.checks import check_gram
+from stat_prune.linalg.exceptions import NumericalWarning
+from stat_prune.linalg.solving.in_place import cholesky, undo_cholesky
 
 #: Jitters relative to the mean of the diagonal: the first that is tried, and the largest that is
 #: no more than rounding.

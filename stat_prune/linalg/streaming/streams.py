@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import check_count, check_finite, check_matrix
+from stat_prune.linalg.checks import check_count, check_finite, check_matrix
 
 Stream = TypeVar("Stream", bound="RowStream")
 

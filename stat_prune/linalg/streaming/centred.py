@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from .exceptions import NonFiniteError
-from .streams import RowStream
+from stat_prune.linalg.exceptions import NonFiniteError
+from stat_prune.linalg.streaming.streams import RowStream
 
 # Rows that are converted and multiplied at once: enough for the matrix product to run at full
 # speed, few enough for the buffer to be small beside an m x m matrix of any size that matters.

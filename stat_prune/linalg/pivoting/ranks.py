@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .exceptions import NumericalWarning
-from .factor import PivotedCholesky
-from .norms import spectral_norm
+from stat_prune.linalg.exceptions import NumericalWarning
+from stat_prune.linalg.pivoting.factor import PivotedCholesky
+from stat_prune.linalg.pivoting.norms import spectral_norm
 
 
 def rank_within(factor: PivotedCholesky, tolerance: float, norm: str, seed: int) -> int:

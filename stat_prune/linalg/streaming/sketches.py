@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .checks import check_count, check_number, check_seed
-from .streams import RowStream
+from stat_prune.linalg.checks import check_count, check_number, check_seed
+from stat_prune.linalg.streaming.streams import RowStream
 
 # scikit-learn brings pandas, in all a hundred megabytes: it is imported where it is used.
 if TYPE_CHECKING:

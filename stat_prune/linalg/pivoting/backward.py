@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .block_pivoting import positive_definite
-from .checks import check_gram, check_weight
-from .least_squares import unit_scale
+from stat_prune.linalg.checks import check_gram, check_weight
+from stat_prune.linalg.pivoting.block_pivoting import positive_definite
+from stat_prune.linalg.solving.least_squares import unit_scale
 
 # Downdates that are gathered into one matrix product.
 _BLOCK = 64

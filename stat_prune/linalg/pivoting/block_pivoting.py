@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .checks import check_choice, check_gram, check_group_size, check_weight
-from .exceptions import NumericalWarning
+from stat_prune.linalg.checks import check_choice, check_gram, check_group_size, check_weight
+from stat_prune.linalg.exceptions import NumericalWarning
 
 _EPS = torch.finfo(torch.float64).eps
 

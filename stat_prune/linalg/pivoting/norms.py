@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .checks import check_finite, check_matrix, check_number, check_seed
+from stat_prune.linalg.checks import check_finite, check_matrix, check_number, check_seed
 
 _PROBES = 16
 

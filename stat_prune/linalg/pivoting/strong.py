@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .checks import check_number
-from .cpqr import column_pivoted_qr, factor_of
-from .exceptions import NumericalWarning
-from .factor import PivotedCholesky
+from stat_prune.linalg.checks import check_number
+from stat_prune.linalg.exceptions import NumericalWarning
+from stat_prune.linalg.pivoting.cpqr import column_pivoted_qr, factor_of
+from stat_prune.linalg.pivoting.factor import PivotedCholesky
 
 _PASSES = 10
 

@@ -7,7 +7,7 @@ from jaxtyping import Float64, Int64
 from scipy import linalg
 from torch import Tensor
 
-from .centred import mirror_upper
+from stat_prune.linalg.streaming.centred import mirror_upper
 
 # Rows that are moved at once.
 _ROWS = 256

@@ -8,8 +8,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from .centred import BLOCK_ROWS, CentredStream, add_upper_gram, mirror_upper
-from .checks import check_choice
+from stat_prune.linalg.checks import check_choice
+from stat_prune.linalg.streaming.centred import (
+    BLOCK_ROWS,
+    CentredStream,
+    add_upper_gram,
+    mirror_upper,
+)
 
 #: Dtypes in which blocks of rows can be multiplied.
 PRECISIONS = ("float64", "float32")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .checks import check_matrix, check_rank
+from stat_prune.linalg.checks import check_matrix, check_rank
 
 
 @dataclass

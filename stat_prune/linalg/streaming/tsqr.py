@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .streams import RowStream
+from stat_prune.linalg.streaming.streams import RowStream
 
 
 class TSQR(RowStream):

@@ -1,0 +1,1 @@
+"""Cholesky factors and least squares from Gram matrices."""

@@ -1,0 +1,1 @@
+"""What is kept of rows that stream by: moments, sketches, triangular factors."""
