@@ -23,15 +23,22 @@ from harness.subject import Measuring
 from stat_prune.errors import SettingsError
 from tasks import KINDS, TASKS, named
 
-#: Beside each other in the README; the last of them are what may be spent more, or less.
+#: Beside each other; the last of them are what may be spent more, or less.
 WAYS = (
     "magnitude",
     "random",
     "wanda-sp",
     "flap",
-    "id-unweighted",
+    "grail",
+    "corp",
+    "obs",
+    "fisher",
     "kprune",
+    "kcm",
     "stat-paper",
+    "id-even",
+    "id-unweighted",
+    "id-probed",
     "stat",
     *ways.WAYS,
 )

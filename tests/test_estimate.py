@@ -205,6 +205,7 @@ def test_sizes_and_ranks_of_factors_alone_are_foreseen(fractions, tmp_path):
         {"method": "fisher"},
         {"method": "flap"},
         {"method": "grail"},
+        {"method": "corp"},
         {"method": "attention-entropy"},
         {"remove_blocks": True},
         {"head_dims": True},

@@ -107,6 +107,7 @@ def test_another_number_is_refused():
         "id-uncorrected",
         "flap",
         "grail",
+        "corp",
         "kcm",
         "fisher",
         "kprune",

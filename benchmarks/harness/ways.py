@@ -12,6 +12,7 @@ WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "stat-fast": ("stat", {"effort": "fast"}),
     "stat-thorough": ("stat", {"effort": "thorough"}),
     "stat-once": ("stat", {"passes": 1}),
+    "stat-head-dims": ("stat", {"head_dims": True}),
     "stat-scales": ("stat", {"finish": "scales"}),
     "stat-lora": ("stat", {"finish": "lora"}),
     "stat-weights": ("stat", {"finish": "weights"}),

@@ -22,6 +22,7 @@ from stat_prune.baselines.ranking import budget_of, cost_of
 from stat_prune.choosing.budget.costs import Budget, CostFunction
 from stat_prune.choosing.budget.filling import filled
 from stat_prune.choosing.plan import BlockPlan, Sizes
+from stat_prune.choosing.planned import relative_error
 from stat_prune.errors import TargetError
 from stat_prune.linalg import Moments
 from stat_prune.measuring.collectors import collect_moments
@@ -93,11 +94,11 @@ class _Fluctuation:
                 units=units,
                 weight=self.weight[:, kept],
                 bias=self.weight[:, dropped] @ moments.mean[dropped] if len(dropped) else None,
-                output_error=_relative(
+                output_error=relative_error(
                     quadratic(scatter, self.weight[:, dropped]), quadratic(gram, self.weight)
                 ),
             ),
-            activation_error=_relative(float(scatter.trace()), float(gram.trace())),
+            activation_error=relative_error(float(scatter.trace()), float(gram.trace())),
         )
 
 
@@ -157,8 +158,3 @@ def _search(part: Sequence[_Fluctuation], cost: CostFunction, budget: float) -> 
         lambda owner, count: part[owner].cost(count + 1, cost) - part[owner].cost(count, cost),
         budget * (1 + 1e-12) - sum(one.cost(1, cost) for one in part),
     )
-
-
-def _relative(lost: float, energy: float) -> float:
-    relative: float = (max(lost, 0.0) / max(energy, 1e-300)) ** 0.5
-    return relative

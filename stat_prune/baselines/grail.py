@@ -27,18 +27,16 @@ import torch
 from torch import Tensor
 
 from stat_prune.baselines.layer_inputs import LayerwiseModel, mask_block
-from stat_prune.baselines.ranking import budget_of, cost_of, unit_cost
-from stat_prune.choosing.budget.costs import Budget, CostFunction, full_cost
+from stat_prune.baselines.ranking import even_counts
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.criteria.simple import wanda_sp
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.choosing.planned import planned
-from stat_prune.errors import TargetError
 from stat_prune.families import transformer_layers
 from stat_prune.linalg import least_squares_from_moments
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.collectors import MomentsCollector, collect_moments
 from stat_prune.measuring.statistics import BlockStatistics, statistics_of
-from stat_prune.model.blocks import Block
 from stat_prune.model.running import evaluating
 from stat_prune.pipeline.method_requirements import check_one_stack, single_fraction
 from stat_prune.pipeline.run import Run
@@ -65,7 +63,7 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
     """
     fraction = single_fraction(budget.target, "grail")
     check_one_stack(run, "grail")
-    counts = _counts(run.blocks, run.untouched, budget.cost, fraction)
+    counts = even_counts(run.blocks, run.untouched, budget.cost, fraction, "grail")
     with run.stage("collect"):
         moments = collect_moments(run.model, run.blocks, run.tracked(run.calibration.batches))
     base = run.model.base_model
@@ -87,34 +85,6 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
                 if weight is not None:
                     mask_block(pruned.model, block, units, weight)
     return [plans[block.name] for block in run.blocks]
-
-
-def _counts(
-    blocks: Sequence[Block], untouched: Sequence[Block], cost: CostFunction, fraction: float
-) -> dict[str, int]:
-    """Key/value heads or neurons that each block keeps, by its name; one at least."""
-    budget = budget_of(blocks, untouched, fraction, cost) * (1 + 1e-12)  # sums are rounded
-    kept = budget / sum(full_cost(block, cost) for block in blocks)
-    heads = [block for block in blocks if block.kind == "heads"]
-    neurons = [block for block in blocks if block.kind == "neurons"]
-    counts = {block.name: max(round(kept * block.num_groups), 1) for block in heads}
-    left = budget - sum(cost_of(block, counts[block.name], cost) for block in heads)
-    left -= sum(cost_of(block, 1, cost) for block in neurons)
-    if left < 0:
-        raise TargetError(
-            "method='grail' keeps the same fraction of all heads and at least one unit of each "
-            f"block, which costs more than {fraction:g}. Ask for more, or use method='stat'."
-        )
-    beyond = {block.name: (block.num_groups - 1) * unit_cost(block, cost) for block in neurons}
-    share = min(left / max(sum(beyond.values()), 1e-300), 1.0)
-    for block in neurons:
-        counts[block.name] = 1 + int(share * (block.num_groups - 1) + 1e-9)
-        left -= (counts[block.name] - 1) * unit_cost(block, cost)
-    for block in neurons:  # what rounding down has left
-        if counts[block.name] < block.num_groups and unit_cost(block, cost) <= left:
-            counts[block.name] += 1
-            left -= unit_cost(block, cost)
-    return counts
 
 
 def _seen(

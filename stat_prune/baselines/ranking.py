@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stat_prune.choosing.budget.costs import CostFunction, full_cost
+from stat_prune.errors import TargetError
 from stat_prune.model.blocks import Block
 
 
@@ -131,3 +132,43 @@ def budget_of(
         return sum(full_cost(block, cost) for block in some)
 
     return fraction * total([*blocks, *untouched]) - total(untouched)
+
+
+def even_counts(
+    blocks: Sequence[Block],
+    untouched: Sequence[Block],
+    cost: CostFunction,
+    fraction: float,
+    method: str,
+) -> dict[str, int]:
+    """Key/value heads or neurons of each block, by its name: the same fraction everywhere.
+
+    Of heads the nearest number, one at least; of neurons what then fills the budget.
+
+    Raises
+    ------
+    TargetError
+        Where that costs more than the fraction.
+    """
+    budget = budget_of(blocks, untouched, fraction, cost) * (1 + 1e-12)  # sums are rounded
+    kept = budget / sum(full_cost(block, cost) for block in blocks)
+    heads = [block for block in blocks if block.kind == "heads"]
+    neurons = [block for block in blocks if block.kind == "neurons"]
+    counts = {block.name: max(round(kept * block.num_groups), 1) for block in heads}
+    left = budget - sum(cost_of(block, counts[block.name], cost) for block in heads)
+    left -= sum(cost_of(block, 1, cost) for block in neurons)
+    if left < 0:
+        raise TargetError(
+            f"method={method!r} keeps the same fraction of all heads and at least one unit of each "
+            f"block, which costs more than {fraction:g}. Ask for more, or use method='stat'."
+        )
+    beyond = {block.name: (block.num_groups - 1) * unit_cost(block, cost) for block in neurons}
+    share = min(left / max(sum(beyond.values()), 1e-300), 1.0)
+    for block in neurons:
+        counts[block.name] = 1 + int(share * (block.num_groups - 1) + 1e-9)
+        left -= (counts[block.name] - 1) * unit_cost(block, cost)
+    for block in neurons:  # what rounding down has left
+        if counts[block.name] < block.num_groups and unit_cost(block, cost) <= left:
+            counts[block.name] += 1
+            left -= unit_cost(block, cost)
+    return counts

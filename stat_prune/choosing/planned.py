@@ -27,14 +27,20 @@ def planned(statistics: BlockStatistics, units: Tensor, weight: Tensor | None = 
     weight = dense[:, kept] if weight is None else weight
     lost = dense.clone()
     lost[:, kept] -= weight
-    error = quadratic(statistics.gram, lost) / max(statistics.output_energy, 1e-300)
+    error = quadratic(statistics.gram, lost)
     return BlockPlan(
         folded=FoldedConsumer(
             block=block,
             units=units,
             weight=weight,
             bias=None,
-            output_error=max(error, 0.0) ** 0.5,
+            output_error=relative_error(error, statistics.output_energy),
         ),
         activation_error=activation_error(statistics, units),
     )
+
+
+def relative_error(lost: float, energy: float) -> float:
+    """The root of a squared error to what it is of; 0 where rounding made it negative."""
+    relative: float = (max(lost, 0.0) / max(energy, 1e-300)) ** 0.5
+    return relative

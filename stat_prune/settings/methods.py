@@ -226,6 +226,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline("fisher-untuned", f"{_BASELINES}fisher:plan_untuned", reads_output=True),
         Baseline("kprune", f"{_BASELINES}kprune:plan", reads_output=True, takes_sizes=True),
         Baseline("grail", f"{_BASELINES}grail:plan"),
+        Baseline("corp", f"{_BASELINES}corp:plan"),
         Baseline("kcm", f"{_BASELINES}kcm:plan", leaves_heads=True),
         Baseline("kcm-untuned", f"{_BASELINES}kcm:plan_untuned", leaves_heads=True),
     )

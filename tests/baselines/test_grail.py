@@ -14,6 +14,7 @@ import stat_prune
 from stat_prune import MACs, Parameters, Tolerance
 from stat_prune.baselines import grail
 from stat_prune.baselines.grail import RIDGE
+from stat_prune.baselines.ranking import even_counts
 from stat_prune.errors import ModelError, TargetError
 from stat_prune.model.blocks import Block
 from stat_prune.surgery.cut import apply
@@ -82,7 +83,7 @@ def test_what_is_ignored_stays_and_the_others_pay_for_it():
 def test_heads_that_leave_nothing_for_neurons_are_refused():
     blocks = [head_block(4, 4, 3, 7), neuron_block(2, 5, bias=False)]
     with pytest.raises(TargetError, match="keeps the same fraction of all heads.*Ask for more"):
-        grail._counts(blocks, [], Block.parameters, 0.25)
+        even_counts(blocks, [], Block.parameters, 0.25, "grail")
 
 
 @pytest.mark.parametrize("target", [Tolerance(0.1), MACs({"heads": 0.5})])

@@ -219,7 +219,7 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("data", DEGENERATE)
-@pytest.mark.parametrize("method", ["stat", "id-unweighted", "flap", "stat-paper", "obs"])
+@pytest.mark.parametrize("method", ["stat", "id-unweighted", "flap", "corp", "stat-paper", "obs"])
 @pytest.mark.filterwarnings("ignore::stat_prune.linalg.NumericalWarning")
 @pytest.mark.filterwarnings("ignore::stat_prune.errors.CalibrationWarning")
 def test_examples_that_are_all_alike_or_of_one_token_give_a_sound_model(data, method, prune):

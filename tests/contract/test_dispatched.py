@@ -203,7 +203,7 @@ def test_a_dispatched_model_is_pruned_itself_where_inplace_is_true(
 @pytest.mark.parametrize("placement", [partly_offloaded, partly_on_disk])
 @pytest.mark.parametrize(
     "method",
-    ["magnitude", "random", "obs", "wanda-sp", "flap", "stat-paper", "attention-entropy"],
+    ["magnitude", "random", "obs", "wanda-sp", "flap", "corp", "stat-paper", "attention-entropy"],
 )
 def test_every_method_without_gradients_finds_the_same(
     prune, tmp_path, placement: Placement, method
