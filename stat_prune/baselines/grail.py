@@ -31,7 +31,7 @@ from stat_prune.baselines.ranking import even_counts
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.criteria.simple import wanda_sp
 from stat_prune.choosing.plan import BlockPlan
-from stat_prune.choosing.planned import planned
+from stat_prune.choosing.planned import plan_of
 from stat_prune.families import transformer_layers
 from stat_prune.linalg import least_squares_from_moments
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
@@ -81,7 +81,7 @@ def plan(run: Run, budget: Budget) -> list[BlockPlan]:
                 block = one.block
                 units = _best(seen, counts[block.name])
                 weight = _compensated(seen, units) if len(units) < block.num_units else None
-                plans[block.name] = planned(one, units, weight)
+                plans[block.name] = plan_of(one, units, weight)
                 if weight is not None:
                     mask_block(pruned.model, block, units, weight)
     return [plans[block.name] for block in run.blocks]

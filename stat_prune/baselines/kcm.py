@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from stat_prune.baselines.mask_tuning import dense_statistics, tuned_plans
-from stat_prune.baselines.ranking import Ranking, budget_of
+from stat_prune.baselines.ranking import RankedUnits, budget_of
 from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.measuring.statistics import BlockStatistics
@@ -82,7 +82,7 @@ def _plan(run: Run, budget: Budget, method: str, *, tuned: bool) -> list[BlockPl
         statistics = dense_statistics(run)
         with run.stage("rank"):
             scores = {one.block.name: _score(one) for one in run.tracked(statistics)}
-            ranking = Ranking(run.blocks, scores, cost)
+            ranking = RankedUnits(run.blocks, scores, cost)
             allowed = budget_of(run.blocks, run.untouched, fraction, cost)
             kept = ranking.units(ranking.most_within(allowed))
         return tuned_plans(run, statistics, kept, copy.deepcopy(run.model) if tuned else None)

@@ -33,11 +33,11 @@ from stat_prune.baselines.layer_inputs import (
     reconstruction_moments,
 )
 from stat_prune.baselines.mask_gradients import mask_gradients
-from stat_prune.baselines.ranking import Ranking, budget_of, unit_cost
+from stat_prune.baselines.ranking import RankedUnits, budget_of, unit_cost
 from stat_prune.baselines.task_loss import check_decides, decisions, divergences
 from stat_prune.choosing.budget.costs import Budget, CostFunction
 from stat_prune.choosing.plan import BlockPlan, Sizes
-from stat_prune.choosing.planned import planned
+from stat_prune.choosing.planned import plan_of
 from stat_prune.data.batching import token_mask
 from stat_prune.families import transformer_layers
 from stat_prune.linalg import least_squares_from_moments
@@ -111,7 +111,7 @@ def plan(run: Run, budget: Budget, search: Callable[[], Sizes] | None = None) ->
                         if intact
                         else knowledge.of(pruned, remaining)
                     )
-                    ranking = Ranking(remaining, _importance(known, remaining, cost), cost)
+                    ranking = RankedUnits(remaining, _importance(known, remaining, cost), cost)
                     beyond_one = (
                         max(ranking.most_within(left), 0)
                         if sizes is None
@@ -120,7 +120,7 @@ def plan(run: Run, budget: Budget, search: Callable[[], Sizes] | None = None) ->
                     units = ranking.units(beyond_one)[one.block.name]
                     intact = intact and len(units) == one.block.num_units
                     plans.append(
-                        planned(one, units)
+                        plan_of(one, units)
                         if intact
                         else _tuned(one, pruned, sums[one.block.name], units)
                     )
@@ -258,4 +258,4 @@ def _tuned(
     gram, cross, _ = moments.normal_equations()
     with gathered_numerical_warnings("tuning the weight of a sublayer"):
         weight = least_squares_from_moments(gram, cross).T
-        return planned(statistics, units, weight)
+        return plan_of(statistics, units, weight)

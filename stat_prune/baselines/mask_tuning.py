@@ -17,7 +17,7 @@ from stat_prune.baselines.layer_inputs import (
     reconstruction_moments,
 )
 from stat_prune.choosing.plan import BlockPlan
-from stat_prune.choosing.planned import planned
+from stat_prune.choosing.planned import plan_of
 from stat_prune.families import transformer_layers
 from stat_prune.linalg import CrossMoments
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
@@ -64,7 +64,7 @@ def tuned_plans(
             weights = _tuned_weights(run, pruned, statistics, kept)
     with gathered_numerical_warnings("measuring the errors of blocks"):
         return [
-            planned(one, kept[one.block.name], weights.get(one.block.name)) for one in statistics
+            plan_of(one, kept[one.block.name], weights.get(one.block.name)) for one in statistics
         ]
 
 

@@ -12,7 +12,7 @@ from stat_prune.errors import TargetError
 from stat_prune.model.blocks import Block
 
 
-class Ranking:
+class RankedUnits:
     """The best unit of every block, which always stays, and all others, best first.
 
     A unit is a neuron, or a key/value head with all query heads that read it. The papers let a
@@ -92,19 +92,21 @@ def ranked_by_kind(
     scores: Mapping[str, Tensor],
     cost: CostFunction,
     orders: Mapping[str, Tensor] | None = None,
-) -> tuple[Ranking, Ranking]:
-    """Heads and neurons, each in an order of their own; arguments as for `Ranking`."""
+) -> tuple[RankedUnits, RankedUnits]:
+    """Heads and neurons, each in an order of their own; arguments as for `RankedUnits`."""
     heads, neurons = (
-        Ranking([block for block in blocks if block.kind == kind], scores, cost, orders)
+        RankedUnits([block for block in blocks if block.kind == kind], scores, cost, orders)
         for kind in ("heads", "neurons")
     )
     return heads, neurons
 
 
-def pairs_within(heads: Ranking, neurons: Ranking, budget: float) -> Iterator[tuple[int, int]]:
+def pairs_within(
+    heads: RankedUnits, neurons: RankedUnits, budget: float
+) -> Iterator[tuple[int, int]]:
     """For every number of heads that a budget pays for, the most neurons beside them.
 
-    Both beyond one a block, as in `Ranking.most_within`.
+    Both beyond one a block, as in `RankedUnits.most_within`.
     """
     for num_heads, spent in enumerate(heads.costs.tolist()):
         num_neurons = neurons.most_within(budget - spent)

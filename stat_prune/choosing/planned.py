@@ -10,7 +10,7 @@ from stat_prune.measuring.statistics import BlockStatistics, quadratic
 from stat_prune.model.folded_consumer import FoldedConsumer
 
 
-def planned(statistics: BlockStatistics, units: Tensor, weight: Tensor | None = None) -> BlockPlan:
+def plan_of(statistics: BlockStatistics, units: Tensor, weight: Tensor | None = None) -> BlockPlan:
     """A plan whose errors are those on the dense model's activations.
 
     Parameters

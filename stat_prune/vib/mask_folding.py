@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.choosing.correction import activation_error, fold
 from stat_prune.choosing.plan import BlockPlan
-from stat_prune.choosing.planned import planned
+from stat_prune.choosing.planned import plan_of
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.measuring.collectors import collect_moments
 from stat_prune.measuring.statistics import statistics_of
@@ -52,7 +52,7 @@ def fold_masks(
         moments = collect_moments(model, blocks, run.tracked(batches))
         statistics = statistics_of(model.base_model, blocks, moments, absorb_mean=corrected)
         if not corrected:
-            return [planned(one, kept) for one, kept in zip(statistics, units, strict=True)]
+            return [plan_of(one, kept) for one, kept in zip(statistics, units, strict=True)]
         return [
             BlockPlan(fold(one, kept), activation_error(one, kept))
             for one, kept in zip(statistics, units, strict=True)

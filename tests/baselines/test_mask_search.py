@@ -9,7 +9,7 @@ import torch
 from toys import head_block, neuron_block
 
 from stat_prune.baselines.mask_search import rearrange, search
-from stat_prune.baselines.ranking import Ranking, budget_of
+from stat_prune.baselines.ranking import RankedUnits, budget_of
 from stat_prune.model.blocks import Block
 from stat_prune.settings.targets import MACs
 
@@ -68,7 +68,7 @@ def test_untouched_blocks_are_paid_for_in_full():
 def test_one_threshold_ranks_the_units_of_all_blocks():
     chosen, scores = blocks(), importance(0)
     cost = MACs(0.5).cost(11.0)
-    ranking = Ranking(chosen, scores, cost)
+    ranking = RankedUnits(chosen, scores, cost)
     assert len(ranking.scores) == 10  # of 14 units, one a block is not for sale
     assert ranking.costs[0] == sum(cost(block, 1, 1) for block in chosen)
     for count in range(len(ranking.scores) + 1):
