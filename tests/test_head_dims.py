@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,6 +246,33 @@ def test_a_budget_is_kept(tmp_path):
     assert "dimensions" in str(result.report)
     result.save(tmp_path / "out")
     assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
+
+
+def test_the_report_has_the_search_of_blocks_and_that_of_dimensions():
+    """Whether dimensions leave or not, of each target of a family what it took itself."""
+    targets = [MACs(0.5), MACs(0.7)]
+    results = stat_prune.prune_family(
+        tiny_bert(BertForSequenceClassification),
+        rows(72),
+        targets=targets,
+        head_dims=True,
+        num_calibration_samples=64,
+        progress=False,
+    )
+    first, second = (result.report for result in results)
+    assert first.head_dims.sizes
+    for report, target in ((first, targets[0]), (second, targets[1])):
+        alone = pruned(tiny_bert(BertForSequenceClassification), target=target).report
+        assert report.search == replace(alone.search, passes=report.search.passes)
+        found = report.head_dims
+        assert found.evaluations > 1
+        text = " ".join(str(report).split())
+        assert f"budget {report.search}" in text
+        assert f"{found.evaluations} spreads measured; {found.passes:.1f} passes" in text
+    # A pass for the moments of states, and the probes of dimensions, are for all targets.
+    num_probes = 1 + 2 * SIZES["num_hidden_layers"]
+    assert first.head_dims.passes > second.head_dims.passes + 1
+    assert first.head_dims.passes < 1 + num_probes + 2 * (first.head_dims.evaluations + 1)
 
 
 def test_one_budget_is_shared_with_embeddings_too(tmp_path):

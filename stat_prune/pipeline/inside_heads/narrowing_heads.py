@@ -118,7 +118,9 @@ def with_head_dims(
         spread = search.search(budget)
     if spread is not None:
         name = f"{spread.fraction:.3g}"
-        found[name] = solve_again(replace(fold(spread.choice), narrowed=spread.narrowed))
+        # Its heads and neurons are spread by what the same search has found.
+        folded = replace(fold(spread.choice), narrowed=spread.narrowed, search=whole.search)
+        found[name] = solve_again(folded)
     with run.stage("compare dimensions of heads"):
         cut_from = with_table(run, budget.target)
         copies = [one.solution.cut_copy(cut_from) for one in found.values()]
@@ -134,5 +136,7 @@ def with_head_dims(
         sequences=judges.num_samples,
         taken=taken,
         sizes={one.block.name: [one.query_key, one.value] for one in best.narrowed if one.layers},
+        evaluations=0 if spread is None else spread.evaluations,
+        passes=0.0 if spread is None else spread.passes,
     )
     return replace(best, head_dims=report)
