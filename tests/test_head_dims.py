@@ -120,14 +120,17 @@ def test_scores_are_the_nearest_of_their_rank_over_all_pairs_of_tokens(rank):
             torch.nn.init.normal_(parameter)
     states = states_of_first_layer(model)
     first = dims_of(model)[0]
+    narrowed = first.narrowed(rank, SIZE)
     with torch.no_grad():
         dense = scores_of_first_layer(model, states)
-        cut = scores_of_first_layer(narrowed_copy(model, [], [first.narrowed(rank, SIZE)]), states)
+        cut = scores_of_first_layer(narrowed_copy(model, [], [narrowed]), states)
     lost = np.linalg.svd(dense.numpy(), compute_uv=False)[:, rank:]
     least = (lost**2).sum() / len(states) ** 2
     found = float((cut - dense).square().sum()) / len(states) ** 2
     assert found == pytest.approx(least, rel=1e-4)
     assert float(first.query_key_errors[:, rank].sum()) == pytest.approx(least, rel=1e-4)
+    relative = float((cut - dense).norm() / dense.norm())
+    assert narrowed.score_error == pytest.approx(relative, rel=1e-4)
 
 
 def test_values_lose_no_more_than_is_predicted_before_heads_make_up_for_each_other():
@@ -138,13 +141,16 @@ def test_values_lose_no_more_than_is_predicted_before_heads_make_up_for_each_oth
     handle = layer.output.dense.register_forward_hook(lambda *args: seen.append(args[2].double()))
     dense = output(model) is not None and seen.pop()
     handle.remove()
-    previous = 0.0
+    previous, bias = 0.0, layer.output.dense.bias.double()
     for size in (7, 5, 3, 1):
-        copied = narrowed_copy(model, [], [dims[0].narrowed(SIZE, size)])
+        narrowed = dims[0].narrowed(SIZE, size)
+        copied = narrowed_copy(model, [], [narrowed])
         reads = copied.base_model.encoder.layer[0].attention.output.dense
         reads.register_forward_hook(lambda *args: seen.append(args[2].double()))
         output(copied)
-        error = float((seen.pop() - dense).square().sum() / dense.square().sum())
+        lost = (seen.pop() - dense).norm()
+        assert narrowed.output_error == pytest.approx(float(lost / (dense - bias).norm()), rel=1e-4)
+        error = float((lost / dense.norm()).square())
         assert previous < error <= float(dims[0].value_errors[:, size].sum()) * (1 + 1e-6)
         previous = error
 

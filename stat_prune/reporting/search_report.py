@@ -112,10 +112,14 @@ class DimensionsOfHeads:
     sizes : dict of str to list of int
         By block, dimensions of queries and keys, and of values, in each of its heads; of blocks
         that lost some.
+    errors : dict of str to list of (float or None)
+        Of the same blocks relative errors on the calibration set: of the scores, about what keys
+        have in common; and of the output with the scores as they were, None where values have lost
+        nothing.
     kept : dict of {"query-key", "value"} to float
         Where the target has fractions of dimensions by themselves: what is kept of their cost in
         the heads that stay. There was nothing to choose between then, so that nothing but the sizes
-        is known besides.
+        and errors is known besides.
     evaluations : int
         Spreads over heads, neurons and dimensions that were measured, at least in part.
     passes : float
@@ -126,6 +130,7 @@ class DimensionsOfHeads:
     sequences: int = 0
     taken: str = ""
     sizes: dict[str, list[int]] = field(default_factory=dict)
+    errors: dict[str, list[float | None]] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
     evaluations: int = 0
     passes: float = 0.0
