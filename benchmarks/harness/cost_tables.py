@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from textwrap import fill
 
-from harness.records import Record
+from harness.records import Record, alike
 from harness.tables import cell, score
 from stat_prune.reporting.plotting.style import Figure, figure, line_styles
 
 MEBIBYTE = 2**20
+
+#: Characters of a panel's title in a line.
+TITLE_WIDTH = 60
 
 #: Headings, what they are multiplied with, digits; of `measures` in a record.
 COSTS = {
@@ -28,11 +32,12 @@ SPENT = {
 
 
 def cost_tables(records: Sequence[Record]) -> str:
-    """For each task a row a model, and one of what was spent on it; means over seeds."""
-    records = [record for record in records if record.get("measures")]
+    """For each task a row a model, and one of what was spent on it; means over seeds.
+
+    What was measured under other conditions has tables of its own.
+    """
     parts: list[str] = []
-    for task in dict.fromkeys(record["task"] for record in records):
-        rows = [record for record in records if record["task"] == task]
+    for task, rows in alike([record for record in records if record.get("measures")]):
         parts += [*_costs(task, rows), ""]
         if spent := _timed(rows):
             parts += [*_spent(task, spent), ""]
@@ -90,14 +95,12 @@ def _spent(task: str, rows: Sequence[Record]) -> list[str]:
 
 def spent_figure(records: Sequence[Record]) -> Figure | None:
     """Score against what was spent: a panel a task, a marker a kept fraction."""
-    records = _timed(records)
-    if not records:
+    groups = alike(_timed(records))
+    if not groups:
         return None
-    tasks = list(dict.fromkeys(record["task"] for record in records))
-    fig = figure(5.0 * len(tasks) + 1.0, 4.2)
-    panels = fig.subplots(1, len(tasks), squeeze=False).ravel()
-    for panel, task in zip(panels, tasks, strict=True):
-        rows = [record for record in records if record["task"] == task]
+    fig = figure(5.0 * len(groups) + 1.0, 4.2)
+    panels = fig.subplots(1, len(groups), squeeze=False).ravel()
+    for panel, (task, rows) in zip(panels, groups, strict=True):
         by_kept: dict[str, list[tuple[float, float, str]]] = {}
         for kept, method, own in _cells(rows):
             values = [row["scores"][kept] for row in own if row["scores"][kept] is not None]
@@ -124,7 +127,7 @@ def spent_figure(records: Sequence[Record]) -> Figure | None:
             xscale="log",
             xlabel="forwards over the calibration set",
             ylabel=rows[0]["metric"],
-            title=task,
+            title=fill(task, TITLE_WIDTH),
         )
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
