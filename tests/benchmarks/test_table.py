@@ -159,6 +159,22 @@ def test_tables_hold_means_over_seeds_and_go_by_what_was_spent():
     assert panel.lines[0].get_xydata() == pytest.approx(torch.tensor([[2, 0.7], [40, 0.85]]))
 
 
+def test_stages_are_told_as_multiples_of_a_forward_too():
+    rows = [made("stat", seed, 0.8, 2.0) for seed in range(2)]
+    for row, seconds in zip(rows, (0.002, 0.004), strict=True):
+        row["measures"]["dense"]["seconds of a forward"] = 0.004
+        row["measures"]["0.5"] |= {"seconds of collect": seconds, "seconds of cut": 12.34}
+    text = cost_tables(rows)
+    left, stages = text.split("**sst2**, stage by stage")
+    assert "seconds of" not in left
+    assert stages.startswith("; a forward over the calibration set takes 0.00400 s\n")
+    assert "| 0.5 | stat | collect | 0.00300 | 0.750 |" in stages
+    assert "| 0.5 | stat | cut | 12.3 | 3085 |" in stages
+    for row in rows:
+        del row["measures"]["dense"]["seconds of a forward"]
+    assert "| 0.5 | stat | cut | 12.3 |  |" in cost_tables(rows)
+
+
 def test_what_was_measured_under_other_conditions_is_not_averaged():
     cpu, gpu = {"device": "cpu", "dtype": "float32"}, {"device": "cuda", "dtype": "float32"}
     rows = [
