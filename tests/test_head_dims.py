@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,14 +120,17 @@ def test_scores_are_the_nearest_of_their_rank_over_all_pairs_of_tokens(rank):
             torch.nn.init.normal_(parameter)
     states = states_of_first_layer(model)
     first = dims_of(model)[0]
+    narrowed = first.narrowed(rank, SIZE)
     with torch.no_grad():
         dense = scores_of_first_layer(model, states)
-        cut = scores_of_first_layer(narrowed_copy(model, [], [first.narrowed(rank, SIZE)]), states)
+        cut = scores_of_first_layer(narrowed_copy(model, [], [narrowed]), states)
     lost = np.linalg.svd(dense.numpy(), compute_uv=False)[:, rank:]
     least = (lost**2).sum() / len(states) ** 2
     found = float((cut - dense).square().sum()) / len(states) ** 2
     assert found == pytest.approx(least, rel=1e-4)
     assert float(first.query_key_errors[:, rank].sum()) == pytest.approx(least, rel=1e-4)
+    relative = float((cut - dense).norm() / dense.norm())
+    assert narrowed.score_error == pytest.approx(relative, rel=1e-4)
 
 
 def test_values_lose_no_more_than_is_predicted_before_heads_make_up_for_each_other():
@@ -137,13 +141,16 @@ def test_values_lose_no_more_than_is_predicted_before_heads_make_up_for_each_oth
     handle = layer.output.dense.register_forward_hook(lambda *args: seen.append(args[2].double()))
     dense = output(model) is not None and seen.pop()
     handle.remove()
-    previous = 0.0
+    previous, bias = 0.0, layer.output.dense.bias.double()
     for size in (7, 5, 3, 1):
-        copied = narrowed_copy(model, [], [dims[0].narrowed(SIZE, size)])
+        narrowed = dims[0].narrowed(SIZE, size)
+        copied = narrowed_copy(model, [], [narrowed])
         reads = copied.base_model.encoder.layer[0].attention.output.dense
         reads.register_forward_hook(lambda *args: seen.append(args[2].double()))
         output(copied)
-        error = float((seen.pop() - dense).square().sum() / dense.square().sum())
+        lost = (seen.pop() - dense).norm()
+        assert narrowed.output_error == pytest.approx(float(lost / (dense - bias).norm()), rel=1e-4)
+        error = float((lost / dense.norm()).square())
         assert previous < error <= float(dims[0].value_errors[:, size].sum()) * (1 + 1e-6)
         previous = error
 
@@ -245,6 +252,33 @@ def test_a_budget_is_kept(tmp_path):
     assert "dimensions" in str(result.report)
     result.save(tmp_path / "out")
     assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
+
+
+def test_the_report_has_the_search_of_blocks_and_that_of_dimensions():
+    """Whether dimensions leave or not, of each target of a family what it took itself."""
+    targets = [MACs(0.5), MACs(0.7)]
+    results = stat_prune.prune_family(
+        tiny_bert(BertForSequenceClassification),
+        rows(72),
+        targets=targets,
+        head_dims=True,
+        num_calibration_samples=64,
+        progress=False,
+    )
+    first, second = (result.report for result in results)
+    assert first.head_dims.sizes
+    for report, target in ((first, targets[0]), (second, targets[1])):
+        alone = pruned(tiny_bert(BertForSequenceClassification), target=target).report
+        assert report.search == replace(alone.search, passes=report.search.passes)
+        found = report.head_dims
+        assert found.evaluations > 1
+        text = " ".join(str(report).split())
+        assert f"budget {report.search}" in text
+        assert f"{found.evaluations} spreads measured; {found.passes:.1f} passes" in text
+    # A pass for the moments of states, and the probes of dimensions, are for all targets.
+    num_probes = 1 + 2 * SIZES["num_hidden_layers"]
+    assert first.head_dims.passes > second.head_dims.passes + 1
+    assert first.head_dims.passes < 1 + num_probes + 2 * (first.head_dims.evaluations + 1)
 
 
 def test_one_budget_is_shared_with_embeddings_too(tmp_path):

@@ -17,6 +17,7 @@ from tiny_models import tiny_llama
 import stat_prune
 from stat_prune import Parameters, PruningResult
 from stat_prune.errors import SaveError
+from stat_prune.reporting.html_report import DIMS_CAPTION
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -62,6 +63,18 @@ def result(word_tokenizer) -> PruningResult:
     )
 
 
+@pytest.fixture(scope="module")
+def narrowed(word_tokenizer) -> PruningResult:
+    """With fewer dimensions in its heads."""
+    return stat_prune.prune(
+        tiny_llama(),
+        ["the cat sat on the mat and the dog ran", "a bird flew over the house"] * 20,
+        tokenizer=word_tokenizer,
+        target=Parameters({"heads": 0.8, "query-key": 0.5, "value": 0.5}),
+        progress=False,
+    )
+
+
 def test_the_page_holds_every_figure_of_the_report(result, tmp_path):
     result.save_report(tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
@@ -84,6 +97,22 @@ def test_the_page_tells_of_the_search_only_where_there_was_one(result, tmp_path)
     page = Page(text := (tmp_path / "other.html").read_text(encoding="utf-8"))
     assert "Search for the budget" not in text
     assert len(page.addresses) == 2
+
+
+def test_the_page_tells_of_dimensions_only_where_they_left(result, narrowed, tmp_path):
+    narrowed.save_report(tmp_path / "narrowed.html")
+    page = Page(text := (tmp_path / "narrowed.html").read_text(encoding="utf-8"))
+    assert not page.open
+    dims = narrowed.report.head_dims
+    assert f'<p id="head-dims">{dims}.</p>' in " ".join(text.split())
+    for name, (query_key, value) in dims.sizes.items():
+        errors = [f"{error:.4f}" for error in dims.errors[name]]
+        assert [name, f"{query_key}/8", f"{value}/8", *errors] in page.rows
+    assert dims.sizes and DIMS_CAPTION in text
+    assert len(page.addresses) == 4
+    result.save_report(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Dimensions inside heads" not in text and DIMS_CAPTION not in text
 
 
 def test_the_page_refers_to_nothing_outside_itself(result, tmp_path):
@@ -136,8 +165,9 @@ frame.onload = () => {
 
 
 @pytest.mark.slow
-def test_tables_fit_on_a_telephone(result, tmp_path: Path, browse):
-    result.save_report(tmp_path / "report.html")
+@pytest.mark.parametrize("which", ["result", "narrowed"])
+def test_tables_fit_on_a_telephone(request, which, tmp_path: Path, browse):
+    request.getfixturevalue(which).save_report(tmp_path / "report.html")
     (tmp_path / "phone.html").write_text(PHONE)
     address = (tmp_path / "phone.html").as_uri()
     page = browse(

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 import typer
+from rich.console import Console
 from test_head_dims import built, head_blocks, output
 from test_searching import MODELS as OTHERS
 from test_searching import pruned, rows
 from tiny_models import SIZES, tiny_bert, tiny_llama
-from transformers import MPNetConfig, MPNetModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    BertForSequenceClassification,
+    MPNetConfig,
+    MPNetModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import stat_prune
 from stat_prune import MACs, Parameters, Tolerance
@@ -20,6 +28,9 @@ from stat_prune.cli.common_options import kept
 from stat_prune.errors import ModelError, SettingsError, StatPruneError, TargetError
 from stat_prune.families import find_blocks
 from stat_prune.pipeline.foreseeing.estimate import estimate
+from stat_prune.reporting.block_row import BlockRow
+from stat_prune.reporting.layer_table import layer_table
+from stat_prune.reporting.recorded_sizes import recorded_sizes
 from stat_prune.reporting.report import PruningReport
 
 HEADS, SIZE, LENGTH = 4, 8, 9
@@ -116,6 +127,85 @@ def test_fractions_of_all_kinds_are_met_together(name, tmp_path):
     assert torch.equal(output(stat_prune.load(tmp_path / "out")), output(result.model))
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"Dimensions inside heads: {result.report.head_dims}" in card
+
+
+def layers_of(report):
+    """The cells of each line of the printed table, by heading."""
+    lines = [line for line in str(report).splitlines() if line[0] in "│┃"]
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
+    count = sum(line[0] == "┃" for line in lines)
+    headings = ["".join(parts) for parts in zip(*cells[:count], strict=True)]
+    return [list(zip(headings, line, strict=True)) for line in cells[count:]]
+
+
+def test_an_error_is_that_of_the_values_or_none():
+    """What other scores do to the output of a block is not measured."""
+    narrowed = pruned(target=MACs({"query-key": 0.3, "value": 0.3})).report
+    values = pruned(target=MACs({"value": 0.3})).report
+    both = pruned(target=MACs({"heads": 0.5, "value": 0.3})).report
+    for report in (narrowed, values, both):
+        dims = report.head_dims
+        for row, line in zip(report.blocks[::2], layers_of(report), strict=True):
+            query_key, value = dims.sizes[row.name]
+            assert row.query_key_dims == [query_key, SIZE] and row.value_dims == [value, SIZE]
+            assert row.activation_error is None
+            told = [("querykeydims", f"{query_key}/{SIZE}"), ("valuedims", f"{value}/{SIZE}")]
+            assert [(name.replace("-", ""), text) for name, text in line[2:4]] == told
+            error = dims.errors[row.name][1]
+            assert 0 < error < 1
+            if report is narrowed:
+                assert row.output_error is None
+                assert dims.errors[row.name][0] > 0
+                assert [name for name, _ in line[4:]] == ["neurons", "error"]
+            else:
+                assert row.output_error == error
+                assert line[4] == ("error", f"{error:.4f}")
+    # Heads that left are part of it.
+    assert sum(row.output_error for row in both.blocks) > sum(
+        row.output_error for row in values.blocks
+    )
+    assert narrowed.predicted_distance is values.predicted_distance is None
+    assert both.predicted_distance > 0
+    assert all(len(line) <= 80 for line in str(both).splitlines())
+
+
+def test_a_table_of_all_columns_is_80_wide():
+    """With the numbers of a Llama of 7 billion parameters whose heads share keys."""
+    known = {"layer": 31, "activation_error": None, "output_error": 0.1, "sensitivity": None}
+    heads = BlockRow(
+        "layers.31.heads",
+        "heads",
+        kept=30,
+        total=32,
+        kept_groups=10,
+        total_groups=16,
+        query_key_dims=[100, 128],
+        value_dims=[104, 128],
+        **known,
+    )
+    sizes = dict.fromkeys(("kept", "total", "kept_groups", "total_groups"), 11008)
+    neurons = BlockRow("layers.31.neurons", "neurons", **sizes, **known)
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(layer_table([heads, neurons]))
+    line = capture.get().splitlines()[-2]
+    cells = ["layers.31", "30/32", "10/16", "100/128", "104/128", "0.1000", "11008/11008", "0.1000"]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == cells
+
+
+def test_a_folder_without_a_report_shows_the_dimensions_that_are_left(tmp_path):
+    result = pruned(
+        tiny_bert(BertForSequenceClassification), target=MACs({"query-key": 0.5, "value": 0.5})
+    )
+    result.model.save_pretrained(tmp_path)
+    found = recorded_sizes(tmp_path)
+    rows = [row for row in result.report.blocks if row.kind == "heads"]
+    left = [row for row in found.blocks if row.kind == "heads"]
+    for row, known in zip(left, rows, strict=True):
+        assert row.query_key_dims == known.query_key_dims != [SIZE, SIZE]
+        assert row.value_dims == known.value_dims != [SIZE, SIZE]
+        assert row.output_error is None
+    assert None not in json.loads(json.dumps(found.to_dict()))["blocks"][0].values()
 
 
 def test_one_run_makes_models_with_dimensions_and_without():

@@ -308,6 +308,14 @@ def command_line(command: str) -> dict[str, Any]:
     return {one.name: one for one in commands[command].params}
 
 
+def test_which_heads_can_be_narrower_is_said_in_one_place():
+    help_text = command_line("prune")["head_dims"].help
+    assert "docs/architectures.md" in help_text
+    assert not {"BERT", "Llama"} & set(re.findall(r"\w+", help_text))
+    page = Path(__file__).parents[1] / "docs" / "architectures.md"
+    assert "## Dimensions inside heads" in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_an_option_of_prune_says_what_its_field_says(name):
     group, one = FIELDS[name]

@@ -16,8 +16,10 @@ import stat_prune
 from stat_prune import MACs, Parameters, PruningResult
 from stat_prune.attention import attention_maps, head_statistics
 from stat_prune.errors import DataError
+from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.plotting import (
     attention_figure,
+    dimensions_kept,
     error_curves,
     head_heat_map,
     overview,
@@ -27,6 +29,7 @@ from stat_prune.reporting.plotting import (
     what_was_kept,
 )
 from stat_prune.reporting.plotting.style import KEPT
+from stat_prune.reporting.report import PruningReport, Size
 from stat_prune.reporting.search_report import Search, SearchRound
 
 TEXTS = [
@@ -165,6 +168,53 @@ def test_the_search_is_drawn_stage_by_stage_and_what_was_taken_is_dark(name):
         assert [name for name, color in colors.items() if color == to_rgba(KEPT)] == [taken]
     assert len(fig.axes) == len(shown) + bool(search.rounds)
     assert_nothing_is_cut_off(fig)
+
+
+def test_dimensions_are_drawn_where_heads_have_lost_some(result, word_tokenizer):
+    model = tiny_bert() if "encoder" in next(iter(result.plan)) else tiny_llama()
+    narrowed = stat_prune.prune(
+        model,
+        TEXTS,
+        tokenizer=word_tokenizer,
+        target=MACs({"heads": 0.8, "query-key": 0.5, "value": 0.5}),
+        progress=False,
+    )
+    rows = [row for row in narrowed.report.blocks if row.kind == "heads"]
+    fig = dimensions_kept(narrowed.report)
+    known = {"query/key": "query_key_dims", "value": "value_dims"}
+    for panel, (kind, name) in zip(fig.axes, known.items(), strict=True):
+        left, whole = zip(*(getattr(row, name) for row in rows), strict=True)
+        assert [bar.get_width() for bar in panel.patches] == [*whole, *left]
+        kept, total = (
+            sum(row.kept * one for row, one in zip(rows, dims, strict=True))
+            for dims in (left, whole)
+        )
+        assert kept < total
+        assert panel.get_title() == f"{kind} dimensions: {kept} of {total} kept"
+    assert_nothing_is_cut_off(fig)
+
+    overall = narrowed.plot()
+    titles = [axes.get_title() for axes in overall.axes]
+    assert {axes.get_title() for axes in fig.axes} < set(titles)
+    assert "heads (● chosen)" in titles
+    assert_nothing_is_cut_off(overall)
+    with pytest.raises(DataError, match="No dimensions have left"):
+        dimensions_kept(result.report)
+
+
+def test_heads_that_all_left_have_no_dimensions():
+    row = {"layer": 0, "activation_error": None, "output_error": None, "sensitivity": None}
+    sizes = {"total": 4, "total_groups": 4, "query_key_dims": [3, 8], "value_dims": [8, 8]}
+    rows = [
+        BlockRow("0.heads", "heads", kept=2, kept_groups=2, **row | sizes),
+        BlockRow("1.heads", "heads", kept=0, kept_groups=0, **row | sizes | {"layer": 1}),
+    ]
+    size = Size(1, 1, 1, 1)
+    report = PruningReport(rows, size, size, 9, None, {}, 0, {})
+    first, second = dimensions_kept(report).axes
+    assert [bar.get_width() for bar in first.patches] == [8, 8, 3, 0]
+    assert first.get_title() == "query/key dimensions: 6 of 16 kept"
+    assert [bar.get_width() for bar in second.patches] == [8, 8, 8, 0]
 
 
 def test_methods_that_price_nothing_have_a_grid_and_no_curves(word_tokenizer):

@@ -13,6 +13,8 @@ from transformers import (
     AlbertForMaskedLM,
     BertForMaskedLM,
     BertForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
@@ -31,6 +33,9 @@ from stat_prune.reporting.report import PruningReport
 from stat_prune.settings.settings import MIN_HELD_OUT
 
 LENGTH = 9
+#: Four by four patches, and the token of the class.
+IMAGE, PATCHES = (3, 16, 16), 17
+VISION = SIZES | {"image_size": 16, "patch_size": 4}
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 
 
@@ -58,6 +63,10 @@ MODELS = {
         T5ForConditionalGeneration,
         T5Config(vocab_size=64, decoder_start_token_id=0, initializer_factor=2.0, **T5),
     ),
+    "CLIP": lambda: built(
+        CLIPModel,
+        CLIPConfig(text_config=SIZES, vision_config=VISION, projection_dim=16),
+    ),
 }
 
 
@@ -73,6 +82,14 @@ def pruned(model=None, data=None, **options):
     settings = {"target": MACs(0.5), "num_calibration_samples": 64, "progress": False} | options
     model = tiny_bert() if model is None else model
     return stat_prune.prune(model, rows(72) if data is None else data, **settings)
+
+
+def with_images(data):
+    """Rows with an image each; half of what it shows is the same in all."""
+    generator = torch.Generator().manual_seed(5)
+    common = torch.randn(IMAGE, generator=generator)
+    images = common + torch.randn(len(data), *IMAGE, generator=generator)
+    return [row | {"pixel_values": one} for row, one in zip(data, images, strict=True)]
 
 
 def measured(dense, result, data) -> float:
@@ -199,13 +216,15 @@ def test_what_is_held_out_is_never_less_than_tells_anything(num_samples):
         ("Mixtral", {}),
         ("T5", {}),
         ("Albert", {}),
+        ("CLIP", {}),
+        ("CLIP", {"target": Parameters(0.6)}),
     ],
     ids=str,
 )
 def test_every_budget_is_kept(model, options):
     options = {"target": MACs(0.5), "passes": 1} | options
     dense = MODELS[model]()
-    result = pruned(dense, **options)
+    result = pruned(dense, with_images(rows(72)) if model == "CLIP" else None, **options)
     report, target = result.report, options["target"]
     assert report.search.rounds
     measure = "macs" if isinstance(target, MACs) else "parameters"
@@ -214,7 +233,9 @@ def test_every_budget_is_kept(model, options):
             [b for b in find_blocks(one) if kind in ("all", b.kind)]
             for one in (dense, result.model)
         ]
-        lengths = {b.mask: float(LENGTH) for b in find_blocks(dense)}
+        lengths = {
+            b.mask: float(PATCHES if b.mask == "patch_mask" else LENGTH) for b in find_blocks(dense)
+        }
         full, left = (
             sum(
                 b.macs(b.num_units, b.num_groups, lengths)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
+from textwrap import fill
 
-from harness.records import Record
+from harness.records import Record, alike
 from harness.tables import cell, score
 from stat_prune.reporting.plotting.style import Figure, figure, line_styles
 
 MEBIBYTE = 2**20
+
+#: How measures of a stage of pruning begin; and that of a plain forward over the calibration set.
+STAGE = "seconds of "
+FORWARD = f"{STAGE}a forward"
+
+#: Characters of a panel's title in a line.
+TITLE_WIDTH = 60
 
 #: Headings, what they are multiplied with, digits; of `measures` in a record.
 COSTS = {
@@ -28,22 +37,24 @@ SPENT = {
 
 
 def cost_tables(records: Sequence[Record]) -> str:
-    """For each task a row a model, and one of what was spent on it; means over seeds."""
-    records = [record for record in records if record.get("measures")]
+    """For each task a row a model, and one of what was spent on it; means over seeds.
+
+    What was measured under other conditions has tables of its own.
+    """
     parts: list[str] = []
-    for task in dict.fromkeys(record["task"] for record in records):
-        rows = [record for record in records if record["task"] == task]
+    for task, rows in alike([record for record in records if record.get("measures")]):
         parts += [*_costs(task, rows), ""]
         if spent := _timed(rows):
             parts += [*_spent(task, spent), ""]
+        if any(name.startswith(STAGE) for row in rows for name in _names(row)):
+            parts += [*_stages(task, rows), ""]
     return "\n".join(parts)
 
 
 def _costs(task: str, rows: Sequence[Record]) -> list[str]:
     metrics, digits = rows[0].get("metrics", [rows[0]["metric"]]), _digits(rows)
-    there = dict.fromkeys(name for row in rows for one in row["measures"].values() for name in one)
+    there = {name for row in rows for name in _names(row)}
     costs = {name: column for name, column in COSTS.items() if name in there}
-    costs |= {name: (name, 1.0, 2) for name in there if name.startswith("seconds of ")}
     headings = ["kept", "method", *metrics, "kept MACs", *(name for name, _, _ in costs.values())]
     dense = rows[0]["measures"].get("dense", {})
 
@@ -88,16 +99,41 @@ def _spent(task: str, rows: Sequence[Record]) -> list[str]:
     return [title, "", *_table(headings, lines)]
 
 
+def _stages(task: str, rows: Sequence[Record]) -> list[str]:
+    """What each stage of pruning takes, also by what a plain forward does; means over seeds."""
+    headings = ["kept", "method", "stage", "seconds", "forwards"]
+    lines = []
+    for kept, method, own in _cells(rows):
+        for stage in dict.fromkeys(name for row in own for name in row["measures"][kept]):
+            if stage.startswith(STAGE):
+                found = [
+                    (row["measures"][kept][stage], _forward(row))
+                    for row in own
+                    if stage in row["measures"][kept]
+                ]
+                seconds = [took for took, _ in found]
+                forwards = [took / forward for took, forward in found if forward]
+                cells = _three_digits(seconds), _three_digits(forwards)
+                lines.append([kept, method, stage.removeprefix(STAGE), *cells])
+    forward = _three_digits([one for one in map(_forward, rows) if one])
+    beside = f"; a forward over the calibration set takes {forward} s" if forward else ""
+    return [f"**{task}**, stage by stage{beside}", "", *_table(headings, lines)]
+
+
+def _forward(row: Record) -> float | None:
+    """Seconds of a plain forward over the calibration set, where a record has them."""
+    found: float | None = row["measures"].get("dense", {}).get(FORWARD)
+    return found
+
+
 def spent_figure(records: Sequence[Record]) -> Figure | None:
     """Score against what was spent: a panel a task, a marker a kept fraction."""
-    records = _timed(records)
-    if not records:
+    groups = alike(_timed(records))
+    if not groups:
         return None
-    tasks = list(dict.fromkeys(record["task"] for record in records))
-    fig = figure(5.0 * len(tasks) + 1.0, 4.2)
-    panels = fig.subplots(1, len(tasks), squeeze=False).ravel()
-    for panel, task in zip(panels, tasks, strict=True):
-        rows = [record for record in records if record["task"] == task]
+    fig = figure(5.0 * len(groups) + 1.0, 4.2)
+    panels = fig.subplots(1, len(groups), squeeze=False).ravel()
+    for panel, (task, rows) in zip(panels, groups, strict=True):
         by_kept: dict[str, list[tuple[float, float, str]]] = {}
         for kept, method, own in _cells(rows):
             values = [row["scores"][kept] for row in own if row["scores"][kept] is not None]
@@ -124,7 +160,7 @@ def spent_figure(records: Sequence[Record]) -> Figure | None:
             xscale="log",
             xlabel="forwards over the calibration set",
             ylabel=rows[0]["metric"],
-            title=task,
+            title=fill(task, TITLE_WIDTH),
         )
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
@@ -161,6 +197,19 @@ def _values(
         found = [one[name] * unit for one in measures if one.get(name) is not None]
         values.append(f"{statistics.mean(found):.{digits}f}" if found else "")
     return values
+
+
+def _names(row: Record) -> list[str]:
+    """Of all measures in a record."""
+    return [name for one in row["measures"].values() for name in one]
+
+
+def _three_digits(values: Sequence[float]) -> str:
+    """The mean with three digits that say something, not as a power of ten; empty of nothing."""
+    mean = statistics.mean(values) if values else 0.0
+    if not mean:
+        return "0" if values else ""
+    return f"{mean:.{max(2 - math.floor(math.log10(abs(mean))), 0)}f}"
 
 
 def _digits(rows: Sequence[Record]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,35 @@ def read(path: Path, conditions: Mapping[str, Any]) -> Record | None:
             "delete the record."
         )
     return record
+
+
+def alike(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Records that may be averaged: of one task, under the same conditions; and what they are.
+
+    The task, and of the conditions those in which it was measured differently elsewhere.
+    """
+    tasks: dict[str, dict[str, list[Record]]] = {}
+    for record in records:
+        same = tasks.setdefault(record["task"], {})
+        same.setdefault(json.dumps(_conditions(record), sort_keys=True), []).append(record)
+    found = []
+    for task, groups in tasks.items():
+        every = [_conditions(rows[0]) for rows in groups.values()]
+        for own, rows in zip(every, groups.values(), strict=True):
+            others = [name for name in own if any(one.get(name) != own[name] for one in every)]
+            told = "; ".join(f"{name}: {plain(own[name])}" for name in others)
+            found.append((f"{task} ({told})" if told else task, rows))
+    return found
+
+
+def plain(value: Any) -> str:
+    """A condition as text."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _conditions(record: Record) -> dict[str, Any]:
+    """Means are over seeds, so that these are none."""
+    return {name: one for name, one in record.get("conditions", {}).items() if name != "seed"}
 
 
 def write(path: Path, record: Record) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from harness.records import Record
+from harness.records import Record, alike, plain
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """A table for each score of each task: mean over seeds, with the standard error if several."""
+    """A table for each score of each task: mean over seeds, with the standard error if several.
+
+    What was measured under other conditions has tables of its own.
+    """
     parts = []
-    for task in dict.fromkeys(record["task"] for record in records):
-        rows = [record for record in records if record["task"] == task]
+    for task, rows in alike(records):
         for metric in rows[0].get("metrics", [rows[0]["metric"]]):
             parts += [*_table(task, metric, rows), ""]
         parts += _notes(rows)
@@ -50,7 +51,7 @@ def _table(task: str, metric: str, rows: Sequence[Record]) -> list[str]:
 def _notes(rows: Sequence[Record]) -> list[str]:
     """The conditions, and what was refused."""
     conditions = rows[0].get("conditions", {})
-    notes = ["; ".join(f"{name}: {_plain(value)}" for name, value in conditions.items())]
+    notes = ["; ".join(f"{name}: {plain(value)}" for name, value in conditions.items())]
     notes += [
         f"{method} does not apply: {reason}"
         for method, reason in {
@@ -58,10 +59,6 @@ def _notes(rows: Sequence[Record]) -> list[str]:
         }.items()
     ]
     return [line for note in notes if note for line in (note, "")]
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def score(row: Record, metric: str, kept: str) -> float | None:

@@ -139,13 +139,14 @@ class HeadDims:
         """
         block = self.block
         changed: list[tuple[Tensor, Tensor | None] | None] = [None, None, None]
-        consumer = None
+        consumer, output_error, score_error = None, None, 0.0
         units = torch.arange(block.num_units) if units is None else units.cpu()
         groups = block.groups(units)
         pairs = None
         if self._rotary is not None and self._rotary.pairs is not None:
             pairs = self._rotary.pairs[groups]
         if query_key < block.query_key_size:
+            score_error = self._score_error(query_key, units)
             of_queries, of_keys = self._score_maps(query_key)
             changed[0] = _mapped(self._query, of_queries, units)
             changed[1] = _mapped(self._key, of_keys, groups)
@@ -153,14 +154,26 @@ class HeadDims:
                 kept = torch.stack([self._rotary_pairs[g].kept(query_key // 2) for g in groups])
                 pairs = kept.cpu() if pairs is None else pairs.gather(1, kept.cpu())
         if value < block.unit_size:
-            changed[2], consumer = self._narrow_values(value, units, groups)
+            changed[2], consumer, output_error = self._narrow_values(value, units, groups)
         layers = self._layers(changed, units, groups)
         if consumer is not None:
             layers[block.consumer] = consumer
         stays = replace(block, num_units=len(units), num_groups=len(groups))
         return NarrowedHeads(
-            stays, query_key, value, layers, None if pairs is None else pairs.tolist()
+            stays,
+            query_key,
+            value,
+            layers,
+            pairs=None if pairs is None else pairs.tolist(),
+            score_error=score_error,
+            output_error=output_error,
         )
+
+    def _score_error(self, size: int, units: Tensor) -> float:
+        """Relative error of the scores of some heads."""
+        none, some = self.query_key_errors[units][:, [0, size]].sum(0).clamp_min(0).tolist()
+        error: float = (some / max(none, 1e-300)) ** 0.5
+        return error
 
     def _layers(
         self,
@@ -215,10 +228,10 @@ class HeadDims:
 
     def _narrow_values(
         self, size: int, units: Tensor, groups: Tensor
-    ) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+    ) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None], float]:
         """The best directions of each head's values, and all that can be said of the others.
 
-        Of the layer that makes values, and of the consumer.
+        Of the layer that makes values, and of the consumer; and the error of its output.
         """
         channels = torch.arange(self.block.num_channels).reshape(-1, self.block.unit_size)
         folded = fold(self._turned, channels[units, :size].reshape(-1))
@@ -227,7 +240,8 @@ class HeadDims:
             bias = folded.bias if bias is None else bias + folded.bias
         shared = self._value_factors[:: self.block.units_per_group]
         directions = [right[:size] for _, right in shared]
-        return _mapped(self._value, directions, groups), (folded.weight, bias)
+        mapped = _mapped(self._value, directions, groups)
+        return mapped, (folded.weight, bias), folded.output_error
 
     @cached_property
     def _turned(self) -> BlockStatistics:

@@ -20,8 +20,9 @@ from stat_prune.measuring.timing import device_name
 from stat_prune.model.blocks import Block, SeqLength
 from stat_prune.model.dispatched import own_parameters
 from stat_prune.pipeline.run import Run
-from stat_prune.reporting.block_row import BlockRow
+from stat_prune.reporting.block_row import BlockRow, dims_kept
 from stat_prune.reporting.report import PruningReport, Size, Speed
+from stat_prune.reporting.search_report import DimensionsOfHeads
 from stat_prune.settings.targets import MACs
 from stat_prune.surgery.token_tables import bytes_of_ids
 
@@ -75,6 +76,7 @@ def report_of(
     pruned: Sequence[BlockRow],
     before: Size,
     after: Size,
+    head_dims: DimensionsOfHeads | None = None,
     **known: Any,
 ) -> PruningReport:
     """The report of one pruned model.
@@ -84,29 +86,37 @@ def report_of(
     run : Run
     budget : Budget
     pruned : sequence of BlockRow
-        Of the blocks that could be pruned.
+        Of the blocks that could be pruned, but for what dimensions inside heads do.
     before, after : Size
+    head_dims : DimensionsOfHeads or None
     **known
         Other fields of the report.
     """
     rows = [*pruned, *(_whole_row(block) for block in run.untouched)]
+    rows = [_with_dims(row, head_dims) for row in rows]
     order = {block.name: place for place, block in enumerate(find_blocks(run.model))}
-    predicted = [
-        row.sensitivity * row.output_error**2 for row in pruned if row.sensitivity is not None
-    ]
     return PruningReport(
         blocks=sorted(rows, key=lambda row: order[row.name]),
         before=before,
         after=after,
         seq_length=budget.seq_length,
         lengths=dict(budget.lengths) if len(run.masks) > 1 else None,
-        predicted_distance=sum(predicted) if predicted else None,
+        predicted_distance=_predicted_distance(rows),
         seconds=dict(run.stopwatch.seconds),
         peak_memory=peak_memory(run.device),
         settings=_settings(run, budget),
         earlier=run.earlier,
+        head_dims=head_dims,
         **known,
     )
+
+
+def _predicted_distance(rows: Sequence[BlockRow]) -> float | None:
+    """None where nothing was probed, or where an error of what was probed is not known."""
+    found = [(row.sensitivity, row.output_error) for row in rows if row.sensitivity is not None]
+    if not found or any(error is None for _, error in found):
+        return None
+    return sum(weight * error**2 for weight, error in found if error is not None)
 
 
 def row_of(plan: BlockPlan) -> BlockRow:
@@ -124,6 +134,7 @@ def row_of(plan: BlockPlan) -> BlockRow:
         output_error=plan.folded.output_error,
         sensitivity=plan.sensitivity,
         error_curve=plan.error_curve,
+        **dims_kept(block, block),
     )
 
 
@@ -139,6 +150,27 @@ def _whole_row(block: Block) -> BlockRow:
         activation_error=0.0,
         output_error=0.0,
         sensitivity=None,
+        **dims_kept(block, block),
+    )
+
+
+def _with_dims(row: BlockRow, head_dims: DimensionsOfHeads | None) -> BlockRow:
+    """What a report says of a block whose heads may have lost dimensions.
+
+    Errors are those of the correction that values were given, which is that of heads that left,
+    too. Queries and keys are given none, and no error of the output was measured.
+    """
+    if head_dims is None or row.name not in head_dims.sizes:
+        return row
+    assert row.query_key_dims is not None and row.value_dims is not None
+    query_key, value = head_dims.sizes[row.name]
+    kept_scores = query_key == row.query_key_dims[1]
+    return replace(
+        row,
+        activation_error=None,
+        output_error=head_dims.errors[row.name][1] if kept_scores else None,
+        query_key_dims=[query_key, row.query_key_dims[1]],
+        value_dims=[value, row.value_dims[1]],
     )
 
 

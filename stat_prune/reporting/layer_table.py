@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from itertools import zip_longest
 
 from rich.table import Table
 
-from stat_prune.reporting.block_row import BlockRow
+from stat_prune.reporting.block_row import BlockRow, error_text
 
-_HEADINGS = ("layer", "heads", "key/value", "error", "neurons", "error")
+_HEADINGS = (
+    "layer",
+    "heads",
+    "key/value",
+    "query-\nkey\ndims",
+    "value\ndims",
+    "error",
+    "neurons",
+    "error",
+)
+_IN_EVERY_TABLE = ("layer", "heads", "neurons")
 
 
 def layer_table(blocks: Sequence[BlockRow]) -> Table:
     """What is kept of each layer and the error of each output, in 80 columns.
 
     Where a layer has several blocks of a kind, the others are named on lines of their own. Errors
-    are left out where none is known.
+    are left out where none is known, and dimensions inside heads where none has left.
     """
-    lines = _lines(blocks)
-    shown = {"layer", "heads", "neurons"}
-    if any(cells[2] for cells in lines):
-        shown.add("key/value")
-    if not all(math.isnan(block.output_error) for block in blocks):
-        shown.add("error")
-    columns = [number for number, heading in enumerate(_HEADINGS) if heading in shown]
-    table = Table()
+    dims = any(block.lost_dims for block in blocks)
+    lines = _lines(blocks, dims=dims)
+    columns = [
+        number
+        for number, heading in enumerate(_HEADINGS)
+        if heading in _IN_EVERY_TABLE or any(cells[number] for cells in lines)
+    ]
+    # Eight columns with the numbers of a large Llama leave no room to spare.
+    table = Table(pad_edge=not dims)
     for number in columns:
+        heading = _HEADINGS[number].replace("/", "/\n") if dims else _HEADINGS[number]
         if number == 0:
-            table.add_column(_HEADINGS[number], overflow="fold")
+            table.add_column(heading, overflow="fold")
         else:
-            table.add_column(_HEADINGS[number], justify="right")
+            # Where it gets narrow, names of layers are broken, and numbers are not.
+            table.add_column(heading, justify="right", no_wrap=True)
     for cells in lines:
         table.add_row(*(cells[number] for number in columns))
     return table
 
 
-def _lines(blocks: Sequence[BlockRow]) -> list[tuple[str, ...]]:
+def _lines(blocks: Sequence[BlockRow], *, dims: bool) -> list[tuple[str, ...]]:
     """The cells of each line, in the order of `_HEADINGS`."""
     layers: dict[int, list[BlockRow]] = {}
     for block in blocks:
@@ -53,19 +65,20 @@ def _lines(blocks: Sequence[BlockRow]) -> list[tuple[str, ...]]:
         for number, (some, others) in enumerate(zip_longest(heads, neurons)):
             names = [one.name.removeprefix(f"{layer}.") for one in (some, others) if one]
             label = "  " + ", ".join(names) if number else layer
-            lines.append((label, *_of_heads(some), *_of_neurons(others)))
+            lines.append((label, *_of_heads(some, dims=dims), *_of_neurons(others)))
     return lines
 
 
-def _of_heads(block: BlockRow | None) -> tuple[str, str, str]:
+def _of_heads(block: BlockRow | None, *, dims: bool) -> tuple[str, ...]:
     if block is None:
-        return "", "", ""
+        return "", "", "", "", ""
     shared = block.total_groups < block.total
     groups = f"{block.kept_groups}/{block.total_groups}" if shared else ""
-    return f"{block.kept}/{block.total}", groups, f"{block.output_error:.4f}"
+    inside = block.dims_texts() if dims else ("", "")
+    return f"{block.kept}/{block.total}", groups, *inside, error_text(block.output_error)
 
 
 def _of_neurons(block: BlockRow | None) -> tuple[str, str]:
-    return (
-        ("", "") if block is None else (f"{block.kept}/{block.total}", f"{block.output_error:.4f}")
-    )
+    if block is None:
+        return "", ""
+    return f"{block.kept}/{block.total}", error_text(block.output_error)

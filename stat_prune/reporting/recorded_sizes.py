@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from stat_prune.checkpoints.loading import class_of, saved_class
 from stat_prune.errors import LoadError
 from stat_prune.families import find_blocks
 from stat_prune.inferring import describe
-from stat_prune.reporting.block_row import BlockRow
+from stat_prune.reporting.block_row import BlockRow, dims_kept
 from stat_prune.reporting.layer_table import layer_table
 from stat_prune.surgery.per_layer_config import forget_layer_sizes
 
@@ -32,7 +31,7 @@ class RecordedSizes:
     model : str
         Its class.
     blocks : list of BlockRow
-        What is left of each block of the dense model; errors are not known (NaN).
+        What is left of each block of the dense model; errors are not known.
     parameters_before, parameters : int
         Of the dense model and of this one.
     """
@@ -44,8 +43,10 @@ class RecordedSizes:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without those that are not known."""
-        known = ("name", "kind", "layer", "kept", "total", "kept_groups", "total_groups")
-        blocks = [{name: getattr(block, name) for name in known} for block in self.blocks]
+        blocks = [
+            {name: value for name, value in vars(block).items() if value is not None}
+            for block in self.blocks
+        ]
         return {**vars(self), "blocks": blocks}
 
     def table(self) -> Group:
@@ -84,9 +85,10 @@ def recorded_sizes(folder: Path) -> RecordedSizes:
             total=block.num_units,
             kept_groups=left[block.name].num_groups,
             total_groups=block.num_groups,
-            activation_error=math.nan,
-            output_error=math.nan,
+            activation_error=None,
+            output_error=None,
             sensitivity=None,
+            **dims_kept(left[block.name], block),
         )
         for block in find_blocks(dense)
     ]

@@ -14,7 +14,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from stat_prune.model.factored_table import FactoredTable
-from stat_prune.reporting.block_row import BlockRow
+from stat_prune.reporting.block_row import BlockRow, error_text
 from stat_prune.reporting.finish_report import Finish
 from stat_prune.reporting.layer_table import layer_table
 from stat_prune.reporting.search_report import DimensionsOfHeads, Search
@@ -102,7 +102,7 @@ class PruningReport:
         Tokens a sequence at which MACs are counted.
     predicted_distance : float or None
         Sum over blocks of sensitivity times squared output error: the predicted distance of the
-        model's output from the dense one's.
+        model's output from the dense one's. None where an output error is not known.
     seconds : dict of str to float
         Wall-clock time by stage.
     peak_memory : int
@@ -193,8 +193,8 @@ class PruningReport:
                 str(row.kept),
                 str(row.total),
                 f"{row.kept_groups}/{row.total_groups}" if row.total_groups < row.total else "",
-                f"{row.activation_error:.4f}",
-                f"{row.output_error:.4f}",
+                error_text(row.activation_error),
+                error_text(row.output_error),
             )
             for row in self.blocks
         ]

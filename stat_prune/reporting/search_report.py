@@ -112,17 +112,28 @@ class DimensionsOfHeads:
     sizes : dict of str to list of int
         By block, dimensions of queries and keys, and of values, in each of its heads; of blocks
         that lost some.
+    errors : dict of str to list of (float or None)
+        Of the same blocks relative errors on the calibration set: of the scores, about what keys
+        have in common; and of the output with the scores as they were, None where values have lost
+        nothing.
     kept : dict of {"query-key", "value"} to float
         Where the target has fractions of dimensions by themselves: what is kept of their cost in
         the heads that stay. There was nothing to choose between then, so that nothing but the sizes
-        is known besides.
+        and errors is known besides.
+    evaluations : int
+        Spreads over heads, neurons and dimensions that were measured, at least in part.
+    passes : float
+        What was computed to find them, in forward passes over the calibration set.
     """
 
     distances: dict[str, float] = field(default_factory=dict)
     sequences: int = 0
     taken: str = ""
     sizes: dict[str, list[int]] = field(default_factory=dict)
+    errors: dict[str, list[float | None]] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
+    evaluations: int = 0
+    passes: float = 0.0
 
     def __str__(self) -> str:
         if self.kept:
@@ -131,10 +142,13 @@ class DimensionsOfHeads:
             return f"kept {shares}; query-key/value dimensions {sizes or 'whole'}"
         judged = _named(self.distances)
         sizes = ", ".join(f"{keys}/{values}" for keys, values in self.sizes.values())
-        return (
+        text = (
             f"heads and neurons to {judged} on {self.sequences} sequences; {self.taken} taken; "
             f"query-key/value dimensions {sizes or 'whole'}"
         )
+        if self.evaluations:
+            text += f"; {self.evaluations} spreads measured; {self.passes:.1f} passes"
+        return text
 
 
 def _named(distances: dict[str, float]) -> str:

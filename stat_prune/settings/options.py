@@ -91,12 +91,11 @@ class Constraints(Config):
         the same fraction of every block. Off by default, as what a block's last units do is hard to
         foresee.
     head_dims : bool
-        Dimensions inside heads may leave, in models with BERT's attention, GPT-2's or Llama's.
+        Dimensions inside heads may leave, in the families that docs/architectures.md lists for it.
 
         They do where the budget is then better spent on examples held out: of each layer one number
-        for queries and keys, one for values, in multiples of `round_to`. For models with BERT's
-        attention or Llama's, one fraction of MACs, parameters, bytes or time, and the default
-        budget; it takes about half as long again.
+        for queries and keys, one for values, in multiples of `round_to`. It takes one fraction of
+        MACs, parameters, bytes or time, the default budget, and about half as long again.
     serve_with : {"llama.cpp", "mlx", "vllm", "onnx", "openvino"}, optional
         Choose only what this program holds: llama.cpp, mlx, vllm, onnx, openvino.
 

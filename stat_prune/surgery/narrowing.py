@@ -40,6 +40,10 @@ class NarrowedHeads:
     pairs : list of list of int, optional
         Of each key/value head, which pairs of dimensions stay of those that a rotary embedding
         turns, numbered as in the dense model.
+    score_error : float
+        Relative error of the scores on the calibration set, about what keys have in common.
+    output_error : float, optional
+        As that of `FoldedConsumer`, with the scores as they were, where values lose dimensions.
     """
 
     block: Block
@@ -47,6 +51,8 @@ class NarrowedHeads:
     value: int
     layers: Mapping[str, tuple[Tensor, Tensor | None]]
     pairs: list[list[int]] | None = None
+    score_error: float = 0.0
+    output_error: float | None = None
 
     def told(self, folded: FoldedConsumer) -> NarrowedHeads:
         """With what the block's producers are to make of a changed input."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,7 +170,15 @@ def test_pruning_is_timed_by_stage_beside_a_forward(tmp_path):
     assert measures["0.6"]["forwards"] == ratio
     # Stages are parts of what is divided by a forward's time.
     assert whole <= ratio * measures["dense"]["seconds of a forward"] * 1.001
-    assert "seconds of collect" in (tmp_path / "speed.md").read_text()
+    forward = measures["dense"]["seconds of a forward"]
+    table = (tmp_path / "speed.md").read_text().partition("stage by stage")[2]
+    told = re.findall(r"^\| 0.6 \| stat \| (.+) \| ([0-9.]+) \| ([0-9.]+) \|$", table, re.MULTILINE)
+    assert {f"seconds of {stage}" for stage, _, _ in told} == stages
+    for stage, seconds, forwards in told:
+        assert float(seconds) == pytest.approx(measures["0.6"][f"seconds of {stage}"], rel=0.01)
+        assert float(forwards) == pytest.approx(
+            measures["0.6"][f"seconds of {stage}"] / forward, rel=0.01
+        )
 
 
 def test_images_are_made_for_models_that_read_them():

@@ -18,6 +18,7 @@ from harness import records
 from harness.apart import apart
 from harness.cost_tables import cost_tables, spent_figure
 from harness.inputs import drawn
+from harness.tables import markdown
 from harness.ways import METHOD_NAMES, WAYS, method_of
 from stat_prune.errors import DataError, SettingsError, StatPruneError
 from stat_prune.evaluation import read_glue
@@ -156,6 +157,48 @@ def test_tables_hold_means_over_seeds_and_go_by_what_was_spent():
 
     (panel,) = spent_figure(rows).axes
     assert panel.lines[0].get_xydata() == pytest.approx(torch.tensor([[2, 0.7], [40, 0.85]]))
+
+
+def test_stages_are_told_as_multiples_of_a_forward_too():
+    rows = [made("stat", seed, 0.8, 2.0) for seed in range(2)]
+    for row, seconds in zip(rows, (0.002, 0.004), strict=True):
+        row["measures"]["dense"]["seconds of a forward"] = 0.004
+        row["measures"]["0.5"] |= {"seconds of collect": seconds, "seconds of cut": 12.34}
+    text = cost_tables(rows)
+    left, stages = text.split("**sst2**, stage by stage")
+    assert "seconds of" not in left
+    assert stages.startswith("; a forward over the calibration set takes 0.00400 s\n")
+    assert "| 0.5 | stat | collect | 0.00300 | 0.750 |" in stages
+    assert "| 0.5 | stat | cut | 12.3 | 3085 |" in stages
+    for row in rows:
+        del row["measures"]["dense"]["seconds of a forward"]
+    assert "| 0.5 | stat | cut | 12.3 |  |" in cost_tables(rows)
+
+
+def test_what_was_measured_under_other_conditions_is_not_averaged():
+    cpu, gpu = {"device": "cpu", "dtype": "float32"}, {"device": "cuda", "dtype": "float32"}
+    rows = [
+        made("stat", 0, 0.80, 30.0) | {"conditions": cpu | {"seed": 0}},
+        made("stat", 1, 0.90, 50.0) | {"conditions": cpu | {"seed": 1}},
+        made("stat", 0, 0.70, 2.0) | {"conditions": gpu},
+    ]
+
+    text = cost_tables(rows)
+
+    assert "dtype" not in text  # of which there is one
+    on_cpu, on_gpu = text.index("**sst2 (device: cpu)**"), text.index("**sst2 (device: cuda)**")
+    assert on_cpu < text.index("| 0.5 | stat | 0.8500 ± 0.0500 |") < on_gpu
+    assert "| 0.5 | stat | 2.0 | 1.00 | 0.7000 |" in text[on_gpu:]
+    assert "device" not in cost_tables(rows[:2])
+
+    first, second = spent_figure(rows).axes
+    assert (first.get_title(), second.get_title()) == (
+        "sst2 (device: cpu)",
+        "sst2 (device: cuda)",
+    )
+    scores = markdown(rows)
+    assert "**sst2 (device: cuda)**, accuracy, dense 0.9000, seeds 0" in scores
+    assert "| stat | 0.8500 ± 0.0500 |" in scores and "| stat | 0.7000 |" in scores
 
 
 def test_records_without_what_was_spent_have_neither_its_table_nor_its_figure():

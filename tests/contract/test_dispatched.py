@@ -19,7 +19,7 @@ from slicegpt import slicegpt
 from stat_prune import Latency, MACs
 from stat_prune.errors import ModelError, SettingsError, TargetError
 from stat_prune.evaluation import perplexity
-from stat_prune.families import stacks_of
+from stat_prune.families import find_blocks, stacks_of
 from stat_prune.model.dispatched import in_memory, is_offloaded, stored_tensors
 from stat_prune.pipeline import loaded_model, stages
 
@@ -285,6 +285,22 @@ def test_a_result_generates_what_the_plain_one_does(prune, inputs, tmp_path, pla
     )
     options = {"max_new_tokens": 5, "do_sample": False}
     assert torch.equal(found.generate(**inputs, **options), expected.generate(**inputs, **options))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("name", ["Bert", "Llama", "GPT2"])
+def test_narrower_heads_compute_the_same_and_are_pruned_again(
+    prune, inputs, tmp_path, placement: Placement, name
+):
+    """Of linear layers of their own, of rotary pairs, and of one layer for all three."""
+    plain = prune(build(name), MACs({"query-key": 0.5, "value": 0.5})).model
+    sizes = {(one.query_key_size, one.unit_size) for one in find_blocks(plain) if one.attributes}
+    assert (8, 8) not in sizes
+    model = placement(copy.deepcopy(plain), tmp_path)
+    assert any(map(is_offloaded, model.modules())) == (placement is not with_hooks)
+    assert torch.equal(output(model, inputs), output(plain, inputs))
+    found, expected = (prune(one, MACs(0.6)).model for one in (model, plain))
+    assert torch.equal(output(found, inputs), output(expected, inputs))
 
 
 def test_a_saved_result_loads_with_a_device_map(prune, inputs, tmp_path):

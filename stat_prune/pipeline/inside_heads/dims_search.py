@@ -87,11 +87,18 @@ class Spread(NamedTuple):
         The candidate of each block.
     narrowed : list of NarrowedHeads
         The layers whose heads are narrower.
+    evaluations : int
+        Spreads that were measured, at least in part.
+    passes : float
+        What was computed for it, in forward passes over the calibration set: what was not known
+        from a budget before.
     """
 
     fraction: float
     choice: list[int]
     narrowed: list[NarrowedHeads]
+    evaluations: int = 0
+    passes: float = 0.0
 
 
 class DimsSearch:
@@ -112,6 +119,7 @@ class DimsSearch:
         self._candidates = [one.candidates for one in measured]
         self._objective = objective_named(run.settings.objective)
         self._heads = [n for n, block in enumerate(run.blocks) if block.kind == "heads"]
+        self._passes = 0.0
 
     def search(self, budget: Budget) -> Spread | None:
         """The nearest spread to the dense model's output.
@@ -124,7 +132,7 @@ class DimsSearch:
         Spread or None
             None where no start leaves heads as much as one dimension in each costs.
         """
-        run = self._run
+        run, spent = self._run, self._passes
         whole = WholeModel(
             run.model,
             self._layers,
@@ -133,7 +141,7 @@ class DimsSearch:
             self._objective,
             parts=NUM_PARTS,
         )
-        best, known = FIRST, dict[tuple[int, ...], Measurement]()
+        best, known, evaluations = FIRST, dict[tuple[int, ...], Measurement](), 0
         for name in MOVES[run.settings.effort]:
             points = [best, *(best._replace(**{name: value}) for value in COORDINATES[name])]
             found: Measurement | None = None
@@ -143,6 +151,7 @@ class DimsSearch:
                 except TargetError:
                     continue  # too little is left for heads
                 if choice not in known:
+                    evaluations += 1
                     measured = (
                         whole.measure(choice)
                         if found is None
@@ -155,10 +164,22 @@ class DimsSearch:
                     best, found = point, known[choice]
             if found is None:
                 return None
+        self._count(whole)
+        taken = self._taken(best, budget)
+        if taken is None:
+            return None
+        return taken._replace(evaluations=evaluations, passes=self._passes - spent)
+
+    def _taken(self, point: Point, budget: Budget) -> Spread | None:
+        """The spread at a point; of a time, None where none is as fast as was asked for."""
         if budget.timed is not None:
-            return self._in_time(best, budget, budget.timed)
-        blocks, dims, fraction = self._shared(best, budget)
+            return self._in_time(point, budget, budget.timed)
+        blocks, dims, fraction = self._shared(point, budget)
         return Spread(fraction, blocks, self._narrowed(blocks, dims))
+
+    def _count(self, whole: WholeModel) -> None:
+        """Note what was computed on some sequences."""
+        self._passes += whole.passes * whole.num_sequences / self._run.calibration.num_samples
 
     @property
     def _sequences(self) -> CalibrationSet:
@@ -168,6 +189,7 @@ class DimsSearch:
     @cached_property
     def _dims(self) -> list[HeadDims]:
         run = self._run
+        self._passes += 1
         return head_dims_of(
             run.model,
             [run.blocks[number] for number in self._heads],
@@ -331,6 +353,7 @@ class DimsSearch:
             step = 1 if number % 2 else one.query_key_multiple
             place = len(self._candidates) + number
             weights.append(weight_of_half(whole, everything, place, curve, step))
+        self._count(whole)
         return weights
 
     def _cut(self, model: PreTrainedModel, choice: Sequence[int]) -> PreTrainedModel:

@@ -30,12 +30,12 @@ from stat_prune.pipeline.inside_heads.dims_menus import (
 from stat_prune.pipeline.inside_heads.dims_search import FIRST
 from stat_prune.pipeline.inside_heads.measured_dims import head_dims_of
 from stat_prune.pipeline.inside_heads.narrowing_heads import (
+    account_of,
     check_computed_in_one_place,
     dimensions_that_leave,
 )
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.sources import Decided
-from stat_prune.reporting.search_report import DimensionsOfHeads
 from stat_prune.settings.targets import DIMENSIONS, QUERY_KEY, VALUE, MACs, Target
 from stat_prune.surgery.narrowing import narrowed_copy
 
@@ -205,11 +205,7 @@ class KeptDims:
                 )
                 if not one.left_alone
             ]
-        report = DimensionsOfHeads(
-            sizes={one.block.name: [one.query_key, one.value] for one in narrowed if one.layers},
-            kept=reached,
-        )
-        return replace(decided, narrowed=narrowed, head_dims=report)
+        return replace(decided, narrowed=narrowed, head_dims=account_of(narrowed, kept=reached))
 
     def _menu(self, kind: str, heads: Heads, units: Tensor, budget: Budget) -> Menu:
         groups = len(heads.block.groups(units))

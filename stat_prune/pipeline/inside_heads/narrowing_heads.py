@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -24,6 +25,7 @@ from stat_prune.pipeline.solving_again.second_pass import SURE
 from stat_prune.pipeline.sources import Decided
 from stat_prune.reporting.search_report import DimensionsOfHeads
 from stat_prune.settings.targets import QUERY_KEY, VALUE, Target
+from stat_prune.surgery.narrowing import NarrowedHeads
 
 
 def check_narrowing(run: Run, targets: Sequence[Target]) -> None:
@@ -118,7 +120,9 @@ def with_head_dims(
         spread = search.search(budget)
     if spread is not None:
         name = f"{spread.fraction:.3g}"
-        found[name] = solve_again(replace(fold(spread.choice), narrowed=spread.narrowed))
+        # Its heads and neurons are spread by what the same search has found.
+        folded = replace(fold(spread.choice), narrowed=spread.narrowed, search=whole.search)
+        found[name] = solve_again(folded)
     with run.stage("compare dimensions of heads"):
         cut_from = with_table(run, budget.target)
         copies = [one.solution.cut_copy(cut_from) for one in found.values()]
@@ -129,10 +133,22 @@ def with_head_dims(
     clearly = len(found) > 1 and is_better(*measured.values(), errors=SURE)
     taken = [*found][0 if clearly else -1]
     best = found[taken]
-    report = DimensionsOfHeads(
+    report = account_of(
+        best.narrowed,
         distances={name: float(far.mean()) for name, far in measured.items()},
         sequences=judges.num_samples,
         taken=taken,
-        sizes={one.block.name: [one.query_key, one.value] for one in best.narrowed if one.layers},
+        evaluations=0 if spread is None else spread.evaluations,
+        passes=0.0 if spread is None else spread.passes,
     )
     return replace(best, head_dims=report)
+
+
+def account_of(narrowed: Sequence[NarrowedHeads], **known: Any) -> DimensionsOfHeads:
+    """What a report says of narrower heads, and of how they were found."""
+    lost = {one.block.name: one for one in narrowed if one.layers}
+    return DimensionsOfHeads(
+        sizes={name: [one.query_key, one.value] for name, one in lost.items()},
+        errors={name: [one.score_error, one.output_error] for name, one in lost.items()},
+        **known,
+    )

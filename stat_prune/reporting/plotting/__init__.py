@@ -2,11 +2,17 @@
 
 from stat_prune.reporting.plotting.attention_plots import attention_figure, head_heat_map
 from stat_prune.reporting.plotting.comparison_plots import predicted_against_measured, score_curves
-from stat_prune.reporting.plotting.pruned import error_curves, overview, what_was_kept
+from stat_prune.reporting.plotting.pruned import (
+    dimensions_kept,
+    error_curves,
+    overview,
+    what_was_kept,
+)
 from stat_prune.reporting.plotting.search_plots import search_stages
 
 __all__ = [
     "attention_figure",
+    "dimensions_kept",
     "error_curves",
     "head_heat_map",
     "overview",

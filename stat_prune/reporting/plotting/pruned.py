@@ -41,6 +41,29 @@ def what_was_kept(report: PruningReport, plan: Mapping[str, Collection[int]]) ->
     return fig
 
 
+def dimensions_kept(report: PruningReport) -> Figure:
+    """Dimensions of queries and keys, and of values, that are kept in each head of a layer.
+
+    Parameters
+    ----------
+    report : PruningReport
+        Of a run in which dimensions left heads.
+
+    Raises
+    ------
+    DataError
+        If none did.
+    """
+    if not has_narrower_heads(report):
+        raise DataError(
+            "No dimensions have left the heads in this report: they can with head_dims=True, and "
+            "with targets such as MACs({'value': 0.5})."
+        )
+    fig = figure(9, _height(_rows(report, "heads")))
+    draw_dimensions(fig.subplots(1, 2), report)
+    return fig
+
+
 def error_curves(report: PruningReport) -> Figure:
     """Relative error of each block's output against how much of it is kept, the choice marked.
 
@@ -65,24 +88,32 @@ def error_curves(report: PruningReport) -> Figure:
 
 
 def overview(report: PruningReport, plan: Mapping[str, Collection[int]]) -> Figure:
-    """`what_was_kept` above `error_curves` above `search_stages`, of what there is."""
+    """What there is of `what_was_kept`, `dimensions_kept`, `error_curves` and `search_stages`."""
     heights = [_height(_rows(report, "heads") + _rows(report, "neurons"))]
+    heights += [_height(_rows(report, "heads"))] if has_narrower_heads(report) else []
     heights += [3.8] if has_curves(report) else []
     heights += [height_of(report.search)] if report.search else []
     fig = figure(9, sum(heights))
     parts = fig.subfigures(len(heights), 1, squeeze=False, height_ratios=heights, hspace=0.02)
     kept, *others = parts[:, 0]
     draw_kept(kept.subplots(1, 2, width_ratios=(3, 2)), report, plan)
+    if has_narrower_heads(report):
+        draw_dimensions(others.pop(0).subplots(1, 2), report)
     if has_curves(report):
-        draw_curves(others[0], report)
+        draw_curves(others.pop(0), report)
     if report.search:
-        draw_search(others[-1], report.search)
+        draw_search(others.pop(0), report.search)
     return fig
 
 
 def has_curves(report: PruningReport) -> bool:
     """Whether any block's sizes were priced."""
     return any(row.error_curve for row in report.blocks)
+
+
+def has_narrower_heads(report: PruningReport) -> bool:
+    """Whether heads that stay have lost dimensions."""
+    return any(row.lost_dims for row in report.blocks)
 
 
 def draw_kept(
@@ -115,7 +146,30 @@ def draw_kept(
     step = max(1, grid.shape[1] // 16)
     columns = np.arange(0, grid.shape[1], step)
     panel.set_xticks(columns + 0.5, columns.astype(str))
-    _draw_neurons(axes[1], neurons)
+    kept, total = sum(row.kept for row in neurons), sum(row.total for row in neurons)
+    _draw_bars(axes[1], neurons, [row.kept for row in neurons], [row.total for row in neurons])
+    axes[1].set(xlabel="neurons (dark: kept)", title=f"neurons: {kept:,} of {total:,} kept")
+
+
+def draw_dimensions(axes: Sequence[Axes], report: PruningReport) -> None:
+    """The two panels of `dimensions_kept`; titles count those of all heads that stay."""
+    rows = _rows(report, "heads")
+    of_kind = {
+        "query/key": [row.query_key_dims or [0, 0] for row in rows],
+        "value": [row.value_dims or [0, 0] for row in rows],
+    }
+    for panel, (kind, dims) in zip(axes, of_kind.items(), strict=True):
+        # Where no head stays, none of them has a dimension.
+        left = [kept if row.kept else 0 for row, (kept, _) in zip(rows, dims, strict=True)]
+        _draw_bars(panel, rows, left, [total for _, total in dims])
+        kept, total = (
+            sum(row.kept * one[place] for row, one in zip(rows, dims, strict=True))
+            for place in (0, 1)
+        )
+        panel.set(
+            xlabel=f"{kind} dimensions in each head (dark: kept)",
+            title=f"{kind} dimensions: {kept:,} of {total:,} kept",
+        )
 
 
 def draw_curves(fig: FigureBase, report: PruningReport) -> None:
@@ -145,22 +199,21 @@ def draw_curves(fig: FigureBase, report: PruningReport) -> None:
     shades.bar(fig, axes, "layer")
 
 
-def _draw_neurons(panel: Axes, rows: Sequence[BlockRow]) -> None:
+def _draw_bars(
+    panel: Axes, rows: Sequence[BlockRow], kept: Sequence[int], totals: Sequence[int]
+) -> None:
+    """A bar a block, of which the dark part is kept, and how much that is."""
     lines = np.arange(len(rows)) + 0.5
-    totals = [row.total for row in rows]
     panel.barh(lines, totals, height=0.8, color=REMOVED)
-    panel.barh(lines, [row.kept for row in rows], height=0.8, color=KEPT)
+    panel.barh(lines, kept, height=0.8, color=KEPT)
     most = max(totals, default=1)
     if len(rows) <= MAX_CROSSES // 12:
-        for line, row in zip(lines, rows, strict=True):
-            panel.text(most * 1.02, line, str(row.kept), va="center", fontsize=8)
-    kept = sum(row.kept for row in rows)
+        for line, left in zip(lines, kept, strict=True):
+            panel.text(most * 1.02, line, str(left), va="center", fontsize=8)
     panel.set(
         xlim=(0, most * 1.16),
         ylim=(0, max(len(rows), 1)),
-        xlabel="neurons (dark: kept)",
-        xticks=np.linspace(0, most, 5).round(),
-        title=f"neurons: {kept:,} of {sum(totals):,} kept",
+        xticks=np.unique(np.linspace(0, most, 5).round()),
     )
     _number(panel, [row.layer for row in rows])
 
