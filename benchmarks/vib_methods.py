@@ -228,10 +228,10 @@ def from_masks(cell: Cell, **fields: Any) -> Result:
     return result.model, result.report.settings, spent
 
 
-def masks_then_scales(cell: Cell) -> Result:
+def masks_finished(cell: Cell, finish: str) -> Result:
     """Masks alone, and a finish of what is left that reads as much."""
     result, masks = masks_alone(cell)
-    model, settings, spent = cell.finished(result, "scales", sixteenth(cell))
+    model, settings, spent = cell.finished(result, finish, sixteenth(cell))
     return model, settings, {name: spent[name] + masks[name] for name in spent}
 
 
@@ -277,6 +277,7 @@ METHODS: dict[str, Callable[[Cell], Result]] = {
     "vib, full, sublayers": lambda cell: vib(cell, "full", sublayers=True),
     "vib, fast": lambda cell: vib(cell, "fast"),
     "vib, masks": from_masks,
-    "vib, masks, then scales": masks_then_scales,
+    "vib, masks, then scales": lambda cell: masks_finished(cell, "scales"),
+    "vib, masks, then weights": lambda cell: masks_finished(cell, "weights"),
     "vib, masks, uncorrected": lambda cell: from_masks(cell, folding="means"),
 }
