@@ -234,7 +234,7 @@ class Finishing:
         run, settings = self.run, self.run.settings
         count = min(self.num_sequences, PASSES * self.examples.num_samples)
         with run.stage("finish"):
-            run.expect(num_steps(count))
+            run.expect(num_steps(count, self.examples.num_samples))
             return broadcast(
                 lambda: fit(
                     model,

@@ -11,6 +11,7 @@ from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 import stat_prune
+from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import DataError, ModelError, SettingsError
 from stat_prune.families import find_blocks
 from stat_prune.finishing import fitting, results
@@ -216,6 +217,36 @@ def test_other_kinds_are_refused():
 def test_one_example_cannot_be_fitted_and_judged_on():
     with pytest.raises(DataError, match="held out"):
         pruned(count=1)
+
+
+def test_two_examples_are_an_attempt_and_not_many_that_change_nothing():
+    found = pruned(count=2, method="magnitude").report.finish
+    assert found is not None and (found.sequences, found.held_out_sequences) == (1, 1)
+    assert found.distances[1] != found.distances[0]
+    assert found.passes <= 2 * fitting.PASSES
+
+
+def test_a_handful_of_examples_is_fitted():
+    found = pruned(count=5, method="magnitude").report.finish
+    assert found is not None and found.sequences == 4 and found.taken > 0
+
+
+def test_no_step_of_a_fit_is_without_a_rate():
+    assert fitting.share_of_rate(0, 1) == 1
+    for steps in range(1, 60):
+        shares = [fitting.share_of_rate(done, steps) for done in range(steps)]
+        peak = shares.index(1)
+        assert min(shares) > 0 and shares == [*sorted(shares[:peak]), *sorted(shares[peak:])[::-1]]
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 35])
+def test_steps_read_the_sequences_that_they_are_said_to(count):
+    examples = calibration_set_for(classifier(), rows(count), None, num_samples=count)
+    for sequences in (1, count, 3 * count + 2):
+        steps = fitting.num_steps(sequences, count)
+        batches = [len(one["input_ids"]) for one in fitting._batches(examples, steps, 0)]
+        assert sum(batches) == fitting.sequences_read(steps, count)
+        assert sum(batches[:-1]) < sequences <= sum(batches)
 
 
 def test_an_objective_without_a_gradient_is_refused():
