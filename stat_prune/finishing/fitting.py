@@ -241,6 +241,13 @@ def check_gradient(dense: PreTrainedModel, objective: Objective, batch: Batch) -
             "The objective's distances have no gradient, by which to fit. Compute them in torch, "
             "without detach() or no_grad, or leave finish out."
         )
+    try:
+        distances.sum().backward()
+    except RuntimeError as error:
+        raise SettingsError(
+            f"The gradient of the objective's distances, by which to fit, fails: {error} Compute "
+            "them without operations in place, or leave finish out."
+        ) from error
 
 
 def _loss(
