@@ -41,8 +41,8 @@ def opened(given: Any, asked: ObjectiveName | Objective | None) -> PruningResult
     SettingsError
         If it is something else.
     LoadError
-        If the folder is damaged; if it holds an encoder that sentence-transformers does not open,
-        and whose embeddings are to be fitted.
+        If the folder is missing or damaged; if it holds an encoder that sentence-transformers does
+        not open, and whose embeddings are to be fitted.
     """
     if isinstance(given, PruningResult):
         return given
@@ -54,7 +54,9 @@ def opened(given: Any, asked: ObjectiveName | Objective | None) -> PruningResult
         )
     check_path("result", place)
     folder = os.fspath(place)
-    encoder = find_encoder(folder) if os.path.isdir(folder) else None
+    if not os.path.isdir(folder):
+        raise LoadError(f"{folder!r} is not a folder. Pass the one that the result was saved in.")
+    encoder = find_encoder(folder)
     if encoder is None:
         return _transformer_in(folder)
     report, plan = read_account(Path(folder))

@@ -11,9 +11,11 @@ import pytest
 import torch
 import transformers
 from tiny_models import tiny_bert
+from typer.testing import CliRunner
 
 import stat_prune
 from stat_prune import MACs
+from stat_prune.cli import app
 from stat_prune.errors import LoadError, ModelError, SettingsError
 from stat_prune.measuring.objectives import relative_error
 from stat_prune.measuring.sentence_embeddings import SentenceEmbeddings
@@ -111,6 +113,17 @@ def test_a_teacher_may_be_whole_a_transformer_or_where_it_is(folder, pruned):
     for teacher in teachers:
         for given in (result, place):
             assert same(finish(given, teacher=teacher).model, expected)
+
+
+def test_the_command_line_finishes_its_folder_whole(folder, pruned, tmp_path):
+    _, place = pruned
+    (tmp_path / "texts.txt").write_text("\n".join(WORDS))
+    given = ["-d", tmp_path / "texts.txt", "--teacher", folder, "-o", tmp_path / "out"]
+    given += ["--num-calibration-samples", 200]
+    arguments = ["finish", place, *given]
+    done = CliRunner().invoke(app, [str(one) for one in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert same(opened(tmp_path / "out"), finish(place, teacher=folder).model)
 
 
 def test_what_the_transformer_was_loaded_from_may_have_a_head(word_tokenizer, tmp_path):
