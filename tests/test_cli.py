@@ -22,7 +22,7 @@ import stat_prune
 from stat_prune.cli import main
 from stat_prune.cli.finetune_command import MODES as finetune_modes
 from stat_prune.evaluation import evaluate_squad
-from stat_prune.settings.methods import ALLOCATIONS, EFFORTS
+from stat_prune.settings.methods import ALLOCATIONS, EFFORTS, FINISHES
 from stat_prune.vib import MODES
 
 TEXTS = [
@@ -309,6 +309,34 @@ def test_a_result_is_finished_where_asked(classifier, texts, run, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["finish"]["numbers"] > 0
+
+
+@pytest.mark.parametrize("kind", FINISHES)
+def test_a_folder_is_finished_with_its_dense_model(kind, pruned, classifier, texts, run, tmp_path):
+    folder, _ = pruned
+    options = ("-d", texts, "--teacher", classifier, "-o", tmp_path / "out", "--kind", kind)
+    done = run("finish", folder, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["finish"]["kind"] == kind and printed["output"] == str(tmp_path / "out")
+    expected = stat_prune.finish(folder, str(texts), kind=kind, teacher=classifier, progress=False)
+    model = stat_prune.load(tmp_path / "out")
+    assert all(map(torch.equal, model.state_dict().values(), expected.model.state_dict().values()))
+    again = run("finish", folder, *options, "--seed", 1, "--overwrite")
+    assert again.returncode == 0
+    told, line, saved = again.stdout.strip().splitlines()
+    assert told.startswith(f"{kind}; ") and "held out" in line and "stat_prune.load(" in saved
+
+
+def test_what_is_finished_takes_the_place_of_neither_model(pruned, classifier, texts, run):
+    folder, _ = pruned
+    for output, message in ((folder, "to be finished"), (classifier, "to be matched")):
+        before = (output / "model.safetensors").read_bytes()
+        done = run(
+            *("finish", folder, "-d", texts, "--teacher", classifier, "-o", output, "--overwrite")
+        )
+        assert done.returncode == 1 and message in done.stderr
+        assert (output / "model.safetensors").read_bytes() == before
 
 
 def test_a_vocabulary_is_trimmed_to_what_texts_need(classifier, texts, run, tmp_path):
@@ -711,6 +739,7 @@ def odd(tmp_path_factory, classifier) -> dict[str, object]:
 
 PRUNE = ("prune", "{model}", "-d", "{here}/latin.txt", "--macs", "0.5", "-o", "{here}/new")
 TUNE = ("finetune", "{model}", "-d", "{here}/file", "--macs", "0.5", "-o", "{here}/run")
+FINISH = ("finish", "{model}", "-d", "{here}/file", "--teacher", "{model}", "-o", "{here}/new")
 SCORE = ("evaluate", "{model}", "--task", "sst2", "--data", "{here}")
 
 
@@ -738,6 +767,10 @@ SCORE = ("evaluate", "{model}", "--task", "sst2", "--data", "{here}")
         ((*TUNE, "--config", "{here}/list.json"), "an object in JSON"),
         ((*TUNE, "--config", "{here}/latin.json"), "no settings in JSON"),
         ((*TUNE, "--gradual", "nan"), "`gradual` must be a number"),
+        (FINISH, "no readable report"),
+        ((*FINISH, "--device", "foo"), "device='foo' cannot be used here"),
+        ((*FINISH[:1], "{long}", *FINISH[2:]), "is not a folder"),
+        ((*FINISH[:1], "{here}/weights", *FINISH[2:]), "damaged"),
         (SCORE, "no text in UTF-8"),
         (("evaluate", "{here}/headless", "--task", "mrpc", "--data", "{here}"), "has no logits"),
         (
@@ -809,6 +842,8 @@ def test_too_little_memory_says_what_takes_less(monkeypatch, run, pruned):
         (("prune", "m", "-d", "t", "-o", "o", "--macs", "1", "--method", "magic"), "magnitude"),
         (("evaluate", "m", "--task", "sst"), "sst2"),
         (("export", "m", "--to", "ggml", "-o", "o"), "gguf"),
+        (("finish", "m", "-d", "t", "-o", "o"), "--teacher"),
+        (("finish", "m", "-d", "t", "-o", "o", "--teacher", "d", "--kind", "more"), "lora"),
         (("finetune", "m", "-d", "t", "-o", "o"), "exactly one of --macs"),
         (("finetune", "m", "--macs", "1", "-o", "o"), "--task sst2"),
         (("finetune", "m", "-d", "t", "--macs", "1", "-o", "o", "--mode", "quick"), "full, fast"),
@@ -829,6 +864,8 @@ def test_too_little_memory_says_what_takes_less(monkeypatch, run, pruned):
         "unknown method",
         "unknown task",
         "unknown form",
+        "nothing to match",
+        "unknown kind of finish",
         "nothing to reach",
         "nothing to learn from",
         "unknown mode",
@@ -863,6 +900,7 @@ def test_the_process_reports_errors_without_traceback(classifier, texts, tmp_pat
         ("--version",),
         ("prune", "--help"),
         ("evaluate", "--help"),
+        ("finish", "--help"),
         ("finetune", "--help"),
         ("export", "--help"),
         ("prune", "m", "-d", "t", "-o", "o", "--method", "magic"),
@@ -893,7 +931,7 @@ def test_help_teaches_by_example(run):
 
     assert overview.returncode == detail.returncode == 0
     assert "stat-prune prune path/to/model --dataset texts.txt --macs 0.6" in overview.stdout
-    names = ("prune", "finetune", "inspect", "evaluate", "export", "demo")
+    names = ("prune", "trim", "finish", "finetune", "inspect", "evaluate", "export", "demo")
     assert all(name in overview.stdout for name in names)
     assert "--dataset glue/sst2 --macs 0.6 -o out" in detail.stdout
     assert "--task sst2 --macs 0.5 -o run" in second.stdout

@@ -1,4 +1,4 @@
-"""The command line: plan, prune, trim, finetune, inspect, evaluate, export, demo.
+"""The command line: plan, prune, trim, finish, finetune, inspect, evaluate, export, demo.
 
 A command imports torch and transformers, which take seconds, only when it runs.
 """
@@ -17,6 +17,7 @@ from stat_prune.cli.demo_command import demo
 from stat_prune.cli.evaluate_command import evaluate
 from stat_prune.cli.export_command import export
 from stat_prune.cli.finetune_command import finetune
+from stat_prune.cli.finish_command import finish
 from stat_prune.cli.inspect_command import inspect
 from stat_prune.cli.interrupts import Interrupted, interruptible
 from stat_prune.cli.plan_command import plan
@@ -39,7 +40,7 @@ EXIT_CODES = (
     "Exit codes: 0 done, 1 an error (one line on stderr says which), 2 wrong usage, 130 stopped "
     "with Ctrl-C (one line says whether --resume can go on)."
 )
-for command in (plan, prune, trim, finetune, inspect, evaluate, export, demo):
+for command in (plan, prune, trim, finish, finetune, inspect, evaluate, export, demo):
     app.command(epilog=EXIT_CODES)(interruptible(command))
 
 
@@ -104,6 +105,10 @@ def common(
     \b
     Leave out the tokens that your texts never need:
       stat-prune trim path/to/model --dataset texts.txt --output out
+
+    \b
+    Fit what is left to the dense model's outputs:
+      stat-prune finish out --dataset texts.txt --teacher path/to/model --output finished
 
     \b
     Train what is left, on labels or towards the dense model:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
 
 from stat_prune.data.batching import row_length
 from stat_prune.data.calibration import CalibrationSet
@@ -100,10 +101,11 @@ def fit(
     attempt = _Attempt(student, dense, updates, examples, objective, layer_map, advance)
     start, numbers = attempt.distance(), updates.values()
     distances, best, read = [start], None, 0
+    steps = num_steps(num_sequences, examples.num_samples)
     for fraction in RATE_FRACTIONS:
         updates.set(numbers)
-        found, values, steps = attempt.run(kind, fraction, num_steps(num_sequences), seed, start)
-        read += steps
+        found, values, done = attempt.run(kind, fraction, steps, seed, start)
+        read += sequences_read(done, examples.num_samples)
         if values is not None and min(found) < min(distances):
             distances, best = [start, *found], values
         if max(found, default=math.inf) < start:
@@ -119,7 +121,7 @@ def fit(
         held_out_sequences=examples.held_out.num_samples,
         distances=distances,
         taken=distances.index(min(distances)),
-        passes=read * BATCH_SIZE / examples.num_samples,
+        passes=read / examples.num_samples,
     )
     return (updates.folded() if best is not None else {}), report
 
@@ -147,7 +149,7 @@ class _Attempt:
         """Distances after each part, the best numbers if any is below `least`, and steps done."""
         updates = self.updates
         optimizer = torch.optim.AdamW(_rates(updates, kind, fraction), weight_decay=0.0)
-        schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(WARM_UP * steps), steps)
+        schedule = LambdaLR(optimizer, lambda done: share_of_rate(done, steps))
         checks = {math.ceil(part * steps / PARTS) for part in range(1, PARTS + 1)}
         found: list[float] = []
         best, step, start = None, 0, least
@@ -185,9 +187,22 @@ def _rates(updates: Updates, kind: str, fraction: float) -> list[dict[str, Any]]
     ]
 
 
-def num_steps(num_sequences: int) -> int:
-    """Steps that read so many sequences."""
-    return math.ceil(num_sequences / BATCH_SIZE)
+def share_of_rate(done: int, steps: int) -> float:
+    """Of the rate, at the step after so many: never none, as the first may be the only one."""
+    warm_up = math.ceil(WARM_UP * steps)
+    return min((done + 1) / warm_up, (steps - done) / max(steps - warm_up, 1))
+
+
+def num_steps(num_sequences: int, num_samples: int) -> int:
+    """Steps that read so many sequences, in passes over those that there are."""
+    passes, rest = divmod(num_sequences, num_samples)
+    return passes * math.ceil(num_samples / BATCH_SIZE) + math.ceil(rest / BATCH_SIZE)
+
+
+def sequences_read(steps: int, num_samples: int) -> int:
+    """What so many steps read: the last batch of a pass may be less than a whole one."""
+    passes, rest = divmod(steps, math.ceil(num_samples / BATCH_SIZE))
+    return passes * num_samples + rest * BATCH_SIZE
 
 
 def _batches(examples: CalibrationSet, steps: int, seed: int) -> Iterator[Batch]:
@@ -226,6 +241,13 @@ def check_gradient(dense: PreTrainedModel, objective: Objective, batch: Batch) -
             "The objective's distances have no gradient, by which to fit. Compute them in torch, "
             "without detach() or no_grad, or leave finish out."
         )
+    try:
+        distances.sum().backward()
+    except RuntimeError as error:
+        raise SettingsError(
+            f"The gradient of the objective's distances, by which to fit, fails: {error} Compute "
+            "them without operations in place, or leave finish out."
+        ) from error
 
 
 def _loss(

@@ -6,26 +6,29 @@ import copy
 import dataclasses
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stat_prune.checkpoints.pretrained import given_tokenizer, load_pretrained, load_tokenizer
+from stat_prune.checkpoints.pretrained import given_tokenizer
 from stat_prune.data.calibration import CalibrationSet
 from stat_prune.data.model_calibration import calibration_set_for
 from stat_prune.errors import DataError, ModelError, SettingsError
 from stat_prune.finishing.fitting import PASSES, check_gradient, fit, num_steps
+from stat_prune.finishing.opening import dense_model, objective_of, opened
 from stat_prune.machine.distributed import broadcast
 from stat_prune.measuring.distillation import check_teacher
 from stat_prune.measuring.objectives import objective_named
+from stat_prune.measuring.sentence_embeddings import settings_inside
 from stat_prune.model.dispatched import is_dispatched, shared_copy
 from stat_prune.model.running import Objective
+from stat_prune.model.whole_encoders import encoder_kind, transformer_of
 from stat_prune.pipeline.run import Run, leaves_out_head, start_run
 from stat_prune.reporting.finish_report import Finish
-from stat_prune.reporting.result import PruningResult, saved_result
+from stat_prune.reporting.result import PrunedCheckpoint, PruningResult
+from stat_prune.settings.fields import plain
 from stat_prune.settings.methods import FINISHES, ObjectiveName
 from stat_prune.settings.options import MASK_FRACTION
 from stat_prune.settings.settings import HELD_OUT_PART, Settings
@@ -38,11 +41,11 @@ MAX_HELD_OUT = 256
 
 
 def finish(
-    result: PruningResult | str | os.PathLike[str],
+    result: PruningResult | PrunedCheckpoint | str | os.PathLike[str],
     dataset: Any,
     *,
     kind: str = "scales",
-    teacher: PreTrainedModel | None = None,
+    teacher: PreTrainedModel | nn.Module | str | os.PathLike[str] | None = None,
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     num_calibration_samples: int = 4096,
     max_seq_length: int | None = None,
@@ -62,23 +65,27 @@ def finish(
 
     Parameters
     ----------
-    result : PruningResult or path
-        Of `stat_prune.prune`, `prune_family` or `stat_prune.vib.vib_finetune`; or the folder that
-        one was saved in, or that `prune_checkpoint` has written.
+    result : PruningResult, PrunedCheckpoint or path
+        Of `stat_prune.prune`, `prune_family`, `prune_checkpoint` or `stat_prune.vib.vib_finetune`;
+        or the folder that one was saved in. A model of sentence-transformers is finished whole: its
+        transformer is fitted, and the result is one of the same class.
     dataset : object
         Unlabelled examples, as for `stat_prune.prune`. The more, the better.
     kind : {"scales", "lora", "weights"}
         ``"lora"``: updates of low rank to the layers' weights in place of the scales; more numbers,
         for models that have lost much and examples that are many. ``"weights"``: those weights
         themselves, which is distillation, for examples by the ten thousand.
-    teacher : PreTrainedModel, optional
-        The dense model. Default: what `result` says that it came from, loaded again.
+    teacher : PreTrainedModel or path, optional
+        The dense model, also one of sentence-transformers, its folder, or its name on the Hub.
+        Default: what `result` says that it came from, loaded again.
     tokenizer : PreTrainedTokenizerBase or path, optional
         Default: that of the result.
     num_calibration_samples : int
         Sequences to read. Where there are fewer examples they are read several times, five at most.
         An eighth as many besides, 256 at most, is held out.
-    max_seq_length, batch_size, seed, mask_fraction, device, objective, progress
+    objective : {"logits", "hidden-states", "pooled"} or callable, optional
+        As for `stat_prune.prune`. Default: that of the run.
+    max_seq_length, batch_size, seed, mask_fraction, device, progress
         As for `stat_prune.prune`; `batch_size` is of the sequences held out.
 
     Returns
@@ -89,8 +96,10 @@ def finish(
     Raises
     ------
     StatPruneError
-        `SettingsError` where the dense model is not known or has another head; `ModelError` for
-        models with ``device_map``; `DataError` for fewer than two examples.
+        `SettingsError` where the dense model is not known or has another head, where the run's
+        objective was a function, and for what is no result; `ModelError` for models with
+        ``device_map``; `LoadError` for what cannot be loaded; `DataError` for fewer than two
+        examples.
     """
     if kind not in FINISHES:
         raise SettingsError(f"`kind` must be one of {', '.join(FINISHES)}; got {kind!r}.")
@@ -105,31 +114,38 @@ def finish(
         finish=kind,
         progress=progress,
     )
-    if not isinstance(result, PruningResult):
-        folder = Path(result)
-        result = saved_result(folder, load_tokenizer(str(folder)))
-    dense = _teacher_of(result) if teacher is None else teacher
-    tokenizer = result.tokenizer if tokenizer is None else given_tokenizer(tokenizer)
+    begun = opened(result, objective)
+    dense = dense_model(begun, teacher)
+    tokenizer = begun.tokenizer if tokenizer is None else given_tokenizer(tokenizer)
+    wholes = (one for one in (begun.model, teacher) if encoder_kind(one) is not None)
+    settings = _settings_for(begun, next(wholes, None), settings)
+    pruned = transformer_of(begun.model)
+    known = dataclasses.replace(
+        begun, tokenizer=tokenizer, source=begun.source or dense.name_or_path or None, run=None
+    )
     with start_run(dense, dataset, tokenizer, settings) as run:
         check_finish(run)
-        if "input_ids" in run.calibration.batches[0]:
-            check_teacher(result.model, dense)
-        examples = _split(run.calibration, settings.seed)
-        model: Any = copy.deepcopy(result.model)
-        home = next(result.model.parameters()).device
-        model.to(run.device)
-        finishing = Finishing(run, dense, examples, settings.num_calibration_samples)
-        changed, found = finishing.fit(model)
-        written = dataclasses.replace(result, model=model.to(home), tokenizer=tokenizer, run=None)
-        return with_finish(written, changed, found, run)
+        check_teacher(pruned, dense)
+        done = _fitted(dataclasses.replace(known, model=pruned), run)
+    return done if pruned is begun.model else done.in_place_of(begun)
 
 
-def _teacher_of(result: PruningResult) -> PreTrainedModel:
-    if result.source is None:
-        raise SettingsError(
-            "The dense model, whose outputs are matched, is not known here. Pass it: teacher=model."
-        )
-    return load_pretrained(result.source)
+def _fitted(result: PruningResult, run: Run) -> PruningResult:
+    """With a copy of its model that is fitted to the run's on the run's examples."""
+    examples = _split(run.calibration, run.settings.seed)
+    model: Any = copy.deepcopy(result.model)
+    home = next(result.model.parameters()).device
+    finishing = Finishing(run, run.model, examples, run.settings.num_calibration_samples)
+    changed, found = finishing.fit(model.to(run.device))
+    return with_finish(dataclasses.replace(result, model=model.to(home)), changed, found, run)
+
+
+def _settings_for(begun: PruningResult, whole: Any, settings: Settings) -> Settings:
+    """With the run's objective, where no other is asked for; `whole` as `objective_of` has it."""
+    objective = objective_of(begun, whole, settings.objective)
+    if whole is None:
+        return dataclasses.replace(settings, objective=objective)
+    return dataclasses.replace(settings, **settings_inside(whole, objective))
 
 
 def check_finish(run: Run) -> None:
@@ -234,7 +250,7 @@ class Finishing:
         run, settings = self.run, self.run.settings
         count = min(self.num_sequences, PASSES * self.examples.num_samples)
         with run.stage("finish"):
-            run.expect(num_steps(count))
+            run.expect(num_steps(count, self.examples.num_samples))
             return broadcast(
                 lambda: fit(
                     model,
@@ -258,10 +274,13 @@ def with_finish(
     with torch.no_grad():
         for name, value in changed.items():
             parameters[name].copy_(value)
+    before = result.report
+    seconds = before.seconds.get("finish", 0.0) + run.stopwatch.seconds["finish"]
     report = dataclasses.replace(
-        result.report,
-        finish=found,
-        seconds=result.report.seconds | {"finish": run.stopwatch.seconds["finish"]},
-        settings=result.report.settings | {"finish": found.kind},
+        before,
+        finish=dataclasses.replace(found, objective=plain(run.settings.objective)),
+        earlier_finishes=before.finishes,
+        seconds=before.seconds | {"finish": seconds},
+        settings=before.settings | {"finish": found.kind},
     )
     return dataclasses.replace(result, report=report)

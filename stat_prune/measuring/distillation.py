@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from stat_prune.data.batching import token_mask
 from stat_prune.errors import SettingsError
-from stat_prune.families import transformer_layers
+from stat_prune.families import token_embeddings, transformer_layers
 from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import recorded
 from stat_prune.model.running import Batch, model_inputs
@@ -29,7 +29,8 @@ def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     SettingsError
         If it has another vocabulary, another number of classes, or another head.
     """
-    ours, theirs = (len(one.get_input_embeddings().weight) for one in (student, teacher))  # type: ignore[arg-type]
+    tables = [token_embeddings(one) for one in (student, teacher)]
+    ours, theirs = (0 if one is None else len(one.weight) for one in tables)
     if ours != theirs:
         raise SettingsError(
             f"The teacher has a vocabulary of {theirs} tokens and the model one of {ours}. Both "

@@ -50,7 +50,8 @@ class SentenceEmbeddings:
         self._transformer = transformer_of(self._whole)
         self._behind = list(self._whole.children())[1:]
         for module in self._behind:
-            module.eval().requires_grad_(False)
+            # Where it does not train this one computes in place, through which goes no gradient.
+            module.train(type(module).__name__ == "SpladePooling").requires_grad_(False)
 
     def distance(self, dense: Any, pruned: Any, batch: Batch) -> Tensor:
         """Squared relative error of the embeddings, of two outputs of the transformer.

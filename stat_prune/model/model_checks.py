@@ -36,7 +36,7 @@ def check_is_model(name: str, model: Any) -> None:
         f"`{name}` must be a transformers PreTrainedModel, got {type(model).__name__}. Wrapped "
         "models (DataParallel, torch.compile) hold it as an attribute: pass that one; of a "
         "model of PEFT pass merge_and_unload(); of a SentenceTransformer, which prune, "
-        "prune_family and trim_vocabulary take whole, pass model.transformers_model."
+        "prune_family, finish and trim_vocabulary take whole, pass model.transformers_model."
     )
 
 

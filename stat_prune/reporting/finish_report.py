@@ -23,6 +23,8 @@ class Finish:
         Which of these is the model's; 0 where its start was kept.
     passes : float
         Over the sequences fitted on, until it was stopped.
+    objective : str or None
+        What the distance is of, where that was said; reports of the first versions lack it.
     """
 
     kind: str
@@ -32,12 +34,14 @@ class Finish:
     distances: list[float]
     taken: int
     passes: float
+    objective: str | None = None
 
     def __str__(self) -> str:
         found = ", ".join(f"{value:.3g}" for value in self.distances)
+        of = "the output" if self.objective is None else self.objective
         kept = "the start kept" if self.taken == 0 else f"{self.distances[self.taken]:.3g} taken"
         return (
             f"{self.kind}; {self.numbers:,} numbers fitted in {self.passes:.3g} passes over "
-            f"{self.sequences:,} sequences; distance of the output on {self.held_out_sequences} "
+            f"{self.sequences:,} sequences; distance of {of} on {self.held_out_sequences} "
             f"held out: {found}; {kept}"
         )

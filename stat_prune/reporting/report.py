@@ -128,6 +128,8 @@ class PruningReport:
         What became of a language model's head that has weights of its own.
     finish : Finish or None
         What was fitted to the dense model's outputs at the end, where that was asked for.
+    earlier_finishes : list of Finish
+        Where that had been done before, the first time first.
     head_dims : DimensionsOfHeads or None
         What became of dimensions inside heads, where they could leave.
     earlier : list of dict
@@ -152,6 +154,7 @@ class PruningReport:
     embeddings: FactoredTable | None = None
     lm_head: FactoredTable | None = None
     finish: Finish | None = None
+    earlier_finishes: list[Finish] = field(default_factory=list)
     head_dims: DimensionsOfHeads | None = None
     earlier: list[dict[str, Any]] = field(default_factory=list)
 
@@ -179,6 +182,7 @@ class PruningReport:
                 "embeddings": FactoredTable(**table) if table else None,
                 "lm_head": FactoredTable(**head) if head else None,
                 "finish": Finish(**values["finish"]) if values.get("finish") else None,
+                "earlier_finishes": [Finish(**one) for one in values.get("earlier_finishes", [])],
                 "head_dims": DimensionsOfHeads(**dims) if dims else None,
             }
         )
@@ -251,11 +255,16 @@ class PruningReport:
                 *([f"budget            {self.search}"] if self.search else []),
                 *([f"inside heads      {self.head_dims}"] if self.head_dims else []),
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
-                *([f"finish            {self.finish}"] if self.finish else []),
+                *(f"finish            {one}" for one in self.finishes),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self._memory()}",
             )
         )
+
+    @property
+    def finishes(self) -> list[Finish]:
+        """All that was fitted, the last at the end."""
+        return [*self.earlier_finishes, *([self.finish] if self.finish else [])]
 
     def _of_first(self) -> str:
         """What is left of the model that was pruned first."""

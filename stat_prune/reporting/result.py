@@ -126,6 +126,17 @@ class PruningResult(Reported):
                 made._model_card_text = model_card(self.model, "encoder", kind, account)
         return replace(self, model=cast(PreTrainedModel, made))
 
+    def in_place_of(self, other: PruningResult) -> PruningResult:
+        """The same with the model of sentence-transformers of a result that this was made from.
+
+        The card of that model says of this one what it said of the other.
+        """
+        made: Any = with_transformer(other.model, self.model)
+        if getattr(made, "_model_card_text", None):
+            before, after = (what_was_done(one.report, beside=False) for one in (other, self))
+            made._model_card_text = made._model_card_text.replace(before, after)
+        return replace(self, model=cast(PreTrainedModel, made))
+
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write model, config, tokenizer, report and plan; atomically.
 

@@ -20,14 +20,16 @@ def what_was_done(report: PruningReport, *, beside: bool = True) -> str:
         A list in Markdown.
     """
     s, before, after = report.settings, report.before, report.after
+    fitted = "what is left was fitted to the dense model's outputs, without labels"
     lines = [
         f"Heads and neurons were removed by `{s['method']}` to `{s['target']}`, seed {s['seed']}; "
-        "nothing was trained.",
+        f"{fitted if report.finishes else 'nothing was trained'}.",
         f"Parameters: {before.parameters:,} before, {after.parameters:,} now; of the transformer "
         f"blocks {before.block_parameters:,} and {after.block_parameters:,}.",
         f"Multiply-accumulates of the blocks at {report.seq_length:.4g} tokens: "
         f"{before.block_macs:.4g} before, {after.block_macs:.4g} now.",
         f"Calibration: {s['calibration_samples']:,} examples, {s['calibration_tokens']:,} tokens.",
+        *(f"Finish: {one}." for one in report.finishes),
     ]
     if beside:
         lines.append(

@@ -44,7 +44,7 @@ _OF_METHOD = {one.metadata["keyword"]: one for one in fields(Method) if "keyword
 _GROUPS = ("calibration", "constraints")
 
 #: What a model of sentence-transformers is pruned for where nobody says; it is made of the model.
-_OF_WHOLE_ENCODERS = "SentenceEmbeddings.distance"
+OF_WHOLE_ENCODERS = "SentenceEmbeddings.distance"
 
 #: How the run itself goes, which no report has.
 _UNRECORDED = ("inplace", "progress")
@@ -344,7 +344,7 @@ def recorded_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     check_known("There is no setting", values, [*known, "target", *_OF_THE_RUN])
     left = {*_OF_THE_RUN, "device"} if _OF_THE_RUN & values.keys() else _OF_THE_RUN
     found = {name: value for name, value in values.items() if name not in left}
-    if found.get("objective") == _OF_WHOLE_ENCODERS:
+    if found.get("objective") == OF_WHOLE_ENCODERS:
         del found["objective"]
     method = found.get("method")
     if isinstance(method, str) and method.startswith(f"{Method.__name__}("):

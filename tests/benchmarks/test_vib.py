@@ -61,9 +61,8 @@ def test_a_finish_reads_what_as_many_steps_of_distillation_do(at_hand, tmp_path)
     assert result.exit_code == 0, result.output
 
     found = records(tmp_path)
-    # Sequences held out are measured besides, and a fit that gains nothing ends.
-    assert 0.2 < found[scales]["flops"] / found[distilled]["flops"] < 2
-    assert 0 < found[both]["flops"] < found[scales]["flops"]
+    # Sequences held out are measured besides, and a fit that gains nothing ends or begins again.
+    assert all(0.2 < found[one]["flops"] / found[distilled]["flops"] < 2 for one in (scales, both))
     assert all(record["settings"]["finish"] == "scales" for record in (found[scales], found[both]))
     assert all(0.5 < record["kept_cost"] <= 0.6 for record in found.values())
 

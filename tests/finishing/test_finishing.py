@@ -11,14 +11,16 @@ from tiny_models import tiny_bert, tiny_llama
 from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 import stat_prune
-from stat_prune.errors import DataError, ModelError, SettingsError
+from stat_prune.data.model_calibration import calibration_set_for
+from stat_prune.errors import DataError, LoadError, ModelError, SettingsError
 from stat_prune.families import find_blocks
 from stat_prune.finishing import fitting, results
 from stat_prune.finishing.updates import Updates
-from stat_prune.measuring.objectives import output_distance
+from stat_prune.measuring.objectives import OBJECTIVES, output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.reporting.html_report import html_page
 from stat_prune.reporting.report import PruningReport
+from stat_prune.reporting.what_was_done import what_was_done
 from stat_prune.settings.methods import FINISHES
 from stat_prune.vib import VIBConfig, vib_finetune
 
@@ -63,6 +65,63 @@ def test_a_finish_comes_closer_to_the_dense_model_and_says_how_far(kind):
 def test_what_is_inside_a_model_with_a_head_is_an_objective_too(objective):
     found = pruned(objective=objective).report.finish
     assert found is not None and found.taken > 0
+
+
+def test_what_a_run_preserved_is_fitted_to_unless_another_objective_is_asked_for(tmp_path):
+    model = classifier()
+    result = pruned(model, finish=None, objective="pooled", output_dir=tmp_path / "out")
+    own, other = (
+        stat_prune.finish(result, rows(), teacher=model, progress=False, **options)
+        for options in ({}, {"objective": "logits"})
+    )
+    saved = stat_prune.finish(tmp_path / "out", rows(), teacher=model, progress=False)
+    assert [one.report.finish.objective for one in (own, other, saved)] == [
+        "pooled",
+        "logits",
+        "pooled",
+    ]
+    assert same(own.model, saved.model) and not same(own.model, other.model)
+    expected = distance(
+        *(one.base_model for one in (model, result.model)),
+        [{"input_ids": torch.stack([row["input_ids"] for row in rows()])}],
+        OBJECTIVES["pooled"],
+    )
+    assert own.report.finish.distances[0] == pytest.approx(expected, rel=0.9)
+
+
+def test_a_function_that_a_run_preserved_has_to_be_passed_again(tmp_path):
+    def own_distance(dense, found, _batch):
+        return (dense.logits - found.logits).square().sum(-1)
+
+    model = classifier()
+    result = pruned(model, finish=None, objective=own_distance, output_dir=tmp_path / "out")
+    for given in (result, tmp_path / "out"):
+        with pytest.raises(SettingsError, match=r"own_distance.*objective=.*logits"):
+            stat_prune.finish(given, rows(), teacher=model, progress=False)
+    done = stat_prune.finish(result, rows(), teacher=model, objective=own_distance, progress=False)
+    assert done.report.finish.taken > 0 and "own_distance" in done.report.finish.objective
+
+
+def test_every_finish_is_told_of():
+    model = classifier()
+    first = pruned(model)
+    before = first.report.finish
+    result = stat_prune.finish(first, rows(), kind="lora", teacher=model, progress=False)
+    report = result.report
+    assert report.earlier_finishes == [before] and report.finish.kind == "lora"
+    assert first.report.finishes == [before]
+    told = (str(report), html_page(report, result.plan), what_was_done(report))
+    assert all("scales; " in one and "lora; " in one for one in told)
+    assert "nothing was trained" not in what_was_done(report)
+    assert report.seconds["finish"] > first.report.seconds["finish"]
+    assert PruningReport.from_dict(json.loads(report.to_json())) == report
+
+
+def test_a_report_from_before_it_told_of_every_finish_is_read():
+    report = pruned().report
+    written = json.loads(report.to_json())
+    del written["earlier_finishes"], written["finish"]["objective"]
+    assert PruningReport.from_dict(written) == report
 
 
 def test_the_web_page_says_so():
@@ -183,6 +242,74 @@ def test_a_saved_result_is_finished_with_its_dense_model(tmp_path):
     assert same(stat_prune.load(tmp_path / "finished"), result.model)
 
 
+def test_what_was_pruned_layer_by_layer_is_finished_as_it_is_returned(tmp_path):
+    model = classifier()
+    model.save_pretrained(tmp_path / "dense")
+    checkpoint = stat_prune.prune_checkpoint(
+        tmp_path / "dense",
+        rows(),
+        target=stat_prune.MACs(0.5),
+        method="id-even",
+        output_dir=tmp_path / "out",
+        progress=False,
+    )
+    done, expected = (
+        stat_prune.finish(given, rows(), teacher=teacher, progress=False)
+        for given, teacher in ((checkpoint, tmp_path / "dense"), (tmp_path / "out", model))
+    )
+    assert done.report.finish.taken > 0
+    assert same(done.model, expected.model)
+    again = stat_prune.finish(done, rows(), progress=False)  # its teacher is known now
+    assert len(again.report.finishes) == 2
+
+
+@pytest.mark.parametrize("given", [3, None, b"out", ["out"], tiny_bert()])
+def test_what_is_no_result_is_refused_by_name(given):
+    with pytest.raises(SettingsError, match="`result` must be"):
+        stat_prune.finish(given, rows(), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "error", "message"),
+    [(3, ModelError, "`teacher` must be"), ("no such folder", LoadError, "neither a folder")],
+)
+def test_what_is_no_teacher_is_refused_by_name(teacher, error, message):
+    with pytest.raises(error, match=message):
+        stat_prune.finish(pruned(finish=None), rows(), teacher=teacher, progress=False)
+
+
+def test_a_folder_that_is_none_is_said_to_be():
+    with pytest.raises(LoadError, match="is not a folder"):
+        stat_prune.finish("no such folder", rows(), progress=False)
+
+
+def test_a_teacher_is_not_computed_with_itself(monkeypatch):
+    """It may be on another device than the fit, in training mode, or in use."""
+    model, seen = classifier().train(), []
+    own = results.fit
+    monkeypatch.setattr(results, "fit", lambda *given, **options: (
+        seen.append(given[1]) or own(*given, **options)
+    ))  # fmt: skip
+    stat_prune.finish(pruned(model, finish=None), rows(), teacher=model, progress=False)
+    assert seen and seen[0] is not model and model.training
+
+
+def test_what_has_uniform_sizes_opens_with_the_stock_class_when_it_is_finished(tmp_path):
+    model = classifier()
+    target = stat_prune.MACs({"neurons": 0.5})
+    result = pruned(model, target=target, method="magnitude", finish=None, uniform=True)
+    done = stat_prune.finish(result, rows(), kind="weights", teacher=model, progress=False)
+    assert done.report.finish.taken > 0
+    done.save(tmp_path / "out")
+    found = BertForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert type(found) is type(done.model) is BertForSequenceClassification
+    assert not (tmp_path / "out" / "modeling_stat_prune.py").exists()
+    assert same(found, done.model)
+    batch = {"input_ids": torch.stack([row["input_ids"] for row in rows()])}
+    with torch.no_grad():
+        assert torch.equal(found.eval()(**batch).logits, done.model(**batch).logits)
+
+
 def test_the_dense_model_is_loaded_where_it_came_from(tmp_path):
     classifier().save_pretrained(tmp_path / "dense")
     result = pruned(stat_prune.load(tmp_path / "dense"), finish=None)
@@ -218,15 +345,53 @@ def test_one_example_cannot_be_fitted_and_judged_on():
         pruned(count=1)
 
 
-def test_an_objective_without_a_gradient_is_refused():
-    def counted(dense, found, _batch):
-        return (dense.logits - found.logits).detach().square().sum(-1)
+def test_two_examples_are_an_attempt_and_not_many_that_change_nothing():
+    found = pruned(count=2, method="magnitude").report.finish
+    assert found is not None and (found.sequences, found.held_out_sequences) == (1, 1)
+    assert found.distances[1] != found.distances[0]
+    assert found.passes <= 2 * fitting.PASSES
 
+
+def test_a_handful_of_examples_is_fitted():
+    found = pruned(count=5, method="magnitude").report.finish
+    assert found is not None and found.sequences == 4 and found.taken > 0
+
+
+def test_no_step_of_a_fit_is_without_a_rate():
+    assert fitting.share_of_rate(0, 1) == 1
+    for steps in range(1, 60):
+        shares = [fitting.share_of_rate(done, steps) for done in range(steps)]
+        peak = shares.index(1)
+        assert min(shares) > 0 and shares == [*sorted(shares[:peak]), *sorted(shares[peak:])[::-1]]
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 35])
+def test_steps_read_the_sequences_that_they_are_said_to(count):
+    examples = calibration_set_for(classifier(), rows(count), None, num_samples=count)
+    for sequences in (1, count, 3 * count + 2):
+        steps = fitting.num_steps(sequences, count)
+        batches = [len(one["input_ids"]) for one in fitting._batches(examples, steps, 0)]
+        assert sum(batches) == fitting.sequences_read(steps, count)
+        assert sum(batches[:-1]) < sequences <= sum(batches)
+
+
+def detached(dense, found, _batch):
+    return (dense.logits - found.logits).detach().square().sum(-1)
+
+
+def in_place(dense, found, _batch):
+    return ((dense.logits - found.logits).relu().exp().exp_() - 1).log1p_().sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"), [(detached, "no gradient"), (in_place, "in place")]
+)
+def test_an_objective_without_a_gradient_is_refused(objective, message):
     model = classifier()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(SettingsError, match="no gradient"):
+    with pytest.raises(SettingsError, match=message):
         stat_prune.prune(
-            model, rows(), target=stat_prune.MACs(0.5), objective=counted, finish="scales",
+            model, rows(), target=stat_prune.MACs(0.5), objective=objective, finish="scales",
             inplace=True, progress=False,
         )  # fmt: skip
     assert all(map(torch.equal, model.state_dict().values(), before.values()))
