@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stat_prune.model.blocks import Block
+if TYPE_CHECKING:
+    from stat_prune.model.blocks import Block  # reports are shown without waiting for torch
 
 
 @dataclass(frozen=True)
