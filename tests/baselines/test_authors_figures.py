@@ -1,6 +1,6 @@
 """Published methods against what their authors' own code made of the same checkpoints.
 
-One task of three, on fewer examples than theirs, for the time it takes; docs/results.md has all of it.
+One task of three, on fewer examples than theirs, for the time it takes; docs/results.md has all.
 """
 
 from __future__ import annotations
