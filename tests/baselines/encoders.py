@@ -91,3 +91,16 @@ def budget_for(run: Run, target: Target) -> Budget:
     """Of one target."""
     (budget,) = resolve(run, [target])
     return budget
+
+
+def inputs_of(model, block, batches) -> torch.Tensor:
+    """What the block's consumer reads, of tokens that are no padding; (tokens, m), float64."""
+    read = []
+    consumer = model.base_model.get_submodule(block.consumer)
+    handle = consumer.register_forward_pre_hook(lambda _m, args: read.append(args[0]))
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    handle.remove()
+    masks = [batch["attention_mask"].bool() for batch in batches]
+    return torch.cat([one[mask] for one, mask in zip(read, masks, strict=True)]).double()

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from encoders import budget_for, build, ready, rows
+from encoders import budget_for, build, inputs_of, ready, rows
 from toys import head_block, neuron_block
 from transformers import AlbertConfig, AlbertModel, BartConfig, BartModel
 
@@ -24,19 +24,6 @@ def prune(model, target, **settings):
     return stat_prune.prune(
         model, rows(), target=target, method="grail", batch_size=16, progress=False, **settings
     )
-
-
-def inputs_of(model, block, batches) -> torch.Tensor:
-    """What the block's consumer reads, of tokens that are no padding; (tokens, m), float64."""
-    read = []
-    consumer = model.base_model.get_submodule(block.consumer)
-    handle = consumer.register_forward_pre_hook(lambda _m, args: read.append(args[0]))
-    with torch.no_grad():
-        for batch in batches:
-            model(**batch)
-    handle.remove()
-    masks = [batch["attention_mask"].bool() for batch in batches]
-    return torch.cat([one[mask] for one, mask in zip(read, masks, strict=True)]).double()
 
 
 def test_every_layer_is_compensated_for_what_it_reads_once_those_before_it_are_pruned():
