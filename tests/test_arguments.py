@@ -91,6 +91,7 @@ def test_a_model_is_taken_by_its_path(model, folder, word_tokenizer, tmp_path):
 BAD: list[tuple[str, Any, str]] = [
     ("target", 0.5, r"got 0.5. Did you mean MACs\(0.5\)\?"),
     ("target", 60, r"got 60. Did you mean MACs\(0.6\)\?"),
+    ("target", 1.5, r"got 1.5. Did you mean Speedup\(1.5\)\?"),
     ("target", "0.5", r"got '0.5'. Did you mean MACs\(0.5\)\?"),
     ("target", {"heads": 0.5}, r"Did you mean MACs\(\{'heads': 0.5\}\)\?"),
     ("target", None, r"got None. Pass, for instance, target=stat_prune.MACs\(0.6\)"),

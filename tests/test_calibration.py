@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 
 import datasets
 import pytest
@@ -12,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from stat_prune.data.batching import token_mask
 from stat_prune.data.calibration import CalibrationSet, build_calibration_set
-from stat_prune.errors import DataError
+from stat_prune.data.model_calibration import calibration_set_for
+from stat_prune.errors import CalibrationWarning, DataError
 
 TEXTS = [
     "the cat sat on the mat",
@@ -249,6 +251,20 @@ def test_texts_without_tokenizer_are_refused():
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(word_tokenizer):
     with pytest.raises(DataError, match=r"Token id \d+ is outside .* vocabulary of 8"):
         build_calibration_set(TEXTS, tokenizer=word_tokenizer, vocab_size=8)
+
+
+def test_a_tokenizer_that_seems_to_be_another_models_is_told_of(word_tokenizer):
+    few = len(word_tokenizer)
+    with pytest.warns(CalibrationWarning, match=rf"has {few} tokens.*embeddings for 3,000"):
+        calibration_set_for(tiny_bert(vocab_size=3000), TEXTS, word_tokenizer)
+
+
+@pytest.mark.parametrize("unused", [0, 1000])
+def test_rows_that_fill_up_embeddings_are_no_matter(unused, word_tokenizer):
+    model = tiny_bert(vocab_size=len(word_tokenizer) + unused)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibration_set_for(model, TEXTS, word_tokenizer)
 
 
 def test_a_dataset_without_text_column_names_its_columns(word_tokenizer):

@@ -402,6 +402,10 @@ class Tolerance(Target):
 TARGETS: tuple[type[Target], ...] = (MACs, Parameters, Bytes, Latency, Tolerance)
 
 
+#: What is less, and more than one, is rather meant as a speed-up.
+_SMALLEST_PERCENTAGE = 5
+
+
 def checked_target(target: Any) -> Target:
     """The target itself.
 
@@ -425,6 +429,8 @@ def _meant(value: Any) -> str:
         number = float(value) if isinstance(value, str) or _is_number(value) else math.nan
     except (ValueError, OverflowError):
         number = math.nan
+    if 1 < number < _SMALLEST_PERCENTAGE:
+        return f"Did you mean Speedup({number:g})?"
     if 0 < number <= 100:
         return f"Did you mean MACs({number if number <= 1 else number / 100:g})?"
     return "Pass, for instance, target=stat_prune.MACs(0.6)."
