@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_prune_checkpoint import LIKE, MODELS, TEXTS, saved
+from test_prune_checkpoint import LIKE, MODELS, TEXTS, assert_same, saved
+from tiny_models import tiny_llama
 
 import stat_prune
 from stat_prune import Bytes, MACs, Parameters
@@ -75,6 +76,35 @@ def test_a_run_that_was_broken_off_is_taken_up(tmp_path, word_tokenizer, monkeyp
     found = stat_prune.load(pruned("out", resume=True).directory).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("target", [MACs(0.7), Parameters({"embeddings": 0.6})], ids=str)
+def test_what_is_factored_already_is_pruned_as_in_memory(
+    tied: bool, target: MACs | Parameters, tmp_path: Path, word_tokenizer
+) -> None:
+    dense = tiny_llama(num_hidden_layers=3, tie_word_embeddings=tied)
+    first = Parameters(0.8, embeddings=0.6, lm_head=None if tied else 0.6)
+    once = stat_prune.prune(dense, TEXTS, target=first, tokenizer=word_tokenizer, **LIKE)
+    assert once.report.embeddings.num_exact and once.report.embeddings.tied_heads == (
+        ["lm_head"] if tied else []
+    )
+    once.save(tmp_path / "once")
+    options = {"target": target, "passes": 1, **LIKE}
+    whole = stat_prune.prune(
+        stat_prune.load(tmp_path / "once"), TEXTS, tokenizer=word_tokenizer, **options
+    )
+
+    twice = stat_prune.prune_checkpoint(
+        tmp_path / "once", TEXTS, output_dir=tmp_path / "twice", **options
+    )
+
+    assert_same(whole, twice)
+    assert twice.report.after == whole.report.after
+    found = stat_prune.load(twice.directory)
+    tables, wanted = tables_of(found), tables_of(whole.model)
+    assert tables.keys() == wanted.keys()
+    assert all(torch.equal(tables[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,6 @@ def obstacle(model: PreTrainedModel) -> str | None:
     reasons = {
         "has several stacks of layers": len(stacks_of(model)) > 1,
         "shares weights between layers": any(block.calls > 1 for block in blocks),
-        "has factored embeddings": "embeddings" in record,
-        "has a factored head": "lm_head" in record,
         "has lost dimensions inside heads": "head_dims" in record,
         "hands position biases from layer to layer": any(b.position_bias == "own" for b in blocks),
     }
