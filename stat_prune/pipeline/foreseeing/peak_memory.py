@@ -30,7 +30,7 @@ from stat_prune.pipeline.solving_again.second_pass import (
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Target
-from stat_prune.surgery.token_tables import find_table
+from stat_prune.surgery.token_tables import Table, find_head, find_table
 
 #: Square matrices of a table's width that its decomposition has at once: moments of all rows and
 #: of those that stay, roots of the metric, directions, and what an eigensolver works in.
@@ -118,11 +118,19 @@ def needs_of(
     computed beside a cut copy, or cut; or all that is in no layer is factored and written.
     """
     layers, outer = weight_bytes(model)
-    factoring = outer + _factoring(model, target)
-    if not blocks:
-        return Needs(memory=max(factoring, *layers), disk=sum(layers) + outer)
+    factored = _to_factor(model, target)
+    factoring = outer + _factoring(factored, target)
     element = next(model.parameters()).element_size()
     copies = _copying(model)
+    to_head = any(one.of_head for one in factored)
+    if not blocks:
+        memory, passing = max(factoring, *layers), 0
+        if to_head:  # the calibration set goes through the layers
+            width = factored[-1].width
+            outputs = _outputs(model, reading.batch_tokens)
+            memory = max(memory, max(layers) + copies, outer + copies + outputs)
+            passing = 2 * width * element * reading.num_samples * reading.length
+        return Needs(memory=memory, disk=passing + sum(layers) + outer)
     width = blocks[0].output_size
     probed = recipe.probes
     kept = kept_of(target)
@@ -137,7 +145,10 @@ def needs_of(
     tokens = compared.batch_tokens(reading.length, reading.batch_tokens)
     searched = searches(recipe, target)
     if searched:
-        stages.append(outer - embeddings + copies + _comparing(model, tokens))
+        behind = factoring if factored else outer - embeddings
+        stages.append(behind + copies + _comparing(model, tokens))
+    if to_head:
+        stages.append(outer - embeddings + copies + _outputs(model, reading.batch_tokens))
     for members in _by_layer(blocks):
         layer = members[0].layer
         consumers = element * sum(b.num_channels * b.output_size for b in members)
@@ -173,13 +184,20 @@ def needs_of(
     )
 
 
-def _factoring(model: PreTrainedModel, target: Target) -> int:
-    """What factoring the embeddings takes: the factors, and matrices of the width in float64."""
-    if target.of_embeddings == 1:
-        return 0
-    table = find_table(model)
-    factors = round(target.of_embeddings * table.parameters) * table.itemsize
-    return factors + _DOUBLE * (_OF_WIDTH * table.width**2 + BLOCK_ROWS * table.width)
+def _to_factor(model: PreTrainedModel, target: Target) -> list[Table]:
+    """Embeddings and head, where a target may have them factored."""
+    tables = [find_table(model)] if target.of_embeddings < 1 else []
+    return [*tables, find_head(model)] if target.of_head < 1 else tables
+
+
+def _factoring(tables: Sequence[Table], target: Target) -> int:
+    """What factoring takes: the factors, and matrices of the width in float64."""
+    needed = 0
+    for table in tables:
+        kept = target.of_head if table.of_head else target.of_embeddings
+        needed += round(kept * table.parameters) * table.itemsize
+        needed += _DOUBLE * (_OF_WIDTH * table.width**2 + BLOCK_ROWS * table.width)
+    return needed
 
 
 def needs_in_memory(
@@ -327,6 +345,10 @@ def _probe_tokens(reading: Reading) -> int:
 
 def _comparing(model: PreTrainedModel, tokens: int) -> int:
     """The outputs of two models on a batch."""
+    return 2 * _outputs(model, tokens) + COMPARING_BYTES
+
+
+def _outputs(model: PreTrainedModel, tokens: int) -> int:
+    """Those of a language model's head."""
     head = model.get_output_embeddings()
-    outputs = 0 if head is None else len(head.weight) * head.weight.element_size()
-    return 2 * tokens * outputs + COMPARING_BYTES
+    return 0 if head is None else tokens * len(head.weight) * head.weight.element_size()

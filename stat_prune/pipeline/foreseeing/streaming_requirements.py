@@ -90,11 +90,6 @@ def whole_model_for(target: Target) -> str | None:
             "layer give each a fraction, as in Parameters(0.5, embeddings=0.5), or use "
             "stat_prune.prune."
         )
-    if target.of_head < 1:
-        return (
-            f"{target!r} is of a language model's head, which stays as it is layer by layer. Leave "
-            "it out, or use stat_prune.prune."
-        )
     if target.of_dimensions:
         return (
             f"{target!r} is of dimensions inside heads, which are chosen on the whole model. Use "

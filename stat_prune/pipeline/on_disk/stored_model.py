@@ -39,6 +39,7 @@ from stat_prune.reporting.result import PrunedCheckpoint
 from stat_prune.reporting.what_was_done import what_was_done
 from stat_prune.settings.targets import Target
 from stat_prune.surgery.cut import apply
+from stat_prune.surgery.token_tables import own_head
 
 _ROWS = "rows.json"
 
@@ -57,6 +58,7 @@ class StoredModel:
     checkpoint : Checkpoint
         Of the run's model, which gets the pruned shapes layer by layer, and no values.
     output : Output
+    target : Target
     predicted_peak_memory : int
         Bytes.
     """
@@ -67,12 +69,14 @@ class StoredModel:
         work: FinishedWork,
         checkpoint: Checkpoint,
         output: Output,
+        target: Target,
         predicted_peak_memory: int,
     ) -> None:
         self.run, self.workspace, self.checkpoint = run, work.workspace, checkpoint
         self.predicted_peak_memory: int | None = predicted_peak_memory
         self._work, self._output = work, output
-        self._walk = LayerPass(run, checkpoint, self.workspace)
+        to_head = target.of_head < 1 or (target.is_joint and own_head(run.model) is not None)
+        self._walk = LayerPass(run, checkpoint, self.workspace, to_head=to_head)
 
     def measure(self) -> list[Measured]:
         """Sizes of each block, and its error as it is probed."""
@@ -105,6 +109,8 @@ class StoredModel:
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
         """Write each layer, load what is in none, and factor embeddings as a target says."""
+        if budget.target.of_head < 1 and not self.run.blocks:
+            self.measure()  # what the head reads
         rows, model = self._write_layers(decided), self.run.model
         self.checkpoint.load(self._outer())
         embeddings, head = factor_as(self.run, budget.target, model)
