@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.correction import folding_bytes
 from stat_prune.choosing.criteria.candidates import decomposing_bytes
 from stat_prune.choosing.factored_block import factoring_bytes, num_factored
@@ -29,7 +30,6 @@ from stat_prune.pipeline.solving_again.second_pass import (
 )
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import Settings
-from stat_prune.settings.targets import Target
 from stat_prune.surgery.token_tables import Table, find_head, find_table
 
 #: Square matrices of a table's width that its decomposition has at once: moments of all rows and
@@ -107,7 +107,7 @@ def needs_of(
     blocks: Sequence[Block],
     reading: Reading,
     recipe: Method,
-    target: Target,
+    budget: Budget,
 ) -> Needs:
     """Predict what pruning layer by layer will take; the model may be without weights.
 
@@ -118,8 +118,8 @@ def needs_of(
     computed beside a cut copy, or cut; or all that is in no layer is factored and written.
     """
     layers, outer = weight_bytes(model)
-    factored = _to_factor(model, target)
-    factoring = outer + _factoring(factored, target)
+    factored = _to_factor(model, budget)
+    factoring = outer + _factoring(factored, budget)
     element = next(model.parameters()).element_size()
     copies = _copying(model)
     to_head = any(one.of_head for one in factored)
@@ -133,7 +133,7 @@ def needs_of(
         return Needs(memory=memory, disk=passing + sum(layers) + outer)
     width = blocks[0].output_size
     probed = recipe.probes
-    kept = kept_of(target)
+    kept = kept_of(budget)
     stages = [factoring]
     embeddings, head = _apart(model)
     if probed:
@@ -143,7 +143,7 @@ def needs_of(
         ]
     compared = search_cost_of(model, reading, "fast")
     tokens = compared.batch_tokens(reading.length, reading.batch_tokens)
-    searched = searches(recipe, target)
+    searched = searches(recipe, budget.target)
     if searched:
         behind = factoring if factored else outer - embeddings
         stages.append(behind + copies + _comparing(model, tokens))
@@ -184,17 +184,17 @@ def needs_of(
     )
 
 
-def _to_factor(model: PreTrainedModel, target: Target) -> list[Table]:
+def _to_factor(model: PreTrainedModel, budget: Budget) -> list[Table]:
     """Embeddings and head, where a target may have them factored."""
-    tables = [find_table(model)] if target.of_embeddings < 1 else []
-    return [*tables, find_head(model)] if target.of_head < 1 else tables
+    tables = [find_table(model)] if budget.of_embeddings < 1 else []
+    return [*tables, find_head(model)] if budget.of_head < 1 else tables
 
 
-def _factoring(tables: Sequence[Table], target: Target) -> int:
+def _factoring(tables: Sequence[Table], budget: Budget) -> int:
     """What factoring takes: the factors, and matrices of the width in float64."""
     needed = 0
     for table in tables:
-        kept = target.of_head if table.of_head else target.of_embeddings
+        kept = budget.of_head if table.of_head else budget.of_embeddings
         needed += round(kept * table.parameters) * table.itemsize
         needed += _DOUBLE * (_OF_WIDTH * table.width**2 + BLOCK_ROWS * table.width)
     return needed
@@ -205,17 +205,17 @@ def needs_in_memory(
     blocks: Sequence[Block],
     reading: Reading,
     recipe: Method,
-    target: Target,
+    budget: Budget,
     settings: Settings,
 ) -> int:
-    """Bytes that `stat_prune.prune` will take, of one target.
+    """Bytes that `stat_prune.prune` will take, for one budget.
 
     The model; then the statistics of all blocks, with the most that is done beside them; or, behind
     them, what is left of blocks with the copy that is cut or the states of a second pass.
     """
     layers, outer = weight_bytes(model)
     weights = sum(layers) + outer
-    kept = kept_of(target)
+    kept = kept_of(budget)
     consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
     statistics = statistics_bytes(blocks) + consumers
     activations = _activations(blocks, reading.batch_tokens, blocks[0].output_size)
@@ -223,7 +223,7 @@ def needs_in_memory(
     copies = _copying(model)
     solving = max(max(decomposing_bytes(b, recipe), folding_bytes(b, kept)) for b in blocks)
     most = max(activations + copies + comparing, solving, kept * consumers)
-    if searches(recipe, target):
+    if searches(recipe, budget.target):
         # Blocks are factored, folded consumers remembered, and a pruned copy is measured.
         searching = _searching(model, blocks, reading, settings) + kept * sum(layers)
         remembered = _SINGLE * (num_factored(blocks, recipe) + num_remembered(blocks))
@@ -269,9 +269,11 @@ def _searching(
     return element * (cost.remembered(model, length, outputs) + batch) + COMPARING_BYTES
 
 
-def kept_of(target: Target) -> float:
-    """The largest fraction that a target keeps of a block on average."""
-    return 1.0 if target.bounds_error else max(target.fractions().values(), default=1.0)
+def kept_of(budget: Budget) -> float:
+    """The largest fraction that is kept of a block on average."""
+    if budget.target.bounds_error:
+        return 1.0
+    return max(budget.fractions().values(), default=1.0)
 
 
 def weight_bytes(model: PreTrainedModel) -> tuple[list[int], int]:

@@ -55,7 +55,7 @@ class Comparison:
         choices = list(dict.fromkeys(tuple(choice) for _, choice in spreads))
         sequences = self._trials.sequences()
         count = sequences.num_samples
-        variants = [Variant(choice, budget.target) for choice in choices]
+        variants = [Variant(choice, budget) for choice in choices]
         walk = VariantPass(_COMPARED, _STAGE, self.walk, self.measured, sequences, variants)
         compared = Compared(dict(zip(choices, walk.by_sequence(), strict=True)), NUM_PARTS)
         best, found = nearest(spreads, compared, errors=self._trials.errors)

@@ -103,17 +103,17 @@ class StoredModel:
         sizes = [one.candidates.size(i) for one, i in zip(measured, choice, strict=True)]
         return Decided(sizes, measured=measured, choice=choice)
 
-    def solve_again(self, decided: Decided, target: Target) -> Decided:
+    def solve_again(self, decided: Decided, budget: Budget) -> Decided:
         """Nothing: layers are corrected as they are cut, once."""
         return decided
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
-        """Write each layer, load what is in none, and factor embeddings as a target says."""
-        if budget.target.of_head < 1 and not self.run.blocks:
+        """Write each layer, load what is in none, and factor embeddings as a budget says."""
+        if budget.of_head < 1 and not self.run.blocks:
             self.measure()  # what the head reads
         rows, model = self._write_layers(decided), self.run.model
         self.checkpoint.load(self._outer())
-        embeddings, head = factor_as(self.run, budget.target, model)
+        embeddings, head = factor_as(self.run, budget, model)
         pairs = zip(decided.measured, decided.choice, strict=True)
         units = {one.block.name: one.candidates.units(i).tolist() for one, i in pairs}
         as_pruned_class(model)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stat_prune.choosing.budget.costs import Budget, Share
 from stat_prune.choosing.folding import fold_candidate, in_float32
 from stat_prune.choosing.measured import Measured
 from stat_prune.data.calibration import CalibrationSet
@@ -30,7 +31,7 @@ from stat_prune.pipeline.on_disk.embedding import (
 )
 from stat_prune.pipeline.on_disk.layer_pass import DENSE, LayerPass, layer_name, state_file
 from stat_prune.pipeline.workspace import read, read_statistics, write
-from stat_prune.settings.targets import EMBEDDINGS, HEAD, Parameters, Target
+from stat_prune.settings.targets import EMBEDDINGS, HEAD
 from stat_prune.surgery.cut import pruned_copy
 from stat_prune.surgery.layerwise import run_layer
 from stat_prune.surgery.token_tables import find_table
@@ -47,12 +48,12 @@ class Variant:
     ----------
     choice : tuple of int
         The candidate of each block.
-    target : Target
+    budget : Budget
         Of which embeddings and a head are factored, or stay.
     """
 
     choice: tuple[int, ...]
-    target: Target
+    budget: Budget
 
 
 class VariantPass:
@@ -86,7 +87,7 @@ class VariantPass:
         self._sequences, self._batches = sequences, sequences.batches
         self._variants = variants
         # As long as the model has no weights it says which are tied.
-        factored = any(one.target.of_embeddings < 1 for one in variants)
+        factored = any(one.budget.of_embeddings < 1 for one in variants)
         self._tied = factored and bool(find_table(walk.run.model).tied_heads)
 
     def by_sequence(self) -> list[Tensor]:
@@ -118,7 +119,7 @@ class VariantPass:
     @property
     def _tables(self) -> list[float]:
         """What is kept of the embeddings, each once; all of them in the dense model."""
-        return list(dict.fromkeys([1.0, *(one.target.of_embeddings for one in self._variants)]))
+        return list(dict.fromkeys([1.0, *(one.budget.of_embeddings for one in self._variants)]))
 
     def _embed(self) -> None:
         """Leave what dense and factored embeddings return on each batch in a folder each."""
@@ -137,7 +138,7 @@ class VariantPass:
                 return
             with tables_in_memory(checkpoint, run):
                 for place, kept in enumerate(self._tables):
-                    model = with_table(run, Parameters({EMBEDDINGS: kept}))
+                    model = with_table(run, self._only(embeddings=kept))
                     (folder / str(place)).mkdir(exist_ok=True)
                     note_embedded(model, self._batches, folder / str(place), checkpoint.device)
 
@@ -156,7 +157,7 @@ class VariantPass:
             folded = [self._folded(n, variant.choice[n], folder) for n in numbers]
             pruned = pruned_copy(run.model, folded)
             del folded  # the copy has them in its own dtype
-            self._pass(pruned, number, _stream(place), variant.target.of_embeddings, folder)
+            self._pass(pruned, number, _stream(place), variant.budget.of_embeddings, folder)
         checkpoint.release(names)
         shutil.rmtree(folder / _FOLDED)
 
@@ -216,7 +217,7 @@ class VariantPass:
 
     def _factors_behind(self, variant: Variant) -> tuple[tuple[str, float], ...]:
         """What a variant keeps of what stands behind the layers and is factored."""
-        kept, head = variant.target.of_embeddings, variant.target.of_head
+        kept, head = variant.budget.of_embeddings, variant.budget.of_head
         found = []
         if kept < 1 and self._tied:
             found.append((EMBEDDINGS, kept))
@@ -229,7 +230,7 @@ class VariantPass:
     ) -> dict[int, Tensor]:
         """Of variants that have the same factors behind the layers, by place."""
         run = self._run
-        behind = with_table(run, Parameters(factors)) if factors else run.model
+        behind = with_table(run, self._only(**factors))
         found: dict[int, list[Tensor]] = {place: [] for place in places}
         positions = 0
         for position, batch in enumerate(self._batches):
@@ -242,6 +243,10 @@ class VariantPass:
             positions += values.numel()
         share = self._sequences.num_samples / max(positions, 1)
         return {place: torch.cat(parts) * share for place, parts in found.items()}
+
+    def _only(self, **kept: float) -> Budget:
+        """One of which these tables are factored, and no others."""
+        return dataclasses.replace(self._variants[0].budget, share=Share(1.0, **kept))
 
     def _output(self, model: PreTrainedModel, stream: str, position: int, batch: Batch) -> Any:
         states = self._walk.entering(self._layer, self._checkpoint.num_layers, stream, position)
