@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -35,7 +35,7 @@ from stat_prune.model.running import Batch
 from stat_prune.pipeline.accounting import row_of
 from stat_prune.pipeline.budgeting.efforts import Trials
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
-from stat_prune.pipeline.budgeting.sharing import factor_as, with_table
+from stat_prune.pipeline.budgeting.sharing import InMemory, factor_as, with_table
 from stat_prune.pipeline.one_block import candidates_of, planned
 from stat_prune.pipeline.probes import distances
 from stat_prune.pipeline.resuming import FinishedWork
@@ -46,7 +46,7 @@ from stat_prune.pipeline.solving_again.second_pass import (
     best_pass,
     states_of_token,
 )
-from stat_prune.pipeline.sources import CutModel, Decided, Probed
+from stat_prune.pipeline.sources import CutModel, Decided, Probed, Searching
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import PruningResult
 from stat_prune.surgery.alignment import renumber_alignment_heads
@@ -99,6 +99,13 @@ class LoadedModel:
     def search(self, measured: Sequence[Measured]) -> BudgetSearch:
         """What compares whole pruned models."""
         return BudgetSearch(self.run, measured, Trials.of(self.run, self._positions))
+
+    def shared(
+        self, search: Searching, fold: Callable[[Sequence[int], Budget], Decided]
+    ) -> InMemory:
+        """What compares shares of a joint budget."""
+        assert isinstance(search, BudgetSearch)
+        return InMemory(self.run, search, fold)
 
     def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
         """The correction of each block's candidate."""

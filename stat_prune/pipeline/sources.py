@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
-from stat_prune.choosing.budget.costs import Budget
+from stat_prune.choosing.budget.costs import Budget, Share
 from stat_prune.choosing.measured import Measured
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.model.blocks import Block
@@ -45,6 +46,23 @@ class Searching(Protocol):
 
     def choose(self, budget: Budget) -> tuple[list[int], Search]:
         """The candidate of each block for a budget, and how it was found."""
+
+
+#: How far the first start of the search is for a budget that has a share, and its candidates.
+FirstStart = Callable[[Budget], tuple[float, list[int]]]
+
+
+class ComparesShares(Protocol):
+    """Measures models that are pruned to shares of a budget."""
+
+    def tables(self) -> AbstractContextManager[None]:
+        """Embeddings and head can be decomposed inside."""
+
+    def first_starts(self, budgets: Sequence[Budget]) -> FirstStart:
+        """What is asked about some of these budgets, one after another."""
+
+    def corrected(self, budget: Budget, choices: Sequence[tuple[Share, list[int]]]) -> list[float]:
+        """How far models of some shares are from the dense one on what nothing was solved on."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +170,11 @@ class Source(Protocol[Result]):
 
     def search(self, measured: Sequence[Measured]) -> Searching:
         """What compares whole pruned models."""
+
+    def shared(
+        self, search: Searching, fold: Callable[[Sequence[int], Budget], Decided]
+    ) -> ComparesShares:
+        """What compares shares of a joint budget, where candidates can be corrected."""
 
     def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
         """The correction of each block's candidate; or a note to fold it when it is cut."""

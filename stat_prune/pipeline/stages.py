@@ -69,9 +69,9 @@ def results_of(
         inside = DimsSearch(run, measured, whole)
     for asked in budgets:
         budget, shares = asked, None
+        if asked.target.is_joint and search is not None:
+            budget, shares = best_share(run, asked, source.shared(search, solved_for))
         if whole is not None:
-            if asked.target.is_joint:
-                budget, shares = best_share(run, asked, whole, solved_for)
             whole.cut_from = with_table(run, budget)
         solve_again = partial(source.solve_again, budget=budget)
         decided = kept.narrowed(budget, folded(budget))

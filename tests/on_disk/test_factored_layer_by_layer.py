@@ -11,7 +11,6 @@ from tiny_models import tiny_llama
 
 import stat_prune
 from stat_prune import Bytes, MACs, Parameters
-from stat_prune.errors import TargetError
 from stat_prune.surgery.token_tables import find_table, own_head
 
 ALONE = Parameters({"embeddings": 0.5})
@@ -103,6 +102,47 @@ def test_a_head_of_its_own_becomes_the_factors_that_it_becomes_in_memory(
     torch.testing.assert_close(found(ids)[0], whole.model(ids)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("tied", "target"),
+    [
+        (True, Bytes(0.4)),
+        (False, Bytes(0.4)),
+        (True, Parameters(0.4, embeddings=True)),
+        (False, MACs(0.4, lm_head=True)),
+    ],
+    ids=str,
+)
+def test_one_budget_is_shared_out_as_in_memory(
+    tied: bool, target, tmp_path: Path, word_tokenizer
+) -> None:
+    model = tiny_llama(num_hidden_layers=3, vocab_size=256, tie_word_embeddings=tied)
+    model = saved(model, tmp_path / "dense", word_tokenizer)
+    options = {"target": target, "passes": 1, **LIKE}
+    whole = stat_prune.prune(model, TEXTS, tokenizer=word_tokenizer, **options)
+
+    pruned = stat_prune.prune_checkpoint(
+        tmp_path / "dense", TEXTS, output_dir=tmp_path / "out", **options
+    )
+
+    assert_same(whole, pruned)
+    report, expected = pruned.report, whole.report
+    assert report.after == expected.after
+    for found, wanted in (
+        (report.embeddings, expected.embeddings),
+        (report.lm_head, expected.lm_head),
+    ):
+        assert (found is None) == (wanted is None)
+        if found is None:
+            continue
+        assert found.rank == wanted.rank and found.num_exact == wanted.num_exact
+        # In memory, too, several are compared, and the nearest few on what is held out.
+        assert len(found.shares) > len(found.corrected) == 3
+        assert found.shares == pytest.approx(wanted.shares, rel=1e-4)
+        assert found.corrected == pytest.approx(wanted.corrected, rel=1e-4)
+    assert report.embeddings or report.lm_head
+    assert tables_are_equal(stat_prune.load(pruned.directory), whole.model)
+
+
 def test_a_factored_head_becomes_smaller_once_more(tmp_path: Path, word_tokenizer) -> None:
     options = {"tokenizer": word_tokenizer, **LIKE}
     first = Parameters(0.8, lm_head=0.7)
@@ -126,6 +166,8 @@ def test_a_factored_head_becomes_smaller_once_more(tmp_path: Path, word_tokenize
         (MACs(0.6, embeddings=0.5), "variants.VariantPass._fold"),
         (Parameters(0.6, lm_head=0.5), "variants.VariantPass._distances"),
         (Parameters(0.6, lm_head=0.5), "layer_pass.head_moments"),
+        (Bytes(0.6), "comparing.Comparison.corrected"),
+        (Bytes(0.6), "comparing.Comparison.choose"),
     ],
     ids=str,
 )
@@ -177,20 +219,3 @@ def test_what_is_factored_already_is_pruned_as_in_memory(
     assert_same(whole, twice)
     assert twice.report.after == whole.report.after
     assert tables_are_equal(stat_prune.load(twice.directory), whole.model)
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        (Bytes(0.5), "give each a fraction"),
-        (Parameters(0.5, embeddings=True), "give each a fraction"),
-    ],
-    ids=str,
-)
-def test_what_is_found_on_whole_models_is_refused(target, message, tmp_path, word_tokenizer):
-    saved(MODELS["llama"](), tmp_path / "dense", word_tokenizer)
-    with pytest.raises(TargetError, match=message):
-        stat_prune.prune_checkpoint(
-            tmp_path / "dense", TEXTS, output_dir=tmp_path / "out", target=target
-        )
-    assert not (tmp_path / "out").exists()

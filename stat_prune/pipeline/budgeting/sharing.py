@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -19,14 +20,17 @@ from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.solving_again.second_pass import with_held_out
-from stat_prune.pipeline.sources import Decided
+from stat_prune.pipeline.sources import ComparesShares, Decided, FirstStart
 from stat_prune.reporting.search_report import ComparedShares
-from stat_prune.settings.targets import Bytes, MACs
+from stat_prune.settings.targets import Bytes, MACs, Target
 from stat_prune.surgery.embeddings import factor, factor_own_head
 from stat_prune.surgery.token_tables import Table, find_head, find_table, own_head
 
 #: Parts of the embeddings, and of a head of its own, that are tried, from the largest on.
 FRACTIONS = (1.0, 0.75, 0.5, 0.4, 0.33, 0.25, 0.15, 0.08)
+
+#: Most that are tried at once: by these, and by what leaves the blocks whole.
+NUM_SHARES = len(FRACTIONS) + 1
 
 #: Ways to share a budget out that the correction is solved for.
 NUM_CORRECTED = 3
@@ -34,6 +38,9 @@ NUM_CORRECTED = 3
 #: So many in a row that are further from the dense model than the nearest end the trials: the less
 #: of the embeddings, the more of the blocks, and the best lies between.
 WORSE = 2
+
+#: Of a run, in which shares are compared.
+STAGE = "share the budget"
 
 #: Tokens that so many texts have more than once, which alone may have exact rows: by the root of
 #: all that are read, as Heaps' law has it. Of texts of STS-B, SQuAD and stories it was 2 to 15.
@@ -69,13 +76,7 @@ class Shares:
         self._run, self._budget, target = run, budget, budget.target
         self._tables = tables
         self._of_macs = isinstance(target, MACs)
-        own = own_head(run.model) is not None
-        self._head = find_head(run.model) if own else None
-        self._table = None if self._of_macs and own else find_table(run.model)
-        if self._of_macs and not own:
-            assert self._table is not None
-            if not self._table.tied_heads:
-                find_head(run.model)  # says what is missing
+        self._table, self._head = joint_tables(run.model, target)
         blocks = [*run.blocks, *run.untouched]
         self._in_blocks = sum(full_cost(block, budget.cost) for block in blocks)
         parts = [one for one in (self._table, self._head) if one is not None]
@@ -172,6 +173,22 @@ class Shares:
         return share
 
 
+def joint_tables(model: PreTrainedModel, target: Target) -> tuple[Table | None, Table | None]:
+    """Embeddings and head that a joint target counts with the blocks.
+
+    Raises
+    ------
+    ModelError
+        If there is nothing but the blocks that could share the budget.
+    """
+    own, of_macs = own_head(model) is not None, isinstance(target, MACs)
+    head = find_head(model) if own else None
+    table = None if of_macs and own else find_table(model)
+    if table is not None and of_macs and not table.tied_heads:
+        find_head(model)  # says what is missing
+    return table, head
+
+
 def even_share(run: Run, budget: Budget) -> Share:
     """That of a joint budget which keeps about the same fraction of everything."""
     fraction = budget.target.fractions()["all"]
@@ -217,12 +234,51 @@ class _Tried(NamedTuple):
     choice: list[int]
 
 
-def best_share(
-    run: Run,
-    budget: Budget,
-    search: BudgetSearch,
-    fold: Callable[[Sequence[int], Budget], Decided],
-) -> tuple[Budget, ComparedShares]:
+class InMemory:
+    """Compares shares on whole models in memory.
+
+    Parameters
+    ----------
+    run : Run
+    search : BudgetSearch
+    fold : callable
+        From candidates to their correction, on the model with factored embeddings.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        search: BudgetSearch,
+        fold: Callable[[Sequence[int], Budget], Decided],
+    ) -> None:
+        self._run, self._search, self._fold = run, search, fold
+
+    def tables(self) -> AbstractContextManager[None]:
+        """They are in memory, and so is the stage that they belong to."""
+        return self._run.stage(STAGE)
+
+    def first_starts(self, budgets: Sequence[Budget]) -> FirstStart:
+        """Measured where it is asked for."""
+
+        def ask(budget: Budget) -> tuple[float, list[int]]:
+            with self._run.stage(STAGE):
+                self._search.cut_from = with_table(self._run, budget)
+                return self._search.foreseen(budget)
+
+        return ask
+
+    def corrected(self, budget: Budget, choices: Sequence[tuple[Share, list[int]]]) -> list[float]:
+        """Of models whose correction is solved on the one with factored embeddings."""
+        found = []
+        for share, choice in choices:
+            shared = replace(budget, share=share)
+            decided = self._fold(choice, shared)
+            with self._run.stage(STAGE):
+                found.append(_held_out_distance(self._run, shared, decided))
+        return found
+
+
+def best_share(run: Run, budget: Budget, measured: ComparesShares) -> tuple[Budget, ComparedShares]:
     """The way to share out a joint budget that changes the output least, and what it was best of.
 
     Models with factored embeddings and pruned blocks are measured at the first start of the search
@@ -231,40 +287,39 @@ def best_share(
     factors do, more where they are smaller: for the nearest few it is solved, and they are compared
     on sequences that it was not solved on.
     """
-    shares = Shares(run, budget)
-    with run.stage("share the budget"):
-        tried = _until_worse(run, budget, search, shares.first)
-        nearest = tried[_nearest(tried)].share
+    with measured.tables():
+        shares = Shares(run, budget)
+    tried = _until_worse(run, budget, measured, [shares.first])
+    nearest = tried[_nearest(tried)].share
+    with measured.tables():
         others = shares.other_heads(nearest)
-        less = [one for one in others if one.of_head < nearest.of_head]
-        more = [one for one in reversed(others) if one.of_head > nearest.of_head]
-        for side in (less, more):
-            tried += _until_worse(run, budget, search, side)
-    corrected: dict[str, float] = {}
+    less = [one for one in others if one.of_head < nearest.of_head]
+    more = [one for one in reversed(others) if one.of_head > nearest.of_head]
+    tried += _until_worse(run, budget, measured, [less, more])
     order = broadcast(lambda: sorted(range(len(tried)), key=lambda at: tried[at].distance))
     contenders = [tried[at] for at in order[:NUM_CORRECTED]]
-    for one in contenders:
-        shared = replace(budget, share=one.share)
-        decided = fold(one.choice, shared)
-        with run.stage("share the budget"):
-            corrected[str(one.share)] = _held_out_distance(run, shared, decided)
+    known = measured.corrected(budget, [(one.share, one.choice) for one in contenders])
+    corrected = {str(one.share): far for one, far in zip(contenders, known, strict=True)}
     best = broadcast(lambda: min(contenders, key=lambda one: corrected[str(one.share)]).share)
     distances = {str(one.share): one.distance for one in tried}
     return replace(budget, share=best), ComparedShares(distances, corrected)
 
 
 def _until_worse(
-    run: Run, budget: Budget, search: BudgetSearch, shares: Sequence[Share]
+    run: Run, budget: Budget, measured: ComparesShares, sides: Sequence[Sequence[Share]]
 ) -> list[_Tried]:
-    """Shares in order, up to a few that are further from the dense model than the nearest."""
-    tried: list[_Tried] = []
-    for share in run.tracked(shares):
-        if len(tried) - 1 - _nearest(tried) >= WORSE:
-            break
-        shared = replace(budget, share=share)
-        search.cut_from = with_table(run, shared)
-        tried.append(_Tried(share, *search.foreseen(shared)))
-    return tried
+    """Shares of each side, up to a few that are further from the dense model than its nearest."""
+    budgets = [[replace(budget, share=share) for share in side] for side in sides]
+    ask = measured.first_starts([one for side in budgets for one in side])
+    found: list[_Tried] = []
+    for side, shared in zip(sides, budgets, strict=True):
+        tried: list[_Tried] = []
+        for share, one in run.tracked([*zip(side, shared, strict=True)]):
+            if len(tried) - 1 - _nearest(tried) >= WORSE:
+                break
+            tried.append(_Tried(share, *ask(one)))
+        found += tried
+    return found
 
 
 def _nearest(tried: Sequence[_Tried]) -> int:

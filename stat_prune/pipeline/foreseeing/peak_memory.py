@@ -20,10 +20,17 @@ from stat_prune.measuring.objectives import COMPARING_BYTES
 from stat_prune.model.blocks import Block
 from stat_prune.model.tensors.half_products import copied_bytes
 from stat_prune.pipeline.budgeting.searching import num_remembered
+from stat_prune.pipeline.budgeting.sharing import (
+    FRACTIONS,
+    NUM_CORRECTED,
+    NUM_SHARES,
+    joint_tables,
+)
 from stat_prune.pipeline.budgeting.starts import MAX_STARTS
-from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
+from stat_prune.pipeline.foreseeing.search_cost import SearchCost, passing_states, searches
 from stat_prune.pipeline.run import Run, num_probe_samples, probe_length
 from stat_prune.pipeline.solving_again.second_pass import (
+    HELD_OUT,
     MOST_STATES,
     moves_consumers,
     states_of_token,
@@ -133,7 +140,8 @@ def needs_of(
         return Needs(memory=memory, disk=passing + sum(layers) + outer)
     width = blocks[0].output_size
     probed = recipe.probes
-    kept = kept_of(budget)
+    joint = budget.target.is_joint
+    kept = 1.0 if joint else kept_of(budget)  # of shares that are compared some leave blocks whole
     stages = [factoring]
     embeddings, head = _apart(model)
     if probed:
@@ -174,9 +182,14 @@ def needs_of(
     if searched:
         sizes = [[b.num_channels * b.output_size for b in one] for one in _by_layer(blocks)]
         largest = max(map(sum, sizes))
-        comparing = _SINGLE * MAX_STARTS * kept * largest  # folded, for one layer
-        comparing += width * element * compared.passing_tokens(reading.length)
-        passing = max(passing, round(comparing))
+        walks = [(compared.sequences[0], MAX_STARTS, min(len(factored), 1))]
+        if joint:
+            walks.append((compared.sequences[0], NUM_SHARES, NUM_SHARES))
+            walks.append((reading.num_samples // HELD_OUT, NUM_CORRECTED, NUM_CORRECTED))
+        for sequences, variants, tables in walks:
+            comparing = _SINGLE * variants * kept * largest  # folded, for one layer
+            states = passing_states(variants, tables) * sequences * reading.length
+            passing = max(passing, round(comparing + width * element * states))
     return Needs(
         memory=max(stages),
         # A layer's states are there until the next's are.
@@ -186,6 +199,8 @@ def needs_of(
 
 def _to_factor(model: PreTrainedModel, budget: Budget) -> list[Table]:
     """Embeddings and head, where a target may have them factored."""
+    if budget.target.is_joint:
+        return [one for one in joint_tables(model, budget.target) if one is not None]
     tables = [find_table(model)] if budget.of_embeddings < 1 else []
     return [*tables, find_head(model)] if budget.of_head < 1 else tables
 
@@ -195,6 +210,8 @@ def _factoring(tables: Sequence[Table], budget: Budget) -> int:
     needed = 0
     for table in tables:
         kept = budget.of_head if table.of_head else budget.of_embeddings
+        if budget.target.is_joint:
+            kept = FRACTIONS[1]  # of what is compared the first is whole
         needed += round(kept * table.parameters) * table.itemsize
         needed += _DOUBLE * (_OF_WIDTH * table.width**2 + BLOCK_ROWS * table.width)
     return needed

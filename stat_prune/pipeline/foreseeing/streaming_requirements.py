@@ -84,12 +84,6 @@ def check_streamed(target: Target) -> None:
 
 def whole_model_for(target: Target) -> str | None:
     """Why a target takes the whole model, and what to ask for instead; None where it does not."""
-    if target.is_joint:
-        return (
-            f"{target!r} is shared out between blocks and embeddings on whole models. Layer by "
-            "layer give each a fraction, as in Parameters(0.5, embeddings=0.5), or use "
-            "stat_prune.prune."
-        )
     if target.of_dimensions:
         return (
             f"{target!r} is of dimensions inside heads, which are chosen on the whole model. Use "

@@ -68,15 +68,16 @@ def prune_checkpoint(
     through the layers one by one, and so do the probes, all together; what enters a layer, and the
     statistics that are needed later, are on disk. On a second walk whole pruned models are
     compared, a layer of each at a time. A third cuts the layers and writes each as a shard; then
-    embeddings and a head are factored.
+    embeddings and a head are factored. Where these share one budget with the blocks, the ways to
+    share it out are compared before, on two or three walks more.
 
     Parameters
     ----------
     model : path or str
         A folder with ``config.json`` and safetensors files, or a name on the Hub.
     dataset, target
-        As for `stat_prune.prune`; but no `Latency`, as the model is never whole, and embeddings and
-        head with fractions of their own: no budget that they share with the blocks.
+        As for `stat_prune.prune`; but no `Latency`, as the model is never whole, and no dimensions
+        inside heads.
     output_dir : path
         Appears when it is complete.
     tokenizer : PreTrainedTokenizerBase or path, optional

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from stat_prune.pipeline.one_block import planned
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.saving import Output
-from stat_prune.pipeline.sources import CutModel, Decided, Probed
+from stat_prune.pipeline.sources import CutModel, Decided, Probed, Searching
 from stat_prune.pipeline.workspace import read, read_statistics, write
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
@@ -97,6 +97,13 @@ class StoredModel:
     def search(self, measured: Sequence[Measured]) -> Comparison:
         """What compares whole pruned models."""
         return Comparison(self._walk, measured)
+
+    def shared(
+        self, search: Searching, fold: Callable[[Sequence[int], Budget], Decided]
+    ) -> Comparison:
+        """What compares shares of a joint budget, which nothing is solved again for."""
+        assert isinstance(search, Comparison)
+        return search
 
     def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
         """What each layer is folded to when it is cut."""
