@@ -155,6 +155,13 @@ def needs_of(
     if searched:
         behind = factoring if factored else outer - embeddings
         stages.append(behind + copies + _comparing(model, tokens))
+    if joint:
+        # Of shares the nearest are judged in larger batches, behind the factors that were made last
+        # and those before, and a factored head puts exact rows into a copy of its output.
+        judged = min(reading.num_samples // HELD_OUT * reading.length, reading.batch_tokens)
+        factors = sum(round(FRACTIONS[1] * one.parameters) * one.itemsize for one in factored)
+        outputs = _outputs(model, judged)
+        stages.append(factoring + factors + copies + outputs + _comparing(model, judged))
     if to_head:
         stages.append(outer - embeddings + copies + _outputs(model, reading.batch_tokens))
     for members in _by_layer(blocks):
