@@ -247,6 +247,75 @@ def test_what_a_trainer_saved_and_what_was_never_saved_is_told_of_by_its_sizes(
     assert before["after"]["parameters"] == second.report.after.parameters
 
 
+def test_all_that_was_done_to_a_model_is_told_in_its_order(
+    pruned, classifier, texts, run, tmp_path
+):
+    folder, first = pruned
+    few = tmp_path / "few.txt"
+    few.write_text("the cat sat on the mat\na dog ran under the house")
+
+    def done(name: str, *arguments: object) -> Path:
+        found = run(*arguments, "-o", tmp_path / name)
+        assert found.returncode == 0, found.stderr
+        return tmp_path / name
+
+    finished = done("finished", "finish", folder, "-d", texts, "--teacher", classifier)
+    trimmed = done("trimmed", "trim", finished, "-d", few)
+
+    record = json.loads(run("inspect", trimmed, "--json").stdout)["report"]
+    ((after_finishes, trimming),) = record["trimmings"]
+    assert after_finishes == 1
+    assert trimming["parameters_before"] == first["after"]["parameters"]
+    assert trimming["parameters"] == stat_prune.load(trimmed).num_parameters()
+    assert trimming["parameters"] < trimming["parameters_before"]
+    # The report is still of the run.
+    assert record["after"] == first["after"] and record["earlier"] == []
+    plan = "stat_prune_plan.json"
+    assert (trimmed / plan).read_text() == (folder / plan).read_text()
+    steps = ["finish", "trimming"]
+    shown = run("inspect", trimmed).stdout.splitlines()
+    assert [word for one in shown if (word := one.partition(" ")[0]) in steps] == steps
+    card = (trimmed / "README.md").read_text()
+    assert 0 < card.index("- Finish: scales;") < card.index("- Trimming: vocabulary 64 ->")
+
+    again = done("again", "prune", trimmed, "-d", few, "--macs", 0.8, "--effort", "fast")
+    record = json.loads(run("inspect", again, "--json").stdout)["report"]
+    (earlier,) = record["earlier"]
+    assert earlier["trimmings"] == [[1, trimming]] and len(earlier["finishes"]) == 1
+    assert record["before"]["parameters"] == trimming["parameters"]
+    shown = " ".join(run("inspect", again).stdout.split())
+    places = [
+        shown.index(text)
+        for text in ("MACs(fraction=0.6", "finish: scales", "trimming: vocabulary", "fraction=0.8")
+    ]
+    assert places == sorted(places)
+    of_first = "{:,} -> {:,} parameters".format(
+        first["before"]["parameters"], record["after"]["parameters"]
+    )
+    assert of_first in shown and "left no report" not in shown
+    card = (again / "README.md").read_text()
+    assert card.index("- First,") < card.index("- Then, finish:") < card.index("- Then, trimming:")
+
+    # What is trimmed twice says both, and what lies beside another model says nothing.
+    less = tmp_path / "less.txt"
+    less.write_text("the cat sat")
+    twice = done("twice", "trim", trimmed, "-d", less)
+    record = json.loads(run("inspect", twice, "--json").stdout)["report"]
+    assert [at for at, _ in record["trimmings"]] == [1, 1]
+    assert record["trimmings"][1][1]["parameters_before"] == trimming["parameters"]
+
+
+def test_a_report_beside_another_model_is_not_that_of_its_trimming(texts, pruned):
+    model, tokenizer = stat_prune.load(pruned[0]), AutoTokenizer.from_pretrained(pruned[0])
+    assert stat_prune.trim_vocabulary(model, tokenizer, texts, progress=False).pruned is not None
+    other = stat_prune.prune(
+        model, texts, tokenizer=tokenizer, target=stat_prune.MACs(0.8), progress=False,
+        effort="fast",
+    ).model  # fmt: skip
+    other.name_or_path = str(pruned[0])
+    assert stat_prune.trim_vocabulary(other, tokenizer, texts, progress=False).pruned is None
+
+
 def test_prune_goes_layer_by_layer_to_the_same_model(pruned, classifier, texts, run, tmp_path):
     done = run(
         "prune", classifier, "-d", texts, "--macs", 0.6, "-o", tmp_path / "out", "--json",

@@ -145,7 +145,22 @@ def test_the_size_is_foreseen_where_embeddings_and_head_are_factored(target, tmp
         assert found.after.parameters < found.before.parameters
     else:
         assert found.after.parameters == pytest.approx(report.after.parameters, rel=0.02)
-    assert found.memory_by_layer is None
+
+
+def test_layer_by_layer_factors_and_shared_budgets_take_more_memory(steady_machine):
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=32_000, architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    blocks, head, shared = (
+        estimate(config, target=target, seq_length=64)
+        for target in (
+            stat_prune.Parameters(0.6),
+            stat_prune.Parameters(0.6, lm_head=0.5),
+            stat_prune.Bytes(0.6),
+        )
+    )
+    assert blocks.memory_by_layer < head.memory_by_layer < shared.memory_by_layer
 
 
 @pytest.mark.parametrize("round_to", [1, 8])

@@ -268,23 +268,6 @@ def test_a_bias_stays() -> None:
     )
 
 
-@pytest.mark.parametrize("target", [HALF, MACs(0.5, lm_head=True)], ids=repr)
-def test_layer_by_layer_they_are_refused_before_anything_is_read(
-    target: Any, tmp_path: Path
-) -> None:
-    tiny_llama().save_pretrained(tmp_path / "dense")
-    with pytest.raises(TargetError, match=r"(?i)layer by layer"):
-        stat_prune.prune_checkpoint(
-            tmp_path / "dense", ROWS, target=target, output_dir=tmp_path / "out"
-        )
-    pruned(tiny_llama()).save(tmp_path / "factored")
-    with pytest.raises(ModelError, match="factored head"):
-        stat_prune.prune_checkpoint(
-            tmp_path / "factored", ROWS, target=MACs(0.5), output_dir=tmp_path / "out"
-        )
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("program", ["llama.cpp", "mlx", "vllm"])
 def test_programs_without_a_form_for_factors_are_named(program: str) -> None:
     for target in (HALF, Bytes(0.6)):

@@ -158,11 +158,16 @@ class Checkpoint:
             self._put(group, torch.empty_like(_tensor(self.model, group[0]), device="meta"))
 
     def release_embeddings(self) -> None:
-        """Forget the token embeddings: the model goes on to run, with zeros for each token."""
+        """Forget the token embeddings: the model goes on to run, with zeros for each token.
+
+        Of factored ones the factor with a row a token, and not what is multiplied with it or kept
+        beside it, which a tied head may have in common with them.
+        """
         embeddings = token_embeddings(self.model)
         if embeddings is None:
             return
-        row = torch.zeros(1, embeddings.embedding_dim, dtype=self.model.dtype, device=self.device)
+        width = embeddings.weight.shape[1]
+        row = torch.zeros(1, width, dtype=self.model.dtype, device=self.device)
         embeddings.weight = nn.Parameter(row.expand(embeddings.weight.shape), requires_grad=False)
 
     @contextmanager

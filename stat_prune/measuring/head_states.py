@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,7 +17,12 @@ from stat_prune.model.dispatched import input_device
 from stat_prune.model.running import Batch, evaluating, model_inputs
 
 
-def head_moments(model: PreTrainedModel, head: nn.Module, batches: Iterable[Batch]) -> Tensor:
+def head_moments(
+    model: PreTrainedModel,
+    head: nn.Module,
+    batches: Iterable[Batch],
+    forward: Callable[[int, Batch], Any] | None = None,
+) -> Tensor:
     """Second moments E[h hᵀ] of the states that a head reads, of real tokens.
 
     Parameters
@@ -26,6 +32,8 @@ def head_moments(model: PreTrainedModel, head: nn.Module, batches: Iterable[Batc
         Of the model, a linear layer.
     batches : iterable of mappings of str to Tensor
         Model inputs.
+    forward : callable, optional
+        Runs the model on the batch of a number. Default: the whole model.
 
     Returns
     -------
@@ -39,9 +47,12 @@ def head_moments(model: PreTrainedModel, head: nn.Module, batches: Iterable[Batc
     """
     seen: list[Moments] = []
     with evaluating(model):
-        for batch in batches:
+        for number, batch in enumerate(batches):
             with _noting(head, batch, seen):
-                model(**model_inputs(model, batch, input_device(model)))
+                if forward is None:
+                    model(**model_inputs(model, batch, input_device(model)))
+                else:
+                    forward(number, batch)
     if not seen or not seen[0].count:
         raise ModelError(
             f"{type(model).__name__} never calls its head as a layer, so that what it reads is not "

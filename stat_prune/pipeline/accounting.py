@@ -195,15 +195,15 @@ def _settings(run: Run, budget: Budget) -> dict[str, Any]:
 def _chosen(run: Run, budget: Budget) -> dict[str, Any]:
     """What went for settings that were left to the method, the model and the data."""
     settings, target, calibration = run.settings, budget.target, run.calibration
-    itself = settings.baseline is not None and settings.budget is None
     found = {
         "objective": "hidden-states" if run.model.base_model is run.model else "logits",
-        "budget": "the method's own" if itself else settings.recipe.allocation,
+        "budget": "the method's own" if settings.own_budget else settings.recipe.allocation,
         "passes": 2 if settings.tries_second_pass else 1,
         "max_seq_length": calibration.batches[0][calibration.main_mask].shape[1],
     }
     found = {name: value for name, value in found.items() if getattr(settings, name) is None}
-    if isinstance(target, MACs) and target.seq_length is None and len(run.masks) == 1:
+    asked_of_texts = budget.share is None and len(run.masks) == 1
+    if asked_of_texts and isinstance(target, MACs) and target.seq_length is None:
         found["target"] = repr(replace(target, seq_length=budget.seq_length))
     held_out = calibration.held_out
     read = calibration.num_samples + (held_out.num_samples if held_out else 0)

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from stat_prune.checkpoints.checkpoint import stock_class
 from stat_prune.errors import LoadError
-from stat_prune.model.dispatched import own_parameters
+from stat_prune.reporting.accounts import num_parameters
 from stat_prune.reporting.recorded_sizes import dense_model
+from stat_prune.reporting.report import parameters_after
 from stat_prune.reporting.result import read_account
 
 
@@ -35,11 +36,11 @@ def earlier_runs(model: PreTrainedModel) -> list[dict[str, Any]]:
     if model.name_or_path:
         with suppress(LoadError):
             known = read_account(Path(model.name_or_path))[0].as_earlier()
-    now = sum(parameter.numel() for parameter in own_parameters(model))
-    told = known and known[-1]["after"]["parameters"] == now
+    now = num_parameters(model)
+    told = known and parameters_after(known[-1]) == now
     if told or not getattr(model.config, "stat_prune", None):
         return known
-    before = known[-1]["after"]["parameters"] if known else _dense_parameters(model)
+    before = parameters_after(known[-1]) if known else _dense_parameters(model)
     if before is None:
         return known
     untold = {"model": type(model).__name__, "method": "a run that left no report"}

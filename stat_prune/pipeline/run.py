@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.data.batching import masks_in
@@ -78,6 +78,8 @@ class Run:
         By the fractions of embeddings and head, the copy with such factors that was made last.
     earlier : list of dict
         As in the report: runs that made the model.
+    moments_at_head : Tensor of shape (hidden, hidden), float64, or None
+        Second moments of what a head of its own reads, where they are known before it is factored.
     """
 
     model: PreTrainedModel
@@ -90,6 +92,7 @@ class Run:
     bar: Any
     factored: dict[tuple[float, float], PreTrainedModel] = field(default_factory=dict)
     earlier: list[dict[str, Any]] = field(default_factory=list)
+    moments_at_head: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -108,9 +111,17 @@ class Run:
         """Factors of every rank of a head of its own, by the states that it reads, in one pass."""
         batches = self.calibration.batches
         counts = token_counts(self._counted, find_head(self.model).num_rows)
-        with self.stage("collect at the head"):
-            moments = head_moments(self.model, own_head(self.model), self.tracked(batches))
+        moments = self.moments_at_head
+        if moments is None:
+            with self.stage("collect at the head"):
+                moments = head_moments(self.model, own_head(self.model), self.tracked(batches))
         return decompose_head(self.model, counts, moments)
+
+    def forget_tables(self) -> None:
+        """Give up what is remembered of embeddings and head, with their weights."""
+        for name in ("decomposed_table", "decomposed_head"):
+            self.__dict__.pop(name, None)
+        self.factored = {}
 
     @property
     def _counted(self) -> Sequence[Batch]:

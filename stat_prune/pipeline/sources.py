@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
-from stat_prune.choosing.budget.costs import Budget
+from stat_prune.choosing.budget.costs import Budget, Share
 from stat_prune.choosing.measured import Measured
 from stat_prune.choosing.plan import BlockPlan
 from stat_prune.model.blocks import Block
@@ -19,8 +20,7 @@ from stat_prune.pipeline.solving_again.second_pass import SecondPass
 from stat_prune.pipeline.solving_again.solution import Solution
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
-from stat_prune.reporting.search_report import DimensionsOfHeads, Search
-from stat_prune.settings.targets import Target
+from stat_prune.reporting.search_report import ComparedShares, DimensionsOfHeads, Search
 from stat_prune.surgery.narrowing import NarrowedHeads
 
 Result = TypeVar("Result", covariant=True)
@@ -48,6 +48,23 @@ class Searching(Protocol):
         """The candidate of each block for a budget, and how it was found."""
 
 
+#: How far the first start of the search is for a budget that has a share, and its candidates.
+FirstStart = Callable[[Budget], tuple[float, list[int]]]
+
+
+class ComparesShares(Protocol):
+    """Measures models that are pruned to shares of a budget."""
+
+    def tables(self) -> AbstractContextManager[None]:
+        """Embeddings and head can be decomposed inside."""
+
+    def first_starts(self, budgets: Sequence[Budget]) -> FirstStart:
+        """What is asked about some of these budgets, one after another."""
+
+    def corrected(self, budget: Budget, choices: Sequence[tuple[Share, list[int]]]) -> list[float]:
+        """How far models of some shares are from the dense one on what nothing was solved on."""
+
+
 @dataclass(frozen=True)
 class Decided:
     """All that is to become of a model, and how that was found.
@@ -69,6 +86,7 @@ class Decided:
         How far the model is from the dense one on all that the calibration set holds out
         (`second_pass.with_held_out`), where a second pass has measured that.
     search : Search or None
+    shares : ComparedShares or None
     narrowed : sequence of NarrowedHeads
     head_dims : DimensionsOfHeads or None
     """
@@ -81,6 +99,7 @@ class Decided:
     second_pass: SecondPass | None = None
     held_out: float | None = None
     search: Search | None = None
+    shares: ComparedShares | None = None
     narrowed: Sequence[NarrowedHeads] = ()
     head_dims: DimensionsOfHeads | None = None
 
@@ -152,10 +171,15 @@ class Source(Protocol[Result]):
     def search(self, measured: Sequence[Measured]) -> Searching:
         """What compares whole pruned models."""
 
+    def shared(
+        self, search: Searching, fold: Callable[[Sequence[int], Budget], Decided]
+    ) -> ComparesShares:
+        """What compares shares of a joint budget, where candidates can be corrected."""
+
     def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
         """The correction of each block's candidate; or a note to fold it when it is cut."""
 
-    def solve_again(self, decided: Decided, target: Target) -> Decided:
+    def solve_again(self, decided: Decided, budget: Budget) -> Decided:
         """The same with the correction solved on the pruned model, where that is wanted."""
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:

@@ -18,6 +18,7 @@ from stat_prune.reporting.block_row import BlockRow, error_text
 from stat_prune.reporting.finish_report import Finish
 from stat_prune.reporting.layer_table import layer_table
 from stat_prune.reporting.search_report import DimensionsOfHeads, Search
+from stat_prune.reporting.trimming_report import TrimmingReport
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,11 @@ class PruningReport:
         What became of dimensions inside heads, where they could leave.
     earlier : list of dict
         Where the model had been pruned before: ``settings``, ``before`` and ``after`` of each of
-        these runs, the first one first.
+        these runs, the first one first; with ``finishes`` and ``trimmings`` as here, where there
+        were any in between.
+    trimmings : list of (int, TrimmingReport)
+        Where the vocabulary of the result was trimmed: how many finishes there had been before,
+        and what it has changed. `after` is of the run itself.
     """
 
     blocks: list[BlockRow]
@@ -157,6 +162,7 @@ class PruningReport:
     earlier_finishes: list[Finish] = field(default_factory=list)
     head_dims: DimensionsOfHeads | None = None
     earlier: list[dict[str, Any]] = field(default_factory=list)
+    trimmings: list[tuple[int, TrimmingReport]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain dicts, lists and numbers."""
@@ -184,6 +190,7 @@ class PruningReport:
                 "finish": Finish(**values["finish"]) if values.get("finish") else None,
                 "earlier_finishes": [Finish(**one) for one in values.get("earlier_finishes", [])],
                 "head_dims": DimensionsOfHeads(**dims) if dims else None,
+                "trimmings": _trimmings(values),
             }
         )
 
@@ -222,17 +229,34 @@ class PruningReport:
         }
 
     def lineage(self) -> list[str]:
-        """A line for each run that made the model which was pruned, the first one first."""
-        return [
-            f"{_title(one['settings'])}, {one['before']['parameters']:,} -> "
-            f"{one['after']['parameters']:,} parameters"
-            for one in self.earlier
-        ]
+        """A line for all that made the model which was pruned, what was done first at first."""
+        lines = []
+        for one in self.earlier:
+            lines.append(
+                f"{_title(one['settings'])}, {one['before']['parameters']:,} -> "
+                f"{one['after']['parameters']:,} parameters"
+            )
+            lines += steps_after(one)
+        return lines
 
     def as_earlier(self) -> list[dict[str, Any]]:
         """`earlier` of a run that prunes the result of this one."""
-        own = {name: self.to_dict()[name] for name in ("settings", "before", "after")}
+        said = self.to_dict()
+        own = {name: said[name] for name in ("settings", "before", "after")}
+        if self.finishes:
+            own["finishes"] = [dataclasses.asdict(one) for one in self.finishes]
+        if self.trimmings:
+            own["trimmings"] = said["trimmings"]
         return [*self.earlier, own]
+
+    def steps(self) -> list[str]:
+        """A line for each finish and each trimming of the result, in their order."""
+        return steps_after(self.as_earlier()[-1])
+
+    @property
+    def parameters_now(self) -> int:
+        """Of the result after all of these."""
+        return parameters_after(self.as_earlier()[-1])
 
     def summary(self) -> str:
         """Totals and time, in a few lines."""
@@ -255,7 +279,7 @@ class PruningReport:
                 *([f"budget            {self.search}"] if self.search else []),
                 *([f"inside heads      {self.head_dims}"] if self.head_dims else []),
                 *([f"second pass       {self.second_pass_text()}"] if self.second_pass else []),
-                *(f"finish            {one}" for one in self.finishes),
+                *(f"{name:<18}{text}" for name, text in self._named_steps()),
                 *([f"speed-up          {self.speed}"] if self.speed else []),
                 f"seconds           {stages}; peak memory {self._memory()}",
             )
@@ -269,8 +293,12 @@ class PruningReport:
     def _of_first(self) -> str:
         """What is left of the model that was pruned first."""
         first = self.earlier[0]["before"]["parameters"]
-        share = _share(self.after.parameters, first)
-        return f"{first:,} -> {self.after.parameters:,} parameters ({share})"
+        now = self.parameters_now
+        return f"{first:,} -> {now:,} parameters ({_share(now, first)})"
+
+    def _named_steps(self) -> list[tuple[str, str]]:
+        """What was done to the result, as the first word and the rest of each step."""
+        return [(name, text) for name, _, text in (one.partition(": ") for one in self.steps())]
 
     def _memory(self) -> str:
         predicted = self.predicted_peak_memory
@@ -318,6 +346,27 @@ class PruningReport:
         with console.capture() as capture:
             console.print(self.table())
         return capture.get()
+
+
+def steps_after(run: dict[str, Any]) -> list[str]:
+    """What was done to the result of a run of `PruningReport.earlier`, in order."""
+    finishes = [f"finish: {Finish(**one)}" for one in run.get("finishes", [])]
+    trimmings = _trimmings(run)
+    steps = []
+    for number in range(len(finishes) + 1):
+        steps += [f"trimming: {one.in_one_line()}" for at, one in trimmings if at == number]
+        steps += finishes[number : number + 1]
+    return steps
+
+
+def parameters_after(run: dict[str, Any]) -> int:
+    """Of the result of a run of `PruningReport.earlier`, and of what was done to that."""
+    trimmings = _trimmings(run)
+    return trimmings[-1][1].parameters if trimmings else int(run["after"]["parameters"])
+
+
+def _trimmings(values: dict[str, Any]) -> list[tuple[int, TrimmingReport]]:
+    return [(at, TrimmingReport(**one)) for at, one in values.get("trimmings", [])]
 
 
 def _title(settings: dict[str, Any]) -> str:

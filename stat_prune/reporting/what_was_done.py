@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stat_prune.reporting.report import PruningReport
+from stat_prune.reporting.report import PruningReport, steps_after
 
 
 def what_was_done(report: PruningReport, *, beside: bool = True) -> str:
@@ -24,12 +24,13 @@ def what_was_done(report: PruningReport, *, beside: bool = True) -> str:
     lines = [
         f"Heads and neurons were removed by `{s['method']}` to `{s['target']}`, seed {s['seed']}; "
         f"{fitted if report.finishes else 'nothing was trained'}.",
-        f"Parameters: {before.parameters:,} before, {after.parameters:,} now; of the transformer "
+        f"Parameters: {before.parameters:,} before, {after.parameters:,} "
+        f"{'then' if report.trimmings else 'now'}; of the transformer "
         f"blocks {before.block_parameters:,} and {after.block_parameters:,}.",
         f"Multiply-accumulates of the blocks at {report.seq_length:.4g} tokens: "
         f"{before.block_macs:.4g} before, {after.block_macs:.4g} now.",
         f"Calibration: {s['calibration_samples']:,} examples, {s['calibration_tokens']:,} tokens.",
-        *(f"Finish: {one}." for one in report.finishes),
+        *(f"{one[0].upper()}{one[1:]}." for one in report.steps()),
     ]
     if beside:
         lines.append(
@@ -42,11 +43,13 @@ def what_was_done(report: PruningReport, *, beside: bool = True) -> str:
         lines.insert(2, f"Dimensions inside heads: {report.head_dims}.")
     if report.lm_head is not None:
         lines.insert(2, f"Head of the language model: {report.lm_head}.")
-    earlier = [
-        f"First, `{one['settings']['method']}` to `{one['settings']['target']}`: "
-        f"{one['before']['parameters']:,} parameters became {one['after']['parameters']:,}."
-        for one in report.earlier
-    ]
+    earlier = []
+    for one in report.earlier:
+        earlier.append(
+            f"First, `{one['settings']['method']}` to `{one['settings']['target']}`: "
+            f"{one['before']['parameters']:,} parameters became {one['after']['parameters']:,}."
+        )
+        earlier += [f"Then, {step}." for step in steps_after(one)]
     return "\n".join(f"- {line}" for line in [*earlier, *lines])
 
 

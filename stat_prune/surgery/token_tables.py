@@ -17,6 +17,9 @@ from stat_prune.model.modeling_stat_prune import sharing_modules
 #: What stacks that read tokens call their embeddings.
 _OF_STACKS = {"embed_tokens", "shared"}
 
+#: What a head is in a sentence.
+HEAD_NAME = "language-model head"
+
 #: Bytes of the number of an exact row's token.
 _ID = 4
 
@@ -51,6 +54,11 @@ class Table:
     name: str = "embeddings"
     num_exact: int = 0
     itemsize: int = 4
+
+    @property
+    def of_head(self) -> bool:
+        """Whether it is a head with weights of its own."""
+        return self.name == HEAD_NAME
 
     @property
     def parameters(self) -> int:
@@ -165,7 +173,7 @@ def find_head(model: PreTrainedModel) -> Table:
         rank=head.weight.shape[1] if factored else None,
         num_exact=_num_exact(head),
         itemsize=head.weight.element_size(),
-        name="language-model head",
+        name=HEAD_NAME,
     )
 
 

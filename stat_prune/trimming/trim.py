@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,14 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stat_prune.checkpoints.checkpoint import save_checkpoint
 from stat_prune.checkpoints.pretrained import given_tokenizer
-from stat_prune.checkpoints.replacing import check_apart
+from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE, check_apart
 from stat_prune.data.token_rows import MAX_LENGTH, tokenized
 from stat_prune.errors import DataError, SettingsError
 from stat_prune.examples.iterating import iterate_examples
 from stat_prune.machine.progress import progress_bar
-from stat_prune.model.dispatched import own_parameters
 from stat_prune.model.model_checks import check_model
 from stat_prune.model.whole_encoders import encoder_kind, tokenizer_of, transformer_of
+from stat_prune.reporting.accounts import account_of, num_parameters
+from stat_prune.reporting.report import PruningReport
+from stat_prune.reporting.trimming_report import TrimmingReport
+from stat_prune.reporting.what_was_done import what_was_done
 from stat_prune.settings.arguments import flag
 from stat_prune.surgery.token_tables import find_table
 from stat_prune.trimming.behind import check_own, tokens_besides, with_trimmed
@@ -32,46 +36,6 @@ from stat_prune.trimming.tokenizer import Vocabulary
 HELD_OUT = 10
 
 _AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class TrimmingReport:
-    """What trimming has changed.
-
-    Attributes
-    ----------
-    num_texts, num_tokens : int
-        Read.
-    vocabulary_before, vocabulary : int
-        Rows of the embeddings.
-    parameters_before, parameters : int
-        Of the whole model; of one of sentence-transformers, of its transformer.
-    unseen : float or None
-        Fraction of the tokens of every tenth text that the other texts do not need: what is to be
-        expected of further texts of the kind. They are split otherwise. None where there are fewer
-        than ten texts.
-    """
-
-    num_texts: int
-    num_tokens: int
-    vocabulary_before: int
-    vocabulary: int
-    parameters_before: int
-    parameters: int
-    unseen: float | None
-
-    def __str__(self) -> str:
-        lines = [
-            f"texts        {self.num_texts:,}, of {self.num_tokens:,} tokens",
-            f"vocabulary   {self.vocabulary_before:,} -> {self.vocabulary:,}",
-            f"parameters   {self.parameters_before:,} -> {self.parameters:,} "
-            f"({self.parameters / self.parameters_before:.1%} kept)",
-        ]
-        if self.unseen is not None:
-            lines.append(
-                f"unseen       {self.unseen:.2%} of the tokens of every tenth text are in no other"
-            )
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -88,6 +52,11 @@ class TrimmedModel:
         The old id of each new one.
     source : str or None
         Where the model came from.
+    pruned : PruningReport or None
+        Of a model that lay beside the report of its pruning, that report, which tells of the
+        trimming, too.
+    plan : dict of str to list of int, or None
+        As in `PruningResult`, which lies there as well.
     """
 
     model: PreTrainedModel
@@ -95,16 +64,31 @@ class TrimmedModel:
     report: TrimmingReport
     kept: list[int]
     source: str | None = None
+    pruned: PruningReport | None = None
+    plan: dict[str, list[int]] | None = None
 
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write model, config and tokenizer; atomically, as `PruningResult.save`.
+
+        Of a pruned model report and plan, too.
 
         Raises
         ------
         SaveError
         """
         check_apart(directory, self.source)
-        save_checkpoint(directory, model=self.model, tokenizer=self.tokenizer, overwrite=overwrite)
+        files, account = {}, ""
+        if self.pruned is not None:
+            files = {REPORT_FILE: self.pruned.to_json(), PLAN_FILE: json.dumps(self.plan)}
+            account = what_was_done(self.pruned)
+        save_checkpoint(
+            directory,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            files=files,
+            overwrite=overwrite,
+            account=account,
+        )
 
 
 def trim_vocabulary(
@@ -183,12 +167,16 @@ def trim_vocabulary(
         num_tokens=used.num_tokens,
         vocabulary_before=size,
         vocabulary=len(kept),
-        parameters_before=_num_parameters(model),
-        parameters=_num_parameters(trimmed),
+        parameters_before=num_parameters(model),
+        parameters=num_parameters(trimmed),
         unseen=used.unseen(set(vocabulary.closed(used.of_most | wanted))),
     )
     source = model.name_or_path or None
-    return TrimmedModel(trimmed, vocabulary.cut(new), report, kept, source)
+    account = account_of(model)
+    pruned, plan = (None, None) if account is None else account
+    if pruned is not None:
+        pruned = replace(pruned, trimmings=[*pruned.trimmings, (len(pruned.finishes), report)])
+    return TrimmedModel(trimmed, vocabulary.cut(new), report, kept, source, pruned, plan)
 
 
 def _trimmed_inside(
@@ -271,7 +259,3 @@ def _named(keep: Iterable[str], vocabulary: Vocabulary) -> set[int]:
             f"{', '.join(map(repr, islice(vocabulary.ids, 5)))}, for instance."
         )
     return {vocabulary.ids[name] for name in names}
-
-
-def _num_parameters(model: PreTrainedModel) -> int:
-    return sum(one.numel() for one in own_parameters(model))

@@ -87,6 +87,23 @@ def test_adapters_of_other_layers_are_merged() -> None:
         torch.testing.assert_close(merged(**batch).logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["embed_tokens"], "use_dora": True},
+        {"target_modules": ["lm_head"], "use_dora": True},
+        {"target_modules": ["down_proj"], "trainable_token_indices": [5, 6]},
+    ],
+    ids=str,
+)
+def test_adapters_that_read_the_weight_as_a_whole_table_fail_and_compute_nothing(options) -> None:
+    peft = pytest.importorskip("peft", reason="needs peft (the extra `export`)")
+    model, batch = factored("LlamaForCausalLM"), random_batch(2, 12)
+    with pytest.raises((RuntimeError, AttributeError)):
+        peft.get_peft_model(model, peft.LoraConfig(r=2, **options))(**batch)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 import stat_prune
 from stat_prune.checkpoints.replacing import REPORT_FILE
 from stat_prune.choosing.budget.exploring import in_vain
-from stat_prune.pipeline.on_disk import comparing
+from stat_prune.pipeline.on_disk import variants
 from stat_prune.pipeline.on_disk.comparing import Compared
 from stat_prune.reporting.report import PruningReport
 
@@ -81,7 +81,7 @@ def test_of_a_deep_model_another_start_than_the_probes_may_be_the_nearest(tmp_pa
 )
 def test_where_nothing_is_searched_no_model_is_compared(options, tmp_path, monkeypatch):
     passed: list[int] = []
-    monkeypatch.setattr(comparing, "run_layer", lambda *args: passed.append(args[1]))
+    monkeypatch.setattr(variants, "run_layer", lambda *args: passed.append(args[1]))
     _, pruned = both(tiny_bert(BertForMaskedLM), tmp_path, **options)
     assert passed == []
     assert pruned.report.search is None
@@ -100,7 +100,7 @@ def test_broken_off_within_a_layer_of_the_comparison_it_goes_on_to_the_same_bits
         return {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.safetensors")}
 
     unbroken = prune("unbroken")
-    run_layer = comparing.run_layer
+    run_layer = variants.run_layer
     middle = 0
 
     def stopping(model: Any, layer: int, *args: Any) -> Any:
@@ -111,7 +111,7 @@ def test_broken_off_within_a_layer_of_the_comparison_it_goes_on_to_the_same_bits
             raise KeyboardInterrupt
         return run_layer(model, layer, *args)
 
-    monkeypatch.setattr(comparing, "run_layer", stopping)
+    monkeypatch.setattr(variants, "run_layer", stopping)
     with pytest.raises(KeyboardInterrupt):
         prune("out")
     working = tmp_path / "out.working"

@@ -20,7 +20,7 @@ import stat_prune
 from stat_prune.checkpoints.layer_weights import Checkpoint
 from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE
 from stat_prune.families import transformer_layers
-from stat_prune.pipeline.on_disk import comparing, layer_pass
+from stat_prune.pipeline.on_disk import layer_pass, variants
 from stat_prune.reporting.report import PruningReport
 
 WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then it was very".split()
@@ -194,7 +194,7 @@ def test_weights_of_one_layer_are_in_memory_at_a_time(
     monkeypatch.setattr(
         layer_pass, "run_layer", partial(watched, embedded=method == "id-unweighted")
     )
-    monkeypatch.setattr(comparing, "run_layer", watched)
+    monkeypatch.setattr(variants, "run_layer", watched)
     stat_prune.prune_checkpoint(
         tmp_path / "dense",
         TEXTS,

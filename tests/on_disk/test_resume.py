@@ -20,7 +20,7 @@ from stat_prune.errors import SaveError, SettingsError
 from stat_prune.machine import atomic
 from stat_prune.pipeline import workspace
 from stat_prune.pipeline.foreseeing import streaming_requirements as requirements
-from stat_prune.pipeline.on_disk import comparing, layer_pass
+from stat_prune.pipeline.on_disk import layer_pass, variants
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -131,14 +131,14 @@ def test_a_full_disk_keeps_what_is_finished_for_a_resume(
         prune(dense, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
-    passed: dict[Any, set[int]] = {layer_pass: set(), comparing: set()}
+    passed: dict[Any, set[int]] = {layer_pass: set(), variants: set()}
     for module, layers in passed.items():
         monkeypatch.setattr(module, "run_layer", noting(layers, module.run_layer))
 
     prune(dense, tmp_path / "out", resume=True)
 
     assert contents(tmp_path / "out") == unbroken
-    assert passed == {layer_pass: walked, comparing: compared}
+    assert passed == {layer_pass: walked, variants: compared}
 
 
 def test_a_run_killed_while_it_tidied_up_leaves_nothing_to_go_on_with(dense, tmp_path, monkeypatch):

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.choice import check_reachable
-from stat_prune.choosing.budget.costs import Budget, full_cost
+from stat_prune.choosing.budget.costs import Budget, Share, full_cost
 from stat_prune.errors import TargetError
 from stat_prune.machine.distributed import broadcast
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import distance
-from stat_prune.model.blocks import SeqLength
 from stat_prune.model.dispatched import own_parameters, shared_copy
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.solving_again.second_pass import with_held_out
-from stat_prune.pipeline.sources import Decided
-from stat_prune.settings.targets import Bytes, CostFunction, MACs, Parameters, Target
+from stat_prune.pipeline.sources import ComparesShares, Decided, FirstStart
+from stat_prune.reporting.search_report import ComparedShares
+from stat_prune.settings.targets import Bytes, MACs, Target
 from stat_prune.surgery.embeddings import factor, factor_own_head
 from stat_prune.surgery.token_tables import Table, find_head, find_table, own_head
 
 #: Parts of the embeddings, and of a head of its own, that are tried, from the largest on.
 FRACTIONS = (1.0, 0.75, 0.5, 0.4, 0.33, 0.25, 0.15, 0.08)
+
+#: Most that are tried at once: by these, and by what leaves the blocks whole.
+NUM_SHARES = len(FRACTIONS) + 1
 
 #: Ways to share a budget out that the correction is solved for.
 NUM_CORRECTED = 3
@@ -35,41 +39,12 @@ NUM_CORRECTED = 3
 #: of the embeddings, the more of the blocks, and the best lies between.
 WORSE = 2
 
+#: Of a run, in which shares are compared.
+STAGE = "share the budget"
+
 #: Tokens that so many texts have more than once, which alone may have exact rows: by the root of
 #: all that are read, as Heaps' law has it. Of texts of STS-B, SQuAD and stories it was 2 to 15.
 READ_AGAIN = 8.0
-
-
-@dataclass(frozen=True, repr=False)
-class Share(Parameters):
-    """What blocks, embeddings and head keep each, for a target of them together.
-
-    Attributes
-    ----------
-    asked : Target
-    distances : dict of str to float
-        By the fractions that were compared, what all parts together do to the output.
-    corrected : dict of str to float
-        The same on held-out sequences, of those whose correction was solved on the model with
-        factored embeddings.
-    """
-
-    asked: Target = field(default_factory=lambda: Parameters(1.0))
-    distances: dict[str, float] = field(default_factory=dict)
-    corrected: dict[str, float] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return repr(self.asked)
-
-    def __str__(self) -> str:
-        head = "" if self.lm_head is None else f"{self.of_head:.3g} of the head, "
-        table = "" if self.embeddings is None else f"{self.of_embeddings:.3g} of the embeddings, "
-        return f"{table}{head}{self.fraction:.3g} of the blocks"
-
-    def cost(self, seq_length: SeqLength) -> CostFunction:
-        """What is limited of a block: as of the target, or parameters, of bytes."""
-        asked = self.asked
-        return (asked if isinstance(asked, MACs) else Parameters(1.0)).cost(seq_length)
 
 
 class Shares:
@@ -101,16 +76,9 @@ class Shares:
         self._run, self._budget, target = run, budget, budget.target
         self._tables = tables
         self._of_macs = isinstance(target, MACs)
-        own = own_head(run.model) is not None
-        self._head = find_head(run.model) if own else None
-        self._table = None if self._of_macs and own else find_table(run.model)
-        if self._of_macs and not own:
-            assert self._table is not None
-            if not self._table.tied_heads:
-                find_head(run.model)  # says what is missing
+        self._table, self._head = joint_tables(run.model, target)
         blocks = [*run.blocks, *run.untouched]
-        cost = Share(1.0, asked=target).cost(budget.lengths)
-        self._in_blocks = sum(full_cost(block, cost) for block in blocks)
+        self._in_blocks = sum(full_cost(block, budget.cost) for block in blocks)
         parts = [one for one in (self._table, self._head) if one is not None]
         self._whole = self._in_blocks + sum(self._cost(one, one.parameters) for one in parts)
         self._allowed = self._allowance(parts)
@@ -192,18 +160,33 @@ class Shares:
                 min(left, 1.0),
                 embeddings=None if self._table is None else float(of_table),
                 lm_head=None if self._head is None else float(of_head),
-                asked=joint.target,
             )
             check_reachable(
                 run.blocks,
                 run.untouched,
-                replace(joint, target=share),
+                replace(joint, share=share),
                 round_to=run.settings.round_to,
                 remove=run.settings.removes_blocks,
             )
         except TargetError:
             return None
         return share
+
+
+def joint_tables(model: PreTrainedModel, target: Target) -> tuple[Table | None, Table | None]:
+    """Embeddings and head that a joint target counts with the blocks.
+
+    Raises
+    ------
+    ModelError
+        If there is nothing but the blocks that could share the budget.
+    """
+    own, of_macs = own_head(model) is not None, isinstance(target, MACs)
+    head = find_head(model) if own else None
+    table = None if of_macs and own else find_table(model)
+    if table is not None and of_macs and not table.tied_heads:
+        find_head(model)  # says what is missing
+    return table, head
 
 
 def even_share(run: Run, budget: Budget) -> Share:
@@ -228,10 +211,10 @@ def foreseen_shape(run: Run, table: Table, fraction: float) -> tuple[int | None,
     return rank, table.exact_beside(rank, fraction, min(read_again, table.num_rows - 1))
 
 
-def spared_by_factors(run: Run, target: Target) -> tuple[int, int]:
-    """Parameters and bytes of embeddings and head that a target does without, as foreseen."""
+def spared_by_factors(run: Run, budget: Budget) -> tuple[int, int]:
+    """Parameters and bytes of embeddings and head that a budget does without, as foreseen."""
     parameters = bytes_ = 0
-    for find, fraction in ((find_table, target.of_embeddings), (find_head, target.of_head)):
+    for find, fraction in ((find_table, budget.of_embeddings), (find_head, budget.of_head)):
         if fraction < 1:
             table = find(run.model)
             rank, num_exact = foreseen_shape(run, table, fraction)
@@ -251,13 +234,52 @@ class _Tried(NamedTuple):
     choice: list[int]
 
 
-def best_share(
-    run: Run,
-    budget: Budget,
-    search: BudgetSearch,
-    fold: Callable[[Sequence[int], Target], Decided],
-) -> Budget:
-    """The way to share out a joint budget that changes the output least.
+class InMemory:
+    """Compares shares on whole models in memory.
+
+    Parameters
+    ----------
+    run : Run
+    search : BudgetSearch
+    fold : callable
+        From candidates to their correction, on the model with factored embeddings.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        search: BudgetSearch,
+        fold: Callable[[Sequence[int], Budget], Decided],
+    ) -> None:
+        self._run, self._search, self._fold = run, search, fold
+
+    def tables(self) -> AbstractContextManager[None]:
+        """They are in memory, and so is the stage that they belong to."""
+        return self._run.stage(STAGE)
+
+    def first_starts(self, budgets: Sequence[Budget]) -> FirstStart:
+        """Measured where it is asked for."""
+
+        def ask(budget: Budget) -> tuple[float, list[int]]:
+            with self._run.stage(STAGE):
+                self._search.cut_from = with_table(self._run, budget)
+                return self._search.foreseen(budget)
+
+        return ask
+
+    def corrected(self, budget: Budget, choices: Sequence[tuple[Share, list[int]]]) -> list[float]:
+        """Of models whose correction is solved on the one with factored embeddings."""
+        found = []
+        for share, choice in choices:
+            shared = replace(budget, share=share)
+            decided = self._fold(choice, shared)
+            with self._run.stage(STAGE):
+                found.append(_held_out_distance(self._run, shared, decided))
+        return found
+
+
+def best_share(run: Run, budget: Budget, measured: ComparesShares) -> tuple[Budget, ComparedShares]:
+    """The way to share out a joint budget that changes the output least, and what it was best of.
 
     Models with factored embeddings and pruned blocks are measured at the first start of the search
     for the blocks' budget; where a head has weights of its own, with as much of it as of the
@@ -265,38 +287,39 @@ def best_share(
     factors do, more where they are smaller: for the nearest few it is solved, and they are compared
     on sequences that it was not solved on.
     """
-    shares = Shares(run, budget)
-    with run.stage("share the budget"):
-        tried = _until_worse(run, budget, search, shares.first)
-        nearest = tried[_nearest(tried)].share
+    with measured.tables():
+        shares = Shares(run, budget)
+    tried = _until_worse(run, budget, measured, [shares.first])
+    nearest = tried[_nearest(tried)].share
+    with measured.tables():
         others = shares.other_heads(nearest)
-        less = [one for one in others if one.of_head < nearest.of_head]
-        more = [one for one in reversed(others) if one.of_head > nearest.of_head]
-        for side in (less, more):
-            tried += _until_worse(run, budget, search, side)
-    corrected: dict[str, float] = {}
+    less = [one for one in others if one.of_head < nearest.of_head]
+    more = [one for one in reversed(others) if one.of_head > nearest.of_head]
+    tried += _until_worse(run, budget, measured, [less, more])
     order = broadcast(lambda: sorted(range(len(tried)), key=lambda at: tried[at].distance))
     contenders = [tried[at] for at in order[:NUM_CORRECTED]]
-    for one in contenders:
-        decided = fold(one.choice, one.share)
-        with run.stage("share the budget"):
-            corrected[str(one.share)] = _held_out_distance(run, one.share, decided)
+    known = measured.corrected(budget, [(one.share, one.choice) for one in contenders])
+    corrected = {str(one.share): far for one, far in zip(contenders, known, strict=True)}
     best = broadcast(lambda: min(contenders, key=lambda one: corrected[str(one.share)]).share)
     distances = {str(one.share): one.distance for one in tried}
-    return replace(budget, target=replace(best, distances=distances, corrected=corrected))
+    return replace(budget, share=best), ComparedShares(distances, corrected)
 
 
 def _until_worse(
-    run: Run, budget: Budget, search: BudgetSearch, shares: Sequence[Share]
+    run: Run, budget: Budget, measured: ComparesShares, sides: Sequence[Sequence[Share]]
 ) -> list[_Tried]:
-    """Shares in order, up to a few that are further from the dense model than the nearest."""
-    tried: list[_Tried] = []
-    for share in run.tracked(shares):
-        if len(tried) - 1 - _nearest(tried) >= WORSE:
-            break
-        search.cut_from = with_table(run, share)
-        tried.append(_Tried(share, *search.foreseen(replace(budget, target=share))))
-    return tried
+    """Shares of each side, up to a few that are further from the dense model than its nearest."""
+    budgets = [[replace(budget, share=share) for share in side] for side in sides]
+    ask = measured.first_starts([one for side in budgets for one in side])
+    found: list[_Tried] = []
+    for side, shared in zip(sides, budgets, strict=True):
+        tried: list[_Tried] = []
+        for share, one in run.tracked([*zip(side, shared, strict=True)]):
+            if len(tried) - 1 - _nearest(tried) >= WORSE:
+                break
+            tried.append(_Tried(share, *ask(one)))
+        found += tried
+    return found
 
 
 def _nearest(tried: Sequence[_Tried]) -> int:
@@ -304,35 +327,35 @@ def _nearest(tried: Sequence[_Tried]) -> int:
     return broadcast(lambda: min(range(len(tried)), key=lambda at: tried[at].distance, default=-1))
 
 
-def _held_out_distance(run: Run, share: Share, decided: Decided) -> float:
+def _held_out_distance(run: Run, budget: Budget, decided: Decided) -> float:
     """Of a model that is cut so, on what the correction was not solved on."""
     if decided.held_out is not None:
         return decided.held_out
     _, judges = with_held_out(run.calibration, seed=run.settings.seed)
-    cut = decided.solution.cut_copy(with_table(run, share))
+    cut = decided.solution.cut_copy(with_table(run, budget))
     return distance(run.model, cut, judges.batches, objective_named(run.settings.objective))
 
 
-def with_table(run: Run, target: Target) -> PreTrainedModel:
-    """The dense model, or a copy whose embeddings or head are factored as a target says.
+def with_table(run: Run, budget: Budget) -> PreTrainedModel:
+    """The dense model, or a copy whose embeddings or head are factored as a budget says.
 
     The last one is remembered, as a share is corrected, judged and cut in turn: to be copied, and
     not changed.
     """
-    if not target.factors:
+    if not budget.factors:
         return run.model
-    asked = target.of_embeddings, target.of_head
+    asked = budget.of_embeddings, budget.of_head
     if asked not in run.factored:
         copied = shared_copy(run.model)
-        factor_as(run, target, copied)
+        factor_as(run, budget, copied)
         run.factored = {asked: copied}
     return run.factored[asked]
 
 
 def factor_as(
-    run: Run, target: Target, model: PreTrainedModel
+    run: Run, budget: Budget, model: PreTrainedModel
 ) -> tuple[FactoredTable | None, FactoredTable | None]:
-    """Factor embeddings and head of a model, in place, as a target says.
+    """Factor embeddings and head of a model, in place, as a budget says.
 
     Returns
     -------
@@ -341,14 +364,8 @@ def factor_as(
     """
     multiple = run.settings.round_to
     table = head = None
-    if target.of_embeddings < 1:
-        table = factor(model, run.decomposed_table, target.of_embeddings, multiple)
-    if target.of_head < 1:
-        head = factor_own_head(model, run.decomposed_head, target.of_head, multiple)
-    return _with_shares(table, target), _with_shares(head, target)
-
-
-def _with_shares(table: FactoredTable | None, target: Target) -> FactoredTable | None:
-    if table is None or not isinstance(target, Share):
-        return table
-    return replace(table, shares=target.distances, corrected=target.corrected)
+    if budget.of_embeddings < 1:
+        table = factor(model, run.decomposed_table, budget.of_embeddings, multiple)
+    if budget.of_head < 1:
+        head = factor_own_head(model, run.decomposed_head, budget.of_head, multiple)
+    return table, head

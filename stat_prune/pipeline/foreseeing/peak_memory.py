@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.correction import folding_bytes
 from stat_prune.choosing.criteria.candidates import decomposing_bytes
 from stat_prune.choosing.factored_block import factoring_bytes, num_factored
@@ -19,18 +20,24 @@ from stat_prune.measuring.objectives import COMPARING_BYTES
 from stat_prune.model.blocks import Block
 from stat_prune.model.tensors.half_products import copied_bytes
 from stat_prune.pipeline.budgeting.searching import num_remembered
+from stat_prune.pipeline.budgeting.sharing import (
+    FRACTIONS,
+    NUM_CORRECTED,
+    NUM_SHARES,
+    joint_tables,
+)
 from stat_prune.pipeline.budgeting.starts import MAX_STARTS
-from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
+from stat_prune.pipeline.foreseeing.search_cost import SearchCost, passing_states, searches
 from stat_prune.pipeline.run import Run, num_probe_samples, probe_length
 from stat_prune.pipeline.solving_again.second_pass import (
+    HELD_OUT,
     MOST_STATES,
     moves_consumers,
     states_of_token,
 )
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import Settings
-from stat_prune.settings.targets import Target
-from stat_prune.surgery.token_tables import find_table
+from stat_prune.surgery.token_tables import Table, find_head, find_table
 
 #: Square matrices of a table's width that its decomposition has at once: moments of all rows and
 #: of those that stay, roots of the metric, directions, and what an eigensolver works in.
@@ -107,7 +114,7 @@ def needs_of(
     blocks: Sequence[Block],
     reading: Reading,
     recipe: Method,
-    target: Target,
+    budget: Budget,
 ) -> Needs:
     """Predict what pruning layer by layer will take; the model may be without weights.
 
@@ -118,14 +125,23 @@ def needs_of(
     computed beside a cut copy, or cut; or all that is in no layer is factored and written.
     """
     layers, outer = weight_bytes(model)
-    factoring = outer + _factoring(model, target)
-    if not blocks:
-        return Needs(memory=max(factoring, *layers), disk=sum(layers) + outer)
+    factored = _to_factor(model, budget)
+    factoring = outer + _factoring(factored, budget)
     element = next(model.parameters()).element_size()
     copies = _copying(model)
+    to_head = any(one.of_head for one in factored)
+    if not blocks:
+        memory, passing = max(factoring, *layers), 0
+        if to_head:  # the calibration set goes through the layers
+            width = factored[-1].width
+            outputs = _outputs(model, reading.batch_tokens)
+            memory = max(memory, max(layers) + copies, outer + copies + outputs)
+            passing = 2 * width * element * reading.num_samples * reading.length
+        return Needs(memory=memory, disk=passing + sum(layers) + outer)
     width = blocks[0].output_size
     probed = recipe.probes
-    kept = kept_of(target)
+    joint = budget.target.is_joint
+    kept = 1.0 if joint else kept_of(budget)  # of shares that are compared some leave blocks whole
     stages = [factoring]
     embeddings, head = _apart(model)
     if probed:
@@ -135,9 +151,19 @@ def needs_of(
         ]
     compared = search_cost_of(model, reading, "fast")
     tokens = compared.batch_tokens(reading.length, reading.batch_tokens)
-    searched = searches(recipe, target)
+    searched = searches(recipe, budget.target)
     if searched:
-        stages.append(outer - embeddings + copies + _comparing(model, tokens))
+        behind = factoring if factored else outer - embeddings
+        stages.append(behind + copies + _comparing(model, tokens))
+    if joint:
+        # Of shares the nearest are judged in larger batches, behind the factors that were made last
+        # and those before, and a factored head puts exact rows into a copy of its output.
+        judged = min(reading.num_samples // HELD_OUT * reading.length, reading.batch_tokens)
+        factors = sum(round(FRACTIONS[1] * one.parameters) * one.itemsize for one in factored)
+        outputs = _outputs(model, judged)
+        stages.append(factoring + factors + copies + outputs + _comparing(model, judged))
+    if to_head:
+        stages.append(outer - embeddings + copies + _outputs(model, reading.batch_tokens))
     for members in _by_layer(blocks):
         layer = members[0].layer
         consumers = element * sum(b.num_channels * b.output_size for b in members)
@@ -163,9 +189,14 @@ def needs_of(
     if searched:
         sizes = [[b.num_channels * b.output_size for b in one] for one in _by_layer(blocks)]
         largest = max(map(sum, sizes))
-        comparing = _SINGLE * MAX_STARTS * kept * largest  # folded, for one layer
-        comparing += width * element * compared.passing_tokens(reading.length)
-        passing = max(passing, round(comparing))
+        walks = [(compared.sequences[0], MAX_STARTS, min(len(factored), 1))]
+        if joint:
+            walks.append((compared.sequences[0], NUM_SHARES, NUM_SHARES))
+            walks.append((reading.num_samples // HELD_OUT, NUM_CORRECTED, NUM_CORRECTED))
+        for sequences, variants, tables in walks:
+            comparing = _SINGLE * variants * kept * largest  # folded, for one layer
+            states = passing_states(variants, tables) * sequences * reading.length
+            passing = max(passing, round(comparing + width * element * states))
     return Needs(
         memory=max(stages),
         # A layer's states are there until the next's are.
@@ -173,13 +204,24 @@ def needs_of(
     )
 
 
-def _factoring(model: PreTrainedModel, target: Target) -> int:
-    """What factoring the embeddings takes: the factors, and matrices of the width in float64."""
-    if target.of_embeddings == 1:
-        return 0
-    table = find_table(model)
-    factors = round(target.of_embeddings * table.parameters) * table.itemsize
-    return factors + _DOUBLE * (_OF_WIDTH * table.width**2 + BLOCK_ROWS * table.width)
+def _to_factor(model: PreTrainedModel, budget: Budget) -> list[Table]:
+    """Embeddings and head, where a target may have them factored."""
+    if budget.target.is_joint:
+        return [one for one in joint_tables(model, budget.target) if one is not None]
+    tables = [find_table(model)] if budget.of_embeddings < 1 else []
+    return [*tables, find_head(model)] if budget.of_head < 1 else tables
+
+
+def _factoring(tables: Sequence[Table], budget: Budget) -> int:
+    """What factoring takes: the factors, and matrices of the width in float64."""
+    needed = 0
+    for table in tables:
+        kept = budget.of_head if table.of_head else budget.of_embeddings
+        if budget.target.is_joint:
+            kept = FRACTIONS[1]  # of what is compared the first is whole
+        needed += round(kept * table.parameters) * table.itemsize
+        needed += _DOUBLE * (_OF_WIDTH * table.width**2 + BLOCK_ROWS * table.width)
+    return needed
 
 
 def needs_in_memory(
@@ -187,17 +229,17 @@ def needs_in_memory(
     blocks: Sequence[Block],
     reading: Reading,
     recipe: Method,
-    target: Target,
+    budget: Budget,
     settings: Settings,
 ) -> int:
-    """Bytes that `stat_prune.prune` will take, of one target.
+    """Bytes that `stat_prune.prune` will take, for one budget.
 
     The model; then the statistics of all blocks, with the most that is done beside them; or, behind
     them, what is left of blocks with the copy that is cut or the states of a second pass.
     """
     layers, outer = weight_bytes(model)
     weights = sum(layers) + outer
-    kept = kept_of(target)
+    kept = kept_of(budget)
     consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
     statistics = statistics_bytes(blocks) + consumers
     activations = _activations(blocks, reading.batch_tokens, blocks[0].output_size)
@@ -205,7 +247,7 @@ def needs_in_memory(
     copies = _copying(model)
     solving = max(max(decomposing_bytes(b, recipe), folding_bytes(b, kept)) for b in blocks)
     most = max(activations + copies + comparing, solving, kept * consumers)
-    if searches(recipe, target):
+    if searches(recipe, budget.target):
         # Blocks are factored, folded consumers remembered, and a pruned copy is measured.
         searching = _searching(model, blocks, reading, settings) + kept * sum(layers)
         remembered = _SINGLE * (num_factored(blocks, recipe) + num_remembered(blocks))
@@ -251,9 +293,11 @@ def _searching(
     return element * (cost.remembered(model, length, outputs) + batch) + COMPARING_BYTES
 
 
-def kept_of(target: Target) -> float:
-    """The largest fraction that a target keeps of a block on average."""
-    return 1.0 if target.bounds_error else max(target.fractions().values(), default=1.0)
+def kept_of(budget: Budget) -> float:
+    """The largest fraction that is kept of a block on average."""
+    if budget.target.bounds_error:
+        return 1.0
+    return max(budget.fractions().values(), default=1.0)
 
 
 def weight_bytes(model: PreTrainedModel) -> tuple[list[int], int]:
@@ -327,6 +371,10 @@ def _probe_tokens(reading: Reading) -> int:
 
 def _comparing(model: PreTrainedModel, tokens: int) -> int:
     """The outputs of two models on a batch."""
+    return 2 * _outputs(model, tokens) + COMPARING_BYTES
+
+
+def _outputs(model: PreTrainedModel, tokens: int) -> int:
+    """Those of a language model's head."""
     head = model.get_output_embeddings()
-    outputs = 0 if head is None else len(head.weight) * head.weight.element_size()
-    return 2 * tokens * outputs + COMPARING_BYTES
+    return 0 if head is None else tokens * len(head.weight) * head.weight.element_size()

@@ -83,9 +83,11 @@ class SearchCost:
         """Tokens of the largest batch that is measured on, where those of collecting are known."""
         return min(size_of_part(max(self.sequences), NUM_PARTS) * length, batch_tokens)
 
-    def passing_tokens(self, length: int) -> int:
-        """Whose states are on disk where starts are compared layer by layer.
 
-        Of the dense model and all starts before a layer and behind it, and as they were embedded.
-        """
-        return (2 * (1 + MAX_STARTS) + 1) * self.sequences[0] * length
+def passing_states(variants: int, tables: int) -> int:
+    """Of each token, those that are on disk where variants are compared layer by layer.
+
+    Of the dense model and all variants before a layer and behind it, and as they were embedded by
+    the dense table and by factored ones.
+    """
+    return 2 * (1 + variants) + 1 + tables

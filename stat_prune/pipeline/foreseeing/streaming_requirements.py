@@ -25,7 +25,7 @@ def supported_method(settings: Settings, target: Target) -> Method:
     SettingsError, TargetError
         Where it is not.
     """
-    if settings.baseline is not None or settings.recipe.heads_only:
+    if settings.planner.own_stages:
         raise SettingsError(
             f"method={settings.method!r} looks at more than one layer's inputs, and cannot prune "
             "layer by layer. Use method='stat', or stat_prune.prune where the model fits in memory."
@@ -84,17 +84,6 @@ def check_streamed(target: Target) -> None:
 
 def whole_model_for(target: Target) -> str | None:
     """Why a target takes the whole model, and what to ask for instead; None where it does not."""
-    if target.is_joint:
-        return (
-            f"{target!r} is shared out between blocks and embeddings on whole models. Layer by "
-            "layer give each a fraction, as in Parameters(0.5, embeddings=0.5), or use "
-            "stat_prune.prune."
-        )
-    if target.of_head < 1:
-        return (
-            f"{target!r} is of a language model's head, which stays as it is layer by layer. Leave "
-            "it out, or use stat_prune.prune."
-        )
     if target.of_dimensions:
         return (
             f"{target!r} is of dimensions inside heads, which are chosen on the whole model. Use "
@@ -109,8 +98,6 @@ def obstacle(model: PreTrainedModel) -> str | None:
     reasons = {
         "has several stacks of layers": len(stacks_of(model)) > 1,
         "shares weights between layers": any(block.calls > 1 for block in blocks),
-        "has factored embeddings": "embeddings" in record,
-        "has a factored head": "lm_head" in record,
         "has lost dimensions inside heads": "head_dims" in record,
         "hands position biases from layer to layer": any(b.position_bias == "own" for b in blocks),
     }

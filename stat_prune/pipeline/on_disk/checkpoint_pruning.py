@@ -68,15 +68,16 @@ def prune_checkpoint(
     through the layers one by one, and so do the probes, all together; what enters a layer, and the
     statistics that are needed later, are on disk. On a second walk whole pruned models are
     compared, a layer of each at a time. A third cuts the layers and writes each as a shard; then
-    embeddings are factored.
+    embeddings and a head are factored. Where these share one budget with the blocks, the ways to
+    share it out are compared before, on two or three walks more.
 
     Parameters
     ----------
     model : path or str
         A folder with ``config.json`` and safetensors files, or a name on the Hub.
     dataset, target
-        As for `stat_prune.prune`; but no `Latency`, as the model is never whole, and embeddings
-        with a fraction of their own: no budget that they share with the blocks, and no head.
+        As for `stat_prune.prune`; but no `Latency`, as the model is never whole, and no dimensions
+        inside heads.
     output_dir : path
         Appears when it is complete.
     tokenizer : PreTrainedTokenizerBase or path, optional
@@ -138,7 +139,7 @@ def prune_checkpoint(
     with open_run(checkpoint.model, dataset, tokenizer, chosen_settings, [target]) as run:
         (budget,) = resolve(run, [target])
         check_budget(run, budget)
-        needs = needs_of(run.model, run.blocks, Reading.of(run), recipe, target)
+        needs = needs_of(run.model, run.blocks, Reading.of(run), recipe, budget)
         predicted = taken_memory(run.device) + needs.memory
         with run.stage("read weights"):
             digests = checkpoint.digests()
@@ -153,7 +154,9 @@ def prune_checkpoint(
             checkpoint.check_finite()
         with FinishedWork(run, working, fingerprint, resume=resume) as work:
             run.stopwatch.seconds |= work.workspace.seconds()
-            source = StoredModel(run, work, checkpoint, Output(output, overwrite), predicted)
+            source = StoredModel(
+                run, work, checkpoint, Output(output, overwrite), target, predicted
+            )
             (result,) = results_of(source, [budget], work)
             work.delete()
     return result

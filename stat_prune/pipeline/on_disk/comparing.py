@@ -2,54 +2,47 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from stat_prune.choosing.budget.costs import Budget
+from stat_prune.choosing.budget.costs import Budget, Share
 from stat_prune.choosing.budget.whole_model import (
     GivesUp,
     Measurement,
     size_of_part,
 )
-from stat_prune.choosing.folding import fold_candidate, in_float32
 from stat_prune.choosing.measured import Measured, weights_of
-from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
-from stat_prune.measuring.objectives import distances
-from stat_prune.measuring.sensitivity import sums_by_sequence
-from stat_prune.model.folded_consumer import FoldedConsumer
-from stat_prune.model.running import Batch, evaluating
+from stat_prune.data.calibration import CalibrationSet
 from stat_prune.pipeline.budgeting.efforts import NUM_PARTS, Trials
+from stat_prune.pipeline.budgeting.searching import LEVELS
+from stat_prune.pipeline.budgeting.sharing import STAGE as SHARING
+from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.budgeting.starts import (
     nearest,
     spread_starts,
     starts_of,
 )
-from stat_prune.pipeline.on_disk.embedding import embedded_before, write_embedded
-from stat_prune.pipeline.on_disk.layer_pass import DENSE, LayerPass, layer_name, state_file
-from stat_prune.pipeline.workspace import read, read_statistics, write
+from stat_prune.pipeline.on_disk.embedding import tables_in_memory
+from stat_prune.pipeline.on_disk.layer_pass import LayerPass
+from stat_prune.pipeline.on_disk.variants import Variant, VariantPass
+from stat_prune.pipeline.solving_again.second_pass import with_held_out
+from stat_prune.pipeline.sources import FirstStart
 from stat_prune.reporting.search_report import Search
-from stat_prune.surgery.cut import pruned_copy
-from stat_prune.surgery.layerwise import run_layer
 
 _STAGE = "search the budget"
 
-#: The piece of work with the distances, a file in it, and a folder in that of each layer.
-_COMPARED, _DISTANCES, _FOLDED = "compared", "by_sequence.pt", "folded"
+#: The piece of work with the distances, and those where a budget is shared out.
+_COMPARED, _SHARED = "compared", "shared"
 
 
 class Comparison:
     """Compares starts as `BudgetSearch` (`pipeline.budgeting.searching`) does with least effort.
 
-    All go through the layers together, beside the dense model; of a layer one cut copy is in
-    memory at a time. What decides is asked afterwards.
+    All go through the layers together, beside the dense model (`VariantPass`). What decides is
+    asked afterwards.
 
     Parameters
     ----------
@@ -61,10 +54,46 @@ class Comparison:
 
     def __init__(self, walk: LayerPass, measured: Sequence[Measured]) -> None:
         self.walk, self.run, self.measured = walk, walk.run, measured
-        self.checkpoint, self.workspace = walk.checkpoint, walk.workspace
         self._trials = Trials.of(walk.run, walk.positions_per_sequence())
-        self._sequences = self._trials.sequences()
-        self._batches: Sequence[Batch] = self._sequences.batches
+        self._num_shared = 0
+
+    @contextmanager
+    def tables(self) -> Iterator[None]:
+        """Embeddings and head can be decomposed inside."""
+        with self.run.stage(SHARING), tables_in_memory(self.walk.checkpoint, self.run):
+            yield
+
+    def first_starts(self, budgets: Sequence[Budget]) -> FirstStart:
+        """How far the first start for each of some budgets is: all are measured on one walk."""
+        start = starts_of(weights_of(self.measured), self.run.settings)[0]
+        choices = [
+            spread(self.run, self.measured, start.weights, one, levels=LEVELS) for one in budgets
+        ]
+        found = self._distances(budgets, choices, self._trials.sequences())
+        shares = [one.share for one in budgets]
+        known = dict(zip(shares, zip(found, choices, strict=True), strict=True))
+        return lambda budget: known[budget.share]
+
+    def corrected(self, budget: Budget, choices: Sequence[tuple[Share, list[int]]]) -> list[float]:
+        """How far models of some shares are, on what second passes in memory are judged on.
+
+        The correction of a block is solved on its own inputs in the dense model here.
+        """
+        budgets = [replace(budget, share=share) for share, _ in choices]
+        _, judges = with_held_out(self.run.calibration, seed=self.run.settings.seed)
+        return self._distances(budgets, [choice for _, choice in choices], judges)
+
+    def _distances(
+        self, budgets: Sequence[Budget], choices: Sequence[Sequence[int]], texts: CalibrationSet
+    ) -> list[float]:
+        """Of one choice for each budget, on a walk of their own."""
+        if not budgets:
+            return []
+        variants = [*map(Variant, map(tuple, choices), budgets)]
+        name = f"{_SHARED}-{self._num_shared}"
+        self._num_shared += 1
+        walk = VariantPass(name, SHARING, self.walk, self.measured, texts, variants)
+        return [float(one.mean()) for one in walk.by_sequence()]
 
     def choose(self, budget: Budget) -> tuple[list[int], Search]:
         """The candidate of each block for a budget, and how it was found."""
@@ -72,8 +101,11 @@ class Comparison:
         starts = starts_of(weights_of(self.measured), run.settings)
         spreads = spread_starts(run, self.measured, starts, budget)
         choices = list(dict.fromkeys(tuple(choice) for _, choice in spreads))
-        count = self._sequences.num_samples
-        compared = Compared(self._measured(choices), NUM_PARTS)
+        sequences = self._trials.sequences()
+        count = sequences.num_samples
+        variants = [Variant(choice, budget) for choice in choices]
+        walk = VariantPass(_COMPARED, _STAGE, self.walk, self.measured, sequences, variants)
+        compared = Compared(dict(zip(choices, walk.by_sequence(), strict=True)), NUM_PARTS)
         best, found = nearest(spreads, compared, errors=self._trials.errors)
         return next(choice for one, choice in spreads if one is best), Search(
             effort=run.settings.effort,
@@ -87,101 +119,6 @@ class Comparison:
             start=best.name,
             given_up=[one.name for one in starts if one.name not in found],
         )
-
-    def _measured(self, choices: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
-        """What each sequence has of the distance of each choice."""
-        workspace, run = self.workspace, self.run
-        if not workspace.done(_COMPARED):
-            with (
-                evaluating(run.model),
-                gathered_numerical_warnings("folding candidates in the search"),
-            ):
-                self.walk.through_layers(_name, _STAGE, partial(self._pass_layer, choices))
-                with (
-                    workspace.piece(_COMPARED, run.stopwatch.seconds) as folder,
-                    run.stage(_STAGE),
-                ):
-                    write(self._by_sequence(len(choices)), folder / _DISTANCES)
-        workspace.forget(f"{_name(self.checkpoint.num_layers - 1)}/states")
-        found = read(workspace.folder / _COMPARED / _DISTANCES)
-        return dict(zip(choices, found, strict=True))
-
-    def _pass_layer(self, choices: Sequence[tuple[int, ...]], number: int, folder: Path) -> None:
-        """Take the sequences through a layer: the dense one, and as each choice cuts it."""
-        run, checkpoint = self.run, self.checkpoint
-        (folder / "states").mkdir()
-        (folder / _FOLDED).mkdir()
-        if number == 0:
-            write_embedded(checkpoint, self._batches, folder / "states")
-        numbers = [n for n, block in enumerate(run.blocks) if block.layer == number]
-        self._fold(numbers, choices, folder)
-        names = checkpoint.layer_names(number)
-        checkpoint.load(names)
-        run.expect(len(self._batches) * (1 + len(choices)))
-        self._pass(run.model, number, DENSE, folder)
-        for place, choice in enumerate(choices):
-            folded = [self._folded(n, choice[n], folder) for n in numbers]
-            pruned = pruned_copy(run.model, folded)
-            del folded  # the copy has them in its own dtype
-            self._pass(pruned, number, _stream(place), folder)
-        checkpoint.release(names)
-        shutil.rmtree(folder / _FOLDED)
-
-    def _pass(self, model: PreTrainedModel, number: int, stream: str, folder: Path) -> None:
-        device = self.checkpoint.device
-        for position, batch in enumerate(self._batches):
-            states = self.walk.entering(_name, number, stream, position)
-            with embedded_before(model, folder / "states", position, device):
-                state = run_layer(model, number, batch, states, device)
-            write(state, state_file(folder, stream, position))
-            self.run.advance()
-
-    def _fold(
-        self, numbers: Sequence[int], choices: Sequence[tuple[int, ...]], folder: Path
-    ) -> None:
-        """Leave what any choice makes of a layer's blocks in a folder, one after another."""
-        run, checkpoint = self.run, self.checkpoint
-        consumers = [checkpoint.weight_name(run.blocks[n].consumer) for n in numbers]
-        checkpoint.load(consumers)
-        for n in numbers:
-            block = run.blocks[n]
-            known = self.workspace.folder / layer_name(block.layer)
-            for index in dict.fromkeys(choice[n] for choice in choices):
-                # A Gram matrix gives its memory to what is solved.
-                statistics = read_statistics(run, block, known, n, expendable=True, dtype=None)
-                folded = in_float32(
-                    fold_candidate(self.walk.recipe, statistics, self.measured[n].candidates, index)
-                )
-                values = {f.name: getattr(folded, f.name) for f in dataclasses.fields(folded)}
-                del values["block"], statistics
-                write(values, _folded_file(folder, n, index))
-        checkpoint.release(consumers)
-
-    def _folded(self, number: int, index: int, folder: Path) -> FoldedConsumer:
-        values = read(_folded_file(folder, number, index), self.checkpoint.device)
-        return FoldedConsumer(self.run.blocks[number], **values)
-
-    def _by_sequence(self, num_choices: int) -> list[Tensor]:
-        """As in a `Measurement`, for each choice."""
-        found: list[list[Tensor]] = [[] for _ in range(num_choices)]
-        positions = 0
-        self.run.expect(len(self._batches) * num_choices)
-        with self.checkpoint.head():
-            for position, batch in enumerate(self._batches):
-                dense = self._output(DENSE, position, batch)
-                for place, parts in enumerate(found):
-                    pruned = self._output(_stream(place), position, batch)
-                    values = distances(self.walk.objective, dense, pruned, batch)
-                    parts.append(sums_by_sequence(values, batch))
-                    self.run.advance()
-                positions += values.numel()
-        return [
-            torch.cat(parts) * (self._sequences.num_samples / max(positions, 1)) for parts in found
-        ]
-
-    def _output(self, stream: str, position: int, batch: Batch) -> Any:
-        states = self.walk.entering(_name, self.checkpoint.num_layers, stream, position)
-        return self.walk.behind_layers(batch, states)
 
 
 class Compared:
@@ -213,17 +150,3 @@ class Compared:
             if gives_up(found.by_sequence[:end], current.by_sequence[:end]):
                 return None
         return found
-
-
-def _name(number: int) -> str:
-    """Of the piece of work that a layer is."""
-    return f"compared-{number:04d}"
-
-
-def _stream(place: int) -> str:
-    """What flows through the layers as the choice at a place cuts them."""
-    return f"choice-{place}"
-
-
-def _folded_file(folder: Path, number: int, index: int) -> Path:
-    return folder / _FOLDED / f"{number}-{index}.pt"

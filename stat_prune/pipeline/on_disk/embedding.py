@@ -1,4 +1,4 @@
-"""What the token embeddings make of the calibration set, before statistics need the memory."""
+"""What token embeddings make of some texts, before statistics need the memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from stat_prune.checkpoints.layer_weights import Checkpoint
 from stat_prune.families import token_embeddings, transformer_layers
 from stat_prune.model.running import Batch, model_inputs, stubbed
+from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.workspace import read, write
 from stat_prune.surgery.layerwise import SeenEnough
 
@@ -27,9 +28,29 @@ def write_embedded(checkpoint: Checkpoint, batches: Sequence[Batch], folder: Pat
     if embeddings is None:
         return
     checkpoint.load(checkpoint.embedding_names())
-    for position, batch in enumerate(batches):
-        write(_embedded(checkpoint, embeddings, batch), _file(folder, position))
+    note_embedded(checkpoint.model, batches, folder, checkpoint.device)
     checkpoint.release_embeddings()
+
+
+def note_embedded(
+    model: PreTrainedModel, batches: Sequence[Batch], folder: Path, device: torch.device
+) -> None:
+    """The same of a model with all in memory that stands before its layers."""
+    embeddings = token_embeddings(model)
+    if embeddings is None:
+        return
+    for position, batch in enumerate(batches):
+        write(_embedded(model, embeddings, batch, device), _file(folder, position))
+
+
+@contextmanager
+def tables_in_memory(checkpoint: Checkpoint, run: Run) -> Iterator[None]:
+    """All that is in no layer is in memory: embeddings and a head can be factored."""
+    names = checkpoint.outer_names(base=True, head=True)
+    checkpoint.load(names)
+    yield
+    run.forget_tables()
+    checkpoint.release(names)
 
 
 @contextmanager
@@ -46,7 +67,9 @@ def embedded_before(
         yield
 
 
-def _embedded(checkpoint: Checkpoint, embeddings: nn.Embedding, batch: Batch) -> list[Tensor]:
+def _embedded(
+    model: PreTrainedModel, embeddings: nn.Embedding, batch: Batch, device: torch.device
+) -> list[Tensor]:
     """All that they return before the first layer: some families embed token types by them too."""
     returned: list[Tensor] = []
 
@@ -56,11 +79,10 @@ def _embedded(checkpoint: Checkpoint, embeddings: nn.Embedding, batch: Batch) ->
     def stop(_module: nn.Module, _args: Any) -> None:
         raise SeenEnough
 
-    model = checkpoint.model
     first = transformer_layers(model)[0]
     handles = [embeddings.register_forward_hook(keep), first.register_forward_pre_hook(stop)]
     try:
-        model.base_model(**model_inputs(model.base_model, batch, checkpoint.device))
+        model.base_model(**model_inputs(model.base_model, batch, device))
     except SeenEnough:
         pass
     finally:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from stat_prune.checkpoints.layer_weights import Checkpoint
 from stat_prune.choosing.folding import fold_candidate
 from stat_prune.choosing.measured import Measured
 from stat_prune.linalg import Moments
 from stat_prune.measuring.collectors import MomentsCollector
+from stat_prune.measuring.head_states import head_moments
 from stat_prune.measuring.objectives import distances, objective_named, reader_of
 from stat_prune.measuring.sensitivity import positions_of, replaced
 from stat_prune.measuring.statistics import BlockStatistics
@@ -36,10 +39,14 @@ from stat_prune.pipeline.workspace import (
     write_statistics,
 )
 from stat_prune.surgery.layerwise import States, run_layer, run_rest
+from stat_prune.surgery.token_tables import own_head
 
 #: What flows through the layers beside a variant for every block: the calibration set, which is
 #: collected, and the probes' sequences in the dense model.
 CALIBRATION, DENSE = "calibration", "dense"
+
+#: The piece of work with what a head reads, and the file in it.
+_AT_HEAD, _MOMENTS = "at-head", "moments.pt"
 
 
 class LayerPass:
@@ -55,21 +62,30 @@ class LayerPass:
     checkpoint : Checkpoint
         Of the run's model.
     workspace : Workspace
+    to_head : bool
+        Whether the calibration set goes on to a head of its own, as that is to be factored.
     """
 
-    def __init__(self, run: Run, checkpoint: Checkpoint, workspace: Workspace) -> None:
+    def __init__(
+        self, run: Run, checkpoint: Checkpoint, workspace: Workspace, *, to_head: bool = False
+    ) -> None:
         self.run, self.recipe = run, run.settings.recipe
         self.checkpoint, self.workspace = checkpoint, workspace
         self.objective = objective_named(run.settings.objective)
+        self._to_head = to_head
         self._last = max((block.layer for block in run.blocks), default=-1)
+        if to_head:
+            self._last = checkpoint.num_layers - 1
         self._probes: list[Batch] = []
 
     def measure(self) -> list[Measured]:
         """Walk the layers that no run before has finished; what is known of all blocks."""
         with evaluating(self.run.model):
-            if self.recipe.probes:
+            if self.recipe.probes and self.run.blocks:
                 self._probes = self.run.probe_batches(self.positions_per_sequence())
             self.through_layers(layer_name, "collect and probe", self._pass_layer)
+            if self._to_head:
+                self.run.moments_at_head = self._moments_at_head()
         return [
             read_measured(block, self.workspace.folder / layer_name(block.layer), n)
             for n, block in enumerate(self.run.blocks)
@@ -122,9 +138,14 @@ class LayerPass:
                 count += values.numel()
         return [sums[variant] / max(count, 1) for variant in variants]
 
-    def behind_layers(self, batch: Batch, states: States) -> Any:
-        """The output of what is judged, where what the last layer returns is known."""
-        reader = reader_of(self.run.model, self.objective)
+    def behind_layers(
+        self, batch: Batch, states: States, model: PreTrainedModel | None = None
+    ) -> Any:
+        """The output of what is judged, where what the last layer returns is known.
+
+        Of the run's model, or of one that has other things behind the layers.
+        """
+        reader = reader_of(self.run.model if model is None else model, self.objective)
         return run_rest(reader, self.checkpoint.num_layers, batch, states, self.checkpoint.device)
 
     def positions_per_sequence(self) -> float:
@@ -147,6 +168,24 @@ class LayerPass:
         with self.workspace.piece("positions") as folder:
             write(positions, folder / "per_sequence.pt")
         return positions
+
+    def _moments_at_head(self) -> Tensor:
+        """Second moments of what a head of its own reads of the calibration set."""
+        run, checkpoint, workspace = self.run, self.checkpoint, self.workspace
+        if not workspace.done(_AT_HEAD):
+            head, last = own_head(run.model), checkpoint.num_layers
+
+            def forward(position: int, batch: Batch) -> Any:
+                states = self.entering(layer_name, last, CALIBRATION, position)
+                return run_rest(run.model, last, batch, states, checkpoint.device)
+
+            with workspace.piece(_AT_HEAD, run.stopwatch.seconds) as folder:
+                with run.stage("collect at the head"), checkpoint.head():
+                    batches = run.tracked(run.calibration.batches)
+                    moments = head_moments(run.model, head, batches, forward)
+                write(moments, folder / _MOMENTS)
+        moments_at_head: Tensor = read(workspace.folder / _AT_HEAD / _MOMENTS)
+        return moments_at_head
 
     def _pass_layer(self, number: int, folder: Path) -> None:
         """Take everything through one layer, and decompose its blocks."""
@@ -240,7 +279,7 @@ class LayerPass:
                 with embedded_before(model, folder / "states", position, device):
                     state = run_layer(model, number, batch, states, device)
                 file = state_file(folder, CALIBRATION, position)
-                if number < self._last and not file.exists():
+                if (number < self._last or self._to_head) and not file.exists():
                     write(state, file)
         return collector.moments
 

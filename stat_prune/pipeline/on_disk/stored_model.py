@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from stat_prune.pipeline.one_block import planned
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.saving import Output
-from stat_prune.pipeline.sources import CutModel, Decided, Probed
+from stat_prune.pipeline.sources import CutModel, Decided, Probed, Searching
 from stat_prune.pipeline.workspace import read, read_statistics, write
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
@@ -39,6 +39,7 @@ from stat_prune.reporting.result import PrunedCheckpoint
 from stat_prune.reporting.what_was_done import what_was_done
 from stat_prune.settings.targets import Target
 from stat_prune.surgery.cut import apply
+from stat_prune.surgery.token_tables import own_head
 
 _ROWS = "rows.json"
 
@@ -57,6 +58,7 @@ class StoredModel:
     checkpoint : Checkpoint
         Of the run's model, which gets the pruned shapes layer by layer, and no values.
     output : Output
+    target : Target
     predicted_peak_memory : int
         Bytes.
     """
@@ -67,12 +69,14 @@ class StoredModel:
         work: FinishedWork,
         checkpoint: Checkpoint,
         output: Output,
+        target: Target,
         predicted_peak_memory: int,
     ) -> None:
         self.run, self.workspace, self.checkpoint = run, work.workspace, checkpoint
         self.predicted_peak_memory: int | None = predicted_peak_memory
         self._work, self._output = work, output
-        self._walk = LayerPass(run, checkpoint, self.workspace)
+        to_head = target.of_head < 1 or (target.is_joint and own_head(run.model) is not None)
+        self._walk = LayerPass(run, checkpoint, self.workspace, to_head=to_head)
 
     def measure(self) -> list[Measured]:
         """Sizes of each block, and its error as it is probed."""
@@ -94,20 +98,29 @@ class StoredModel:
         """What compares whole pruned models."""
         return Comparison(self._walk, measured)
 
+    def shared(
+        self, search: Searching, fold: Callable[[Sequence[int], Budget], Decided]
+    ) -> Comparison:
+        """What compares shares of a joint budget, which nothing is solved again for."""
+        assert isinstance(search, Comparison)
+        return search
+
     def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
         """What each layer is folded to when it is cut."""
         sizes = [one.candidates.size(i) for one, i in zip(measured, choice, strict=True)]
         return Decided(sizes, measured=measured, choice=choice)
 
-    def solve_again(self, decided: Decided, target: Target) -> Decided:
+    def solve_again(self, decided: Decided, budget: Budget) -> Decided:
         """Nothing: layers are corrected as they are cut, once."""
         return decided
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
-        """Write each layer, load what is in none, and factor embeddings as a target says."""
+        """Write each layer, load what is in none, and factor embeddings as a budget says."""
+        if budget.of_head < 1 and not self.run.blocks:
+            self.measure()  # what the head reads
         rows, model = self._write_layers(decided), self.run.model
         self.checkpoint.load(self._outer())
-        embeddings, head = factor_as(self.run, budget.target, model)
+        embeddings, head = factor_as(self.run, budget, model)
         pairs = zip(decided.measured, decided.choice, strict=True)
         units = {one.block.name: one.candidates.units(i).tolist() for one, i in pairs}
         as_pruned_class(model)
