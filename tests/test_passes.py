@@ -65,15 +65,18 @@ def test_statistics_are_given_up_before_the_last_second_pass(monkeypatch):
         statistics.extend(weakref.ref(one.statistics) for one in blocks)
         return blocks
 
-    def solved(self, decided, target):
+    def solved(self, decided, budget):
         found.append(sum(one() is not None for one in statistics))
-        return solve_again(self, decided, target)
+        return solve_again(self, decided, budget)
 
     monkeypatch.setattr(LoadedModel, "measure", measured)
     monkeypatch.setattr(LoadedModel, "solve_again", solved)
     targets = [stat_prune.MACs(0.7), stat_prune.MACs(0.5)]
     stat_prune.prune_family(tiny_bert(), rows(64), targets=targets, progress=False)
     assert found == [4, 0]
+    found.clear()
+    pruned(target=stat_prune.Parameters(0.6, embeddings=True))
+    assert found[-1] == 0 < max(found)
 
 
 def test_a_method_of_one_pass_takes_a_second_where_asked():

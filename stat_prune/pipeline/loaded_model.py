@@ -49,7 +49,6 @@ from stat_prune.pipeline.solving_again.second_pass import (
 from stat_prune.pipeline.sources import CutModel, Decided, Probed
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import PruningResult
-from stat_prune.settings.targets import Target
 from stat_prune.surgery.alignment import renumber_alignment_heads
 from stat_prune.surgery.cut import apply, whole_consumer
 from stat_prune.surgery.linear_layers import check_readings, correct_readers
@@ -109,20 +108,20 @@ class LoadedModel:
         pairs = zip(folded, measured, choice, strict=True)
         return Decided.of([planned(*one) for one in pairs])
 
-    def solve_again(self, decided: Decided, target: Target) -> Decided:
+    def solve_again(self, decided: Decided, budget: Budget) -> Decided:
         """The same with the correction solved on the pruned model, where that is wanted.
 
         Where nobody says how often, that is where a search is not to be fast, and with factored
         embeddings, as what they do to all blocks is known on the second pass alone.
         """
         run = self.run
-        for_table = target.factors and run.settings.passes is None
+        for_table = budget.factors and run.settings.passes is None
         wanted = run.settings.tries_second_pass or for_table
         enough = run.calibration.num_samples >= HELD_OUT
         if not (wanted and run.settings.recipe.corrected and enough):
             return decided
         plans = decided.plans or _whole(run)
-        first, cut_from = replace(decided, plans=plans).solution, with_table(run, target)
+        first, cut_from = replace(decided, plans=plans).solution, with_table(run, budget)
         folded = first.folded
         changed = decided.narrowed or cut_from is not run.model
         cut = changed or any(len(one.units) < one.block.num_units for one in folded)
@@ -159,7 +158,7 @@ class LoadedModel:
                 apply(pruned, [plan.folded for plan in plans])
                 narrow(pruned, decided.narrowed)
                 correct_readers(pruned, decided.head)
-                embeddings, head = factor_as(run, budget.target, pruned)
+                embeddings, head = factor_as(run, budget, pruned)
                 as_pruned_class(pruned)
         kept = {plan.folded.block.name: plan.folded.units.tolist() for plan in plans}
         renumber_alignment_heads(pruned, dense, kept)

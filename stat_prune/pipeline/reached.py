@@ -42,7 +42,7 @@ def check_reached(
     cost = budget.cost
     spent_on = {block.name: cost(block, units, groups) for block, units, groups in sizes}
     as_kept = {block.name: block for block, _, _ in sizes}
-    for members, fraction in target.budgets([*run.blocks, *run.untouched]):
+    for members, fraction in budget.fractions_of([*run.blocks, *run.untouched]):
         total = sum(full_cost(block, cost) for block in members)
         spent = sum(spent_on.get(block.name, full_cost(block, cost)) for block in members)
         grown: dict[str, float] = {}  # what growing by a size costs all that are of one size

@@ -19,8 +19,7 @@ from stat_prune.pipeline.solving_again.second_pass import SecondPass
 from stat_prune.pipeline.solving_again.solution import Solution
 from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
-from stat_prune.reporting.search_report import DimensionsOfHeads, Search
-from stat_prune.settings.targets import Target
+from stat_prune.reporting.search_report import ComparedShares, DimensionsOfHeads, Search
 from stat_prune.surgery.narrowing import NarrowedHeads
 
 Result = TypeVar("Result", covariant=True)
@@ -69,6 +68,7 @@ class Decided:
         How far the model is from the dense one on all that the calibration set holds out
         (`second_pass.with_held_out`), where a second pass has measured that.
     search : Search or None
+    shares : ComparedShares or None
     narrowed : sequence of NarrowedHeads
     head_dims : DimensionsOfHeads or None
     """
@@ -81,6 +81,7 @@ class Decided:
     second_pass: SecondPass | None = None
     held_out: float | None = None
     search: Search | None = None
+    shares: ComparedShares | None = None
     narrowed: Sequence[NarrowedHeads] = ()
     head_dims: DimensionsOfHeads | None = None
 
@@ -155,7 +156,7 @@ class Source(Protocol[Result]):
     def fold(self, measured: Sequence[Measured], choice: Sequence[int]) -> Decided:
         """The correction of each block's candidate; or a note to fold it when it is cut."""
 
-    def solve_again(self, decided: Decided, target: Target) -> Decided:
+    def solve_again(self, decided: Decided, budget: Budget) -> Decided:
         """The same with the correction solved on the pruned model, where that is wanted."""
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:

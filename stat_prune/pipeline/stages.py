@@ -11,6 +11,7 @@ from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.measured import Measured
 from stat_prune.choosing.plan import Sizes
 from stat_prune.machine.process_memory import return_freed_memory
+from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.accounting import measure, measure_speed, report_of
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.budgeting.sharing import best_share, with_table
@@ -23,8 +24,7 @@ from stat_prune.pipeline.reached import check_reached
 from stat_prune.pipeline.resuming import FinishedWork
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.sources import Decided, Result, Searching, Source
-from stat_prune.reporting.search_report import Search
-from stat_prune.settings.targets import Target
+from stat_prune.reporting.search_report import ComparedShares, Search
 from stat_prune.surgery.config_checks import warn_if_not_plain
 
 
@@ -49,7 +49,7 @@ def results_of(
     if not run.blocks:  # targets are of embeddings or of dimensions inside heads alone
         for budget in budgets:
             decided = kept.narrowed(budget, Decided())
-            yield _finished(source, budget, source.solve_again(decided, budget.target))
+            yield _finished(source, budget, source.solve_again(decided, budget))
         return
     measured, search = _measured(source, work)
 
@@ -59,20 +59,21 @@ def results_of(
         )
         return replace(source.fold(measured, choice), search=found)
 
-    def solved_for(choice: Sequence[int], target: Target) -> Decided:
-        return source.solve_again(source.fold(measured, choice), target)
+    def solved_for(choice: Sequence[int], budget: Budget) -> Decided:
+        return source.solve_again(source.fold(measured, choice), budget)
 
     inside = None
     if run.settings.head_dims and isinstance(search, BudgetSearch):
         inside = DimsSearch(run, measured, search)
-    for budget in budgets:
+    for asked in budgets:
+        budget, shares = asked, None
         if isinstance(search, BudgetSearch):
-            if budget.target.is_joint:
-                budget = best_share(run, budget, search, solved_for)
-            search.cut_from = with_table(run, budget.target)
-        solve_again = partial(source.solve_again, target=budget.target)
+            if asked.target.is_joint:
+                budget, shares = best_share(run, asked, search, solved_for)
+            search.cut_from = with_table(run, budget)
+        solve_again = partial(source.solve_again, budget=budget)
         decided = kept.narrowed(budget, folded(budget))
-        if budget is budgets[-1] and inside is None:
+        if asked is budgets[-1] and inside is None:
             # Nobody asks again, and statistics are most of what is in memory.
             if isinstance(search, BudgetSearch):
                 search.forget()
@@ -82,7 +83,7 @@ def results_of(
         if inside is not None:
             fold = partial(source.fold, measured)
             best = with_head_dims(run, budget, best, inside, fold, solve_again)
-        yield _finished(source, budget, best)
+        yield _finished(source, budget, replace(best, shares=shares))
 
 
 def _of_baseline(
@@ -165,9 +166,18 @@ def _finished(source: Source[Result], budget: Budget, decided: Decided) -> Resul
         speed=measure_speed(run, budget, cut.model),
         second_pass=None if decided.second_pass is None else asdict(decided.second_pass),
         search=decided.search,
-        embeddings=cut.embeddings,
-        lm_head=cut.lm_head,
+        embeddings=_with_shares(cut.embeddings, decided.shares),
+        lm_head=_with_shares(cut.lm_head, decided.shares),
         head_dims=decided.head_dims,
         predicted_peak_memory=source.predicted_peak_memory,
     )
     return source.result(budget, cut, report)
+
+
+def _with_shares(
+    table: FactoredTable | None, shares: ComparedShares | None
+) -> FactoredTable | None:
+    """What a report says of a table, with the shares of a joint budget that were compared."""
+    if table is None or shares is None:
+        return table
+    return replace(table, shares=shares.distances, corrected=shares.corrected)

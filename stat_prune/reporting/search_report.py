@@ -97,6 +97,24 @@ class Search:
 
 
 @dataclass(frozen=True)
+class ComparedShares:
+    """How a budget was shared out between blocks, token embeddings and head.
+
+    Attributes
+    ----------
+    distances : dict of str to float
+        By what is kept of each, distance of the output from the dense model's before any correction
+        is solved again.
+    corrected : dict of str to float
+        The same on held-out sequences, of those whose correction was solved on the model with
+        factored embeddings; the least was taken.
+    """
+
+    distances: dict[str, float]
+    corrected: dict[str, float]
+
+
+@dataclass(frozen=True)
 class DimensionsOfHeads:
     """How a budget was shared with dimensions inside heads.
 

@@ -316,6 +316,10 @@ class Bytes(Target):
             )
         super().__post_init__()
 
+    def cost(self, seq_length: SeqLength) -> CostFunction:
+        """Parameters: those of all blocks are of one dtype."""
+        return lambda block, units, groups: block.parameters(units, groups)
+
     @property
     def is_joint(self) -> bool:
         """Whether one budget is of the blocks and of the token embeddings."""

@@ -74,7 +74,7 @@ def choose(
     """
     target, timed = budget.target, budget.timed
     blocks = [*(one.block for one in candidates), *untouched]
-    named = [block for members, _ in target.budgets(blocks) for block in members]
+    named = [block for members, _ in budget.fractions_of(blocks) for block in members]
     ignored = [b.name for b in untouched if not b.fixed and b in named]
     if uniform and ignored:
         raise TargetError(
@@ -92,7 +92,7 @@ def choose(
     )
     if timed is None:
         cost = None if target.bounds_error else budget.cost
-        choice = spread(target.budgets(blocks), cost, round_to)
+        choice = spread(budget.fractions_of(blocks), cost, round_to)
         _check_something_left(candidates, choice, target)
         return choice
 
@@ -249,7 +249,7 @@ def check_reachable(
         _check_time(target, budget.timed)
         return
     cost = budget.cost
-    for members, fraction in target.budgets([*blocks, *untouched]):
+    for members, fraction in budget.fractions_of([*blocks, *untouched]):
         whole = sum(full_cost(block, cost) for block in members if block in untouched)
         cut = [block for block in members if block not in untouched]
         fewest = [_least_cost(block, cost, round_to) for block in cut]

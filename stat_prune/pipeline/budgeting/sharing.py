@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
 from stat_prune.choosing.budget.choice import check_reachable
-from stat_prune.choosing.budget.costs import Budget, full_cost
+from stat_prune.choosing.budget.costs import Budget, Share, full_cost
 from stat_prune.errors import TargetError
 from stat_prune.machine.distributed import broadcast
 from stat_prune.measuring.objectives import objective_named
 from stat_prune.measuring.sensitivity import distance
-from stat_prune.model.blocks import SeqLength
 from stat_prune.model.dispatched import own_parameters, shared_copy
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.solving_again.second_pass import with_held_out
 from stat_prune.pipeline.sources import Decided
-from stat_prune.settings.targets import Bytes, CostFunction, MACs, Parameters, Target
+from stat_prune.reporting.search_report import ComparedShares
+from stat_prune.settings.targets import Bytes, MACs
 from stat_prune.surgery.embeddings import factor, factor_own_head
 from stat_prune.surgery.token_tables import Table, find_head, find_table, own_head
 
@@ -38,38 +38,6 @@ WORSE = 2
 #: Tokens that so many texts have more than once, which alone may have exact rows: by the root of
 #: all that are read, as Heaps' law has it. Of texts of STS-B, SQuAD and stories it was 2 to 15.
 READ_AGAIN = 8.0
-
-
-@dataclass(frozen=True, repr=False)
-class Share(Parameters):
-    """What blocks, embeddings and head keep each, for a target of them together.
-
-    Attributes
-    ----------
-    asked : Target
-    distances : dict of str to float
-        By the fractions that were compared, what all parts together do to the output.
-    corrected : dict of str to float
-        The same on held-out sequences, of those whose correction was solved on the model with
-        factored embeddings.
-    """
-
-    asked: Target = field(default_factory=lambda: Parameters(1.0))
-    distances: dict[str, float] = field(default_factory=dict)
-    corrected: dict[str, float] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return repr(self.asked)
-
-    def __str__(self) -> str:
-        head = "" if self.lm_head is None else f"{self.of_head:.3g} of the head, "
-        table = "" if self.embeddings is None else f"{self.of_embeddings:.3g} of the embeddings, "
-        return f"{table}{head}{self.fraction:.3g} of the blocks"
-
-    def cost(self, seq_length: SeqLength) -> CostFunction:
-        """What is limited of a block: as of the target, or parameters, of bytes."""
-        asked = self.asked
-        return (asked if isinstance(asked, MACs) else Parameters(1.0)).cost(seq_length)
 
 
 class Shares:
@@ -109,8 +77,7 @@ class Shares:
             if not self._table.tied_heads:
                 find_head(run.model)  # says what is missing
         blocks = [*run.blocks, *run.untouched]
-        cost = Share(1.0, asked=target).cost(budget.lengths)
-        self._in_blocks = sum(full_cost(block, cost) for block in blocks)
+        self._in_blocks = sum(full_cost(block, budget.cost) for block in blocks)
         parts = [one for one in (self._table, self._head) if one is not None]
         self._whole = self._in_blocks + sum(self._cost(one, one.parameters) for one in parts)
         self._allowed = self._allowance(parts)
@@ -192,12 +159,11 @@ class Shares:
                 min(left, 1.0),
                 embeddings=None if self._table is None else float(of_table),
                 lm_head=None if self._head is None else float(of_head),
-                asked=joint.target,
             )
             check_reachable(
                 run.blocks,
                 run.untouched,
-                replace(joint, target=share),
+                replace(joint, share=share),
                 round_to=run.settings.round_to,
                 remove=run.settings.removes_blocks,
             )
@@ -228,10 +194,10 @@ def foreseen_shape(run: Run, table: Table, fraction: float) -> tuple[int | None,
     return rank, table.exact_beside(rank, fraction, min(read_again, table.num_rows - 1))
 
 
-def spared_by_factors(run: Run, target: Target) -> tuple[int, int]:
-    """Parameters and bytes of embeddings and head that a target does without, as foreseen."""
+def spared_by_factors(run: Run, budget: Budget) -> tuple[int, int]:
+    """Parameters and bytes of embeddings and head that a budget does without, as foreseen."""
     parameters = bytes_ = 0
-    for find, fraction in ((find_table, target.of_embeddings), (find_head, target.of_head)):
+    for find, fraction in ((find_table, budget.of_embeddings), (find_head, budget.of_head)):
         if fraction < 1:
             table = find(run.model)
             rank, num_exact = foreseen_shape(run, table, fraction)
@@ -255,9 +221,9 @@ def best_share(
     run: Run,
     budget: Budget,
     search: BudgetSearch,
-    fold: Callable[[Sequence[int], Target], Decided],
-) -> Budget:
-    """The way to share out a joint budget that changes the output least.
+    fold: Callable[[Sequence[int], Budget], Decided],
+) -> tuple[Budget, ComparedShares]:
+    """The way to share out a joint budget that changes the output least, and what it was best of.
 
     Models with factored embeddings and pruned blocks are measured at the first start of the search
     for the blocks' budget; where a head has weights of its own, with as much of it as of the
@@ -278,12 +244,13 @@ def best_share(
     order = broadcast(lambda: sorted(range(len(tried)), key=lambda at: tried[at].distance))
     contenders = [tried[at] for at in order[:NUM_CORRECTED]]
     for one in contenders:
-        decided = fold(one.choice, one.share)
+        shared = replace(budget, share=one.share)
+        decided = fold(one.choice, shared)
         with run.stage("share the budget"):
-            corrected[str(one.share)] = _held_out_distance(run, one.share, decided)
+            corrected[str(one.share)] = _held_out_distance(run, shared, decided)
     best = broadcast(lambda: min(contenders, key=lambda one: corrected[str(one.share)]).share)
     distances = {str(one.share): one.distance for one in tried}
-    return replace(budget, target=replace(best, distances=distances, corrected=corrected))
+    return replace(budget, share=best), ComparedShares(distances, corrected)
 
 
 def _until_worse(
@@ -294,8 +261,9 @@ def _until_worse(
     for share in run.tracked(shares):
         if len(tried) - 1 - _nearest(tried) >= WORSE:
             break
-        search.cut_from = with_table(run, share)
-        tried.append(_Tried(share, *search.foreseen(replace(budget, target=share))))
+        shared = replace(budget, share=share)
+        search.cut_from = with_table(run, shared)
+        tried.append(_Tried(share, *search.foreseen(shared)))
     return tried
 
 
@@ -304,35 +272,35 @@ def _nearest(tried: Sequence[_Tried]) -> int:
     return broadcast(lambda: min(range(len(tried)), key=lambda at: tried[at].distance, default=-1))
 
 
-def _held_out_distance(run: Run, share: Share, decided: Decided) -> float:
+def _held_out_distance(run: Run, budget: Budget, decided: Decided) -> float:
     """Of a model that is cut so, on what the correction was not solved on."""
     if decided.held_out is not None:
         return decided.held_out
     _, judges = with_held_out(run.calibration, seed=run.settings.seed)
-    cut = decided.solution.cut_copy(with_table(run, share))
+    cut = decided.solution.cut_copy(with_table(run, budget))
     return distance(run.model, cut, judges.batches, objective_named(run.settings.objective))
 
 
-def with_table(run: Run, target: Target) -> PreTrainedModel:
-    """The dense model, or a copy whose embeddings or head are factored as a target says.
+def with_table(run: Run, budget: Budget) -> PreTrainedModel:
+    """The dense model, or a copy whose embeddings or head are factored as a budget says.
 
     The last one is remembered, as a share is corrected, judged and cut in turn: to be copied, and
     not changed.
     """
-    if not target.factors:
+    if not budget.factors:
         return run.model
-    asked = target.of_embeddings, target.of_head
+    asked = budget.of_embeddings, budget.of_head
     if asked not in run.factored:
         copied = shared_copy(run.model)
-        factor_as(run, target, copied)
+        factor_as(run, budget, copied)
         run.factored = {asked: copied}
     return run.factored[asked]
 
 
 def factor_as(
-    run: Run, target: Target, model: PreTrainedModel
+    run: Run, budget: Budget, model: PreTrainedModel
 ) -> tuple[FactoredTable | None, FactoredTable | None]:
-    """Factor embeddings and head of a model, in place, as a target says.
+    """Factor embeddings and head of a model, in place, as a budget says.
 
     Returns
     -------
@@ -341,14 +309,8 @@ def factor_as(
     """
     multiple = run.settings.round_to
     table = head = None
-    if target.of_embeddings < 1:
-        table = factor(model, run.decomposed_table, target.of_embeddings, multiple)
-    if target.of_head < 1:
-        head = factor_own_head(model, run.decomposed_head, target.of_head, multiple)
-    return _with_shares(table, target), _with_shares(head, target)
-
-
-def _with_shares(table: FactoredTable | None, target: Target) -> FactoredTable | None:
-    if table is None or not isinstance(target, Share):
-        return table
-    return replace(table, shares=target.distances, corrected=target.corrected)
+    if budget.of_embeddings < 1:
+        table = factor(model, run.decomposed_table, budget.of_embeddings, multiple)
+    if budget.of_head < 1:
+        head = factor_own_head(model, run.decomposed_head, budget.of_head, multiple)
+    return table, head

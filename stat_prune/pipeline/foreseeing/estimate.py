@@ -131,11 +131,9 @@ def estimate(
         return _of_dimensions(run, budget, before)
     if not run.blocks:
         return _estimate(run, budget, before, not_foreseen=_OF_FACTORS)
-    # Of what was asked for, not of an even share.
-    asked, ranks = target, _ranks(run, target)
+    ranks = _ranks(run, target)  # of what was asked for, not of an even share
     if target.is_joint:
-        target = even_share(run, budget)
-        budget = replace(budget, target=target)
+        budget = replace(budget, share=even_share(run, budget))
     if recipe is None:
         if chosen.baseline is not None:
             check_no_experts(run, chosen.baseline.name)
@@ -144,16 +142,16 @@ def estimate(
         return _estimate(run, budget, before, ranks=ranks, not_foreseen=why)
     reading = Reading.of(run)
     taken = taken_memory(run.device)
-    whole = needs_in_memory(empty, run.blocks, reading, recipe, target, chosen)
+    whole = needs_in_memory(empty, run.blocks, reading, recipe, budget, chosen)
     if target.of_dimensions:
         whole += sum(map(Moments.num_bytes, _moments_of_dims(run)))
-    needs = needs_of(empty, run.blocks, reading, recipe, target)
-    whole_alone = whole_model_for(asked) or chosen.num_passes > 1 or timed
+    needs = needs_of(empty, run.blocks, reading, recipe, budget)
+    whole_alone = whole_model_for(target) or chosen.num_passes > 1 or timed
     return _estimate(
         run,
         budget,
         before,
-        seconds=_seconds(run, recipe, reading, target, timed),
+        seconds=_seconds(run, recipe, reading, budget, timed),
         memory=taken + whole,
         memory_by_layer=None if whole_alone or obstacle(empty) else taken + needs.memory,
         disk=needs.disk,
@@ -288,9 +286,9 @@ def _moments_of_dims(run: Run) -> list[int]:
 
 def _shrunk(before: Size, run: Run, budget: Budget) -> Size:
     """What is left if MACs and parameters shrink alike; all of it for a `Tolerance`."""
-    target, lengths, blocks = budget.target, budget.lengths, [*run.blocks, *run.untouched]
+    lengths, blocks = budget.lengths, [*run.blocks, *run.untouched]
     macs, parameters = 0.0, 0
-    for members, fraction in [] if target.bounds_error else target.budgets(blocks):
+    for members, fraction in [] if budget.target.bounds_error else budget.fractions_of(blocks):
         for block in members:
             macs += (1 - fraction) * block.macs(block.num_units, block.num_groups, lengths)
             parameters += round(
@@ -298,7 +296,7 @@ def _shrunk(before: Size, run: Run, budget: Budget) -> Size:
             )
     of_macs, of_parameters = spared_by_dims(run, budget)
     macs, parameters = macs + of_macs, parameters + of_parameters
-    of_tables, bytes_of_tables = spared_by_factors(run, target)
+    of_tables, bytes_of_tables = spared_by_factors(run, budget)
     return Size(
         block_macs=before.block_macs - macs,
         block_parameters=before.block_parameters - parameters,
@@ -308,10 +306,11 @@ def _shrunk(before: Size, run: Run, budget: Budget) -> Size:
 
 
 def _seconds(
-    run: Run, recipe: Method, reading: Reading, target: Target, timed: Latency | None = None
+    run: Run, recipe: Method, reading: Reading, budget: Budget, timed: Latency | None = None
 ) -> dict[str, float]:
     """By stage: operations are counted, and multiplied by what one of them takes here."""
     model, blocks, settings, device = run.model, run.blocks, run.settings, run.device
+    target = budget.target
     rates = measure_rates(model.dtype, device, settings.first_precision)
     length, depth = reading.mean_length, 1 + max(block.layer for block in blocks)
 
@@ -328,7 +327,7 @@ def _seconds(
     most = search_cost_of(model, reading, settings.effort, second_pass=second_pass)
     decomposing = folding = trials = 0.0
     for alike in _by_shape(blocks):
-        one = block_seconds(alike[0], recipe, (0.5, kept_of(target)), device)
+        one = block_seconds(alike[0], recipe, (0.5, kept_of(budget)), device)
         half, final = one.fold
         decomposing += len(alike) * one.decompose
         probing += len(alike) * half if probing else 0.0

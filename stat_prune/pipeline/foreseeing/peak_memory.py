@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.correction import folding_bytes
 from stat_prune.choosing.criteria.candidates import decomposing_bytes
 from stat_prune.choosing.factored_block import factoring_bytes, num_factored
@@ -29,7 +30,6 @@ from stat_prune.pipeline.solving_again.second_pass import (
 )
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import Settings
-from stat_prune.settings.targets import Target
 from stat_prune.surgery.token_tables import find_table
 
 #: Square matrices of a table's width that its decomposition has at once: moments of all rows and
@@ -107,7 +107,7 @@ def needs_of(
     blocks: Sequence[Block],
     reading: Reading,
     recipe: Method,
-    target: Target,
+    budget: Budget,
 ) -> Needs:
     """Predict what pruning layer by layer will take; the model may be without weights.
 
@@ -118,14 +118,14 @@ def needs_of(
     computed beside a cut copy, or cut; or all that is in no layer is factored and written.
     """
     layers, outer = weight_bytes(model)
-    factoring = outer + _factoring(model, target)
+    factoring = outer + _factoring(model, budget)
     if not blocks:
         return Needs(memory=max(factoring, *layers), disk=sum(layers) + outer)
     element = next(model.parameters()).element_size()
     copies = _copying(model)
     width = blocks[0].output_size
     probed = recipe.probes
-    kept = kept_of(target)
+    kept = kept_of(budget)
     stages = [factoring]
     embeddings, head = _apart(model)
     if probed:
@@ -135,7 +135,7 @@ def needs_of(
         ]
     compared = search_cost_of(model, reading, "fast")
     tokens = compared.batch_tokens(reading.length, reading.batch_tokens)
-    searched = searches(recipe, target)
+    searched = searches(recipe, budget.target)
     if searched:
         stages.append(outer - embeddings + copies + _comparing(model, tokens))
     for members in _by_layer(blocks):
@@ -173,12 +173,12 @@ def needs_of(
     )
 
 
-def _factoring(model: PreTrainedModel, target: Target) -> int:
+def _factoring(model: PreTrainedModel, budget: Budget) -> int:
     """What factoring the embeddings takes: the factors, and matrices of the width in float64."""
-    if target.of_embeddings == 1:
+    if budget.of_embeddings == 1:
         return 0
     table = find_table(model)
-    factors = round(target.of_embeddings * table.parameters) * table.itemsize
+    factors = round(budget.of_embeddings * table.parameters) * table.itemsize
     return factors + _DOUBLE * (_OF_WIDTH * table.width**2 + BLOCK_ROWS * table.width)
 
 
@@ -187,17 +187,17 @@ def needs_in_memory(
     blocks: Sequence[Block],
     reading: Reading,
     recipe: Method,
-    target: Target,
+    budget: Budget,
     settings: Settings,
 ) -> int:
-    """Bytes that `stat_prune.prune` will take, of one target.
+    """Bytes that `stat_prune.prune` will take, for one budget.
 
     The model; then the statistics of all blocks, with the most that is done beside them; or, behind
     them, what is left of blocks with the copy that is cut or the states of a second pass.
     """
     layers, outer = weight_bytes(model)
     weights = sum(layers) + outer
-    kept = kept_of(target)
+    kept = kept_of(budget)
     consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
     statistics = statistics_bytes(blocks) + consumers
     activations = _activations(blocks, reading.batch_tokens, blocks[0].output_size)
@@ -205,7 +205,7 @@ def needs_in_memory(
     copies = _copying(model)
     solving = max(max(decomposing_bytes(b, recipe), folding_bytes(b, kept)) for b in blocks)
     most = max(activations + copies + comparing, solving, kept * consumers)
-    if searches(recipe, target):
+    if searches(recipe, budget.target):
         # Blocks are factored, folded consumers remembered, and a pruned copy is measured.
         searching = _searching(model, blocks, reading, settings) + kept * sum(layers)
         remembered = _SINGLE * (num_factored(blocks, recipe) + num_remembered(blocks))
@@ -251,9 +251,11 @@ def _searching(
     return element * (cost.remembered(model, length, outputs) + batch) + COMPARING_BYTES
 
 
-def kept_of(target: Target) -> float:
-    """The largest fraction that a target keeps of a block on average."""
-    return 1.0 if target.bounds_error else max(target.fractions().values(), default=1.0)
+def kept_of(budget: Budget) -> float:
+    """The largest fraction that is kept of a block on average."""
+    if budget.target.bounds_error:
+        return 1.0
+    return max(budget.fractions().values(), default=1.0)
 
 
 def weight_bytes(model: PreTrainedModel) -> tuple[list[int], int]:

@@ -216,7 +216,7 @@ class DimsSearch:
         Tables are of layers alone, and of heads that are all there; so what dimensions are to take
         of the time is corrected by what the whole model takes.
         """
-        asked = budget.target.fractions()["all"]
+        asked = budget.fraction
         total = self._full_cost(timed.cost)
         share, found = self._blocks.time_share(budget), None
         with self._run.stage("allocate and time"):
@@ -277,17 +277,16 @@ class DimsSearch:
             raise TargetError(f"{budget.target!r} is out of reach of dimensions inside heads.")
         chosen = allocate([_ascending(menu) for menu in menus], (left + total) / total)
         dims = [n for pairs, index in zip(sizes, chosen, strict=True) for n in pairs[index]]
-        return choice, dims, budget.target.fractions()["all"] / point.share
+        return choice, dims, budget.fraction / point.share
 
     def _shared(self, point: Point, budget: Budget) -> tuple[list[int], list[int], float]:
         """Both apart, and what heads and neurons leave before dimensions do."""
         if budget.timed is not None:
             share = self._blocks.time_share(budget)
             return self._shared_time(point, budget, budget.timed, share)
-        target, start = budget.target, self._blocks.taken(budget)
-        kept = target.fractions()["all"]
+        kept, start = budget.fraction, self._blocks.taken(budget)
         fraction = min(kept / point.share, 1.0)
-        wide = replace(budget, target=replace(target, fraction=fraction))
+        wide = budget.with_fraction(fraction)
         choice = spread(self._run, self._measured, start.weights, wide, even=start.even)
         dims = self._weights_at(point)
         cost = budget.cost
@@ -301,7 +300,7 @@ class DimsSearch:
         ]
         total = sum(one.full_cost for one in menus)
         if not total:
-            raise TargetError(f"{target!r} leaves no heads that dimensions could leave.")
+            raise TargetError(f"{budget.target!r} leaves no heads that dimensions could leave.")
         sizes = allocate(menus, (left + total) / total)
         return choice, sizes, fraction
 

@@ -112,7 +112,7 @@ def with_head_dims(
     solve_again : callable
         The correction on the pruned model, of narrower heads as of others.
     """
-    found = {f"{budget.target.fractions()['all']:.3g}": whole}
+    found = {f"{budget.fraction:.3g}": whole}
     with (
         run.stage("search dimensions of heads"),
         gathered_numerical_warnings("folding dimensions of heads"),
@@ -124,7 +124,7 @@ def with_head_dims(
         folded = replace(fold(spread.choice), narrowed=spread.narrowed, search=whole.search)
         found[name] = solve_again(folded)
     with run.stage("compare dimensions of heads"):
-        cut_from = with_table(run, budget.target)
+        cut_from = with_table(run, budget)
         copies = [one.solution.cut_copy(cut_from) for one in found.values()]
         judges = run.calibration.held_out or run.calibration
         objective = objective_named(run.settings.objective)

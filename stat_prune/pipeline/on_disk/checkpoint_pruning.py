@@ -138,7 +138,7 @@ def prune_checkpoint(
     with open_run(checkpoint.model, dataset, tokenizer, chosen_settings, [target]) as run:
         (budget,) = resolve(run, [target])
         check_budget(run, budget)
-        needs = needs_of(run.model, run.blocks, Reading.of(run), recipe, target)
+        needs = needs_of(run.model, run.blocks, Reading.of(run), recipe, budget)
         predicted = taken_memory(run.device) + needs.memory
         with run.stage("read weights"):
             digests = checkpoint.digests()

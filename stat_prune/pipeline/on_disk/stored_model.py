@@ -37,7 +37,6 @@ from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import PrunedCheckpoint
 from stat_prune.reporting.what_was_done import what_was_done
-from stat_prune.settings.targets import Target
 from stat_prune.surgery.cut import apply
 
 _ROWS = "rows.json"
@@ -99,15 +98,15 @@ class StoredModel:
         sizes = [one.candidates.size(i) for one, i in zip(measured, choice, strict=True)]
         return Decided(sizes, measured=measured, choice=choice)
 
-    def solve_again(self, decided: Decided, target: Target) -> Decided:
+    def solve_again(self, decided: Decided, budget: Budget) -> Decided:
         """Nothing: layers are corrected as they are cut, once."""
         return decided
 
     def cut(self, budget: Budget, decided: Decided) -> CutModel:
-        """Write each layer, load what is in none, and factor embeddings as a target says."""
+        """Write each layer, load what is in none, and factor embeddings as a budget says."""
         rows, model = self._write_layers(decided), self.run.model
         self.checkpoint.load(self._outer())
-        embeddings, head = factor_as(self.run, budget.target, model)
+        embeddings, head = factor_as(self.run, budget, model)
         pairs = zip(decided.measured, decided.choice, strict=True)
         units = {one.block.name: one.candidates.units(i).tolist() for one, i in pairs}
         as_pruned_class(model)
