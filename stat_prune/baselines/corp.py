@@ -49,6 +49,7 @@ from stat_prune.model.projections import projection
 from stat_prune.model.running import evaluating, model_inputs
 from stat_prune.pipeline.method_requirements import single_fraction
 from stat_prune.pipeline.run import Run
+from stat_prune.settings.methods import Baseline
 
 #: Of the root mean square of a block's channels: below it they count as inactive.
 INACTIVE = 0.01
@@ -165,3 +166,6 @@ def _foretelling(scatter: Tensor, kept: Tensor, gone: Tensor, count: int) -> Ten
     with gathered_numerical_warnings("compensating a block"):
         cross = scatter[kept[:, None], gone] / max(count, 1)
         return least_squares_from_moments(covariance, cross).T
+
+
+CORP = Baseline("corp", plan)

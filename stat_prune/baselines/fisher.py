@@ -32,6 +32,7 @@ from stat_prune.choosing.plan import BlockPlan
 from stat_prune.model.running import evaluating, model_inputs
 from stat_prune.pipeline.method_requirements import check_encoder, single_fraction
 from stat_prune.pipeline.run import Run
+from stat_prune.settings.methods import Baseline
 
 
 def plan(run: Run, budget: Budget) -> list[BlockPlan]:
@@ -93,3 +94,7 @@ def _gradients(run: Run, model: PreTrainedModel) -> dict[str, Tensor]:
         for name, values in gradients.items():
             rows[name].append(values.cpu())
     return {name: torch.cat(values) for name, values in rows.items()}
+
+
+FISHER = Baseline("fisher", plan, reads_output=True)
+UNTUNED = Baseline("fisher-untuned", plan_untuned, reads_output=True)

@@ -31,6 +31,7 @@ from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import loaded
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.run import Run
+from stat_prune.settings.methods import Baseline
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,6 @@ def _search(part: Sequence[_Fluctuation], cost: CostFunction, budget: float) -> 
         lambda owner, count: part[owner].cost(count + 1, cost) - part[owner].cost(count, cost),
         budget * (1 + 1e-12) - sum(one.cost(1, cost) for one in part),
     )
+
+
+FLAP = Baseline("flap", plan, takes_sizes=True)

@@ -40,6 +40,7 @@ from stat_prune.measuring.statistics import BlockStatistics, statistics_of
 from stat_prune.model.running import evaluating
 from stat_prune.pipeline.method_requirements import check_one_stack, single_fraction
 from stat_prune.pipeline.run import Run
+from stat_prune.settings.methods import Baseline
 
 #: Of the mean diagonal of the kept channels' Gram matrix.
 RIDGE = 1e-3
@@ -114,3 +115,6 @@ def _compensated(statistics: BlockStatistics, units: Tensor) -> Tensor:
     system.diagonal().add_(RIDGE * float(system.diagonal().mean()))
     with gathered_numerical_warnings("compensating a block"):
         return least_squares_from_moments(system, gram[kept] @ statistics.weight.T).T
+
+
+GRAIL = Baseline("grail", plan)

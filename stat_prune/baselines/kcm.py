@@ -42,6 +42,7 @@ from stat_prune.measuring.statistics import BlockStatistics
 from stat_prune.model.running import evaluating
 from stat_prune.pipeline.method_requirements import check_encoder, single_fraction
 from stat_prune.pipeline.run import Run
+from stat_prune.settings.methods import Baseline
 
 #: Of the Gaussian kernel, sigma.
 WIDTH = 1.0
@@ -128,3 +129,7 @@ def representative_scores(weight: Tensor) -> Tensor:
 def _ratio(values: Tensor, scale: Tensor) -> Tensor:
     """Of a layer's scores and their spread; all 0 where there is none."""
     return values / scale if scale > 0 else torch.zeros_like(values)
+
+
+KCM = Baseline("kcm", plan, leaves_heads=True)
+UNTUNED = Baseline("kcm-untuned", plan_untuned, leaves_heads=True)

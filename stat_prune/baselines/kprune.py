@@ -49,6 +49,7 @@ from stat_prune.model.projections import projection
 from stat_prune.model.running import evaluating
 from stat_prune.pipeline.method_requirements import check_encoder, single_fraction
 from stat_prune.pipeline.run import Run
+from stat_prune.settings.methods import Baseline
 
 #: Of the softmax, gamma in the paper.
 TEMPERATURE = 2.0
@@ -259,3 +260,6 @@ def _tuned(
     with gathered_numerical_warnings("tuning the weight of a sublayer"):
         weight = least_squares_from_moments(gram, cross).T
         return plan_of(statistics, units, weight)
+
+
+KPRUNE = Baseline("kprune", plan, reads_output=True, takes_sizes=True)

@@ -29,6 +29,7 @@ from stat_prune.model.blocks import Block
 from stat_prune.model.dispatched import to_cut
 from stat_prune.pipeline.method_requirements import single_fraction
 from stat_prune.pipeline.run import Run
+from stat_prune.settings.methods import Baseline
 from stat_prune.surgery.cut import apply
 
 #: Rows of the Gaussian sketch of each decoder sequence (the paper's Llama-2 setting).
@@ -165,3 +166,6 @@ def _counts(
         if imbalance <= least_imbalance:
             best, least_imbalance = (kept_heads, kept_neurons), imbalance
     return {**heads.counts(best[0]), **neurons.counts(best[1])}
+
+
+STAT_PAPER = Baseline("stat-paper", plan)

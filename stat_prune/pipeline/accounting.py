@@ -195,10 +195,9 @@ def _settings(run: Run, budget: Budget) -> dict[str, Any]:
 def _chosen(run: Run, budget: Budget) -> dict[str, Any]:
     """What went for settings that were left to the method, the model and the data."""
     settings, target, calibration = run.settings, budget.target, run.calibration
-    itself = settings.baseline is not None and settings.budget is None
     found = {
         "objective": "hidden-states" if run.model.base_model is run.model else "logits",
-        "budget": "the method's own" if itself else settings.recipe.allocation,
+        "budget": "the method's own" if settings.own_budget else settings.recipe.allocation,
         "passes": 2 if settings.tries_second_pass else 1,
         "max_seq_length": calibration.batches[0][calibration.main_mask].shape[1],
     }

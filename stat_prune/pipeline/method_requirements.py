@@ -10,6 +10,7 @@ from stat_prune.model.dispatched import is_dispatched
 from stat_prune.pipeline.probes import check_objective
 from stat_prune.pipeline.run import Run
 from stat_prune.pipeline.solving_again.second_pass import HELD_OUT, can_solve_again
+from stat_prune.settings.methods import Baseline
 from stat_prune.settings.targets import Target
 
 
@@ -24,10 +25,10 @@ def check_method(run: Run, *, kept: bool) -> None:
     """
     baseline = run.settings.baseline
     if baseline is not None:
-        check_no_experts(run, baseline.name)
-        if run.settings.budget is not None and run.settings.objective is not None:
+        check_baseline(run, baseline)
+        if run.settings.objective is not None and not run.settings.own_budget:
             check_objective(run)
-        if kept:
+        if kept and not baseline.resumes:
             raise SettingsError(
                 f"method={baseline.name!r} cannot be taken up again; leave out work_dir."
             )
@@ -63,6 +64,17 @@ def single_fraction(target: Target, method: str) -> float:
             "method='stat' for tolerances and fractions by kind."
         )
     return target.fractions()["all"]
+
+
+def check_baseline(run: Run, baseline: Baseline) -> None:
+    """Refuse models that a published method does not say that it can prune.
+
+    Raises
+    ------
+    ModelError
+    """
+    if not baseline.experts:
+        check_no_experts(run, baseline.name)
 
 
 def check_no_experts(run: Run, method: str) -> None:

@@ -62,22 +62,24 @@ def results_of(
     def solved_for(choice: Sequence[int], budget: Budget) -> Decided:
         return source.solve_again(source.fold(measured, choice), budget)
 
+    # Whole models in memory, which layer by layer there are none of.
+    whole = search if isinstance(search, BudgetSearch) else None
     inside = None
-    if run.settings.head_dims and isinstance(search, BudgetSearch):
-        inside = DimsSearch(run, measured, search)
+    if run.settings.head_dims and whole is not None:
+        inside = DimsSearch(run, measured, whole)
     for asked in budgets:
         budget, shares = asked, None
-        if isinstance(search, BudgetSearch):
+        if whole is not None:
             if asked.target.is_joint:
-                budget, shares = best_share(run, asked, search, solved_for)
-            search.cut_from = with_table(run, budget)
+                budget, shares = best_share(run, asked, whole, solved_for)
+            whole.cut_from = with_table(run, budget)
         solve_again = partial(source.solve_again, budget=budget)
         decided = kept.narrowed(budget, folded(budget))
         if asked is budgets[-1] and inside is None:
             # Nobody asks again, and statistics are most of what is in memory.
-            if isinstance(search, BudgetSearch):
-                search.forget()
-            del measured, search
+            if whole is not None:
+                whole.forget()
+            del measured, search, whole
             return_freed_memory()
         best = solve_again(decided)
         if inside is not None:
@@ -92,7 +94,7 @@ def _of_baseline(
     """The model of each budget, by a method that is a pipeline of its own."""
     run, baseline = source.run, source.run.settings.baseline
     assert baseline is not None
-    if run.settings.budget is None:
+    if run.settings.own_budget:
         for budget in budgets:
             yield _finished(source, budget, Decided.of(baseline.planner(run, budget)))
         return

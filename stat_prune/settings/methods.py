@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from stat_prune.errors import SettingsError
 from stat_prune.settings.arguments import flag
@@ -58,7 +58,10 @@ Finish = Literal["scales", "lora", "weights"]
 FINISHES: tuple[Finish, ...] = get_args(Finish)
 
 #: Fields that a representation has only where something was asked for.
-_SILENT = ("objective", "effort", "precision", "takes_sizes")
+_SILENT = (
+    *("objective", "effort", "precision"),
+    *("takes_sizes", "uniform", "times", "experts", "resumes"),
+)
 
 
 class _Named:
@@ -154,6 +157,16 @@ class Method(_Named, Config):
     effort: Effort | None = checked(None, OneOf(EFFORTS, True), keyword="effort")
     precision: Precision = checked("auto", OneOf(PRECISIONS), keyword="precision")
 
+    # What goes with every method that is made of parts; a `Baseline` says it of itself.
+    uniform: ClassVar[bool] = True
+    times: ClassVar[bool] = True
+    experts: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True
+    factors: ClassVar[bool] = True
+    head_dims: ClassVar[bool] = True
+    leaves_heads: ClassVar[bool] = False
+    allocations: ClassVar[tuple[Allocation, ...]] = ALLOCATIONS
+
     @property
     def probes(self) -> bool:
         """Whether it measures what each block alone does to the output."""
@@ -163,6 +176,21 @@ class Method(_Named, Config):
     def heads_only(self) -> bool:
         """Whether the criterion has nothing to say of neurons."""
         return self.criterion in ATTENTION_CRITERIA
+
+    @property
+    def own_stages(self) -> bool:
+        """Whether it goes through stages that others do not, which look at more than a layer."""
+        return self.heads_only
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether the model's output has a say, and not activations alone."""
+        return self.probes or self.passes == 2
+
+    @property
+    def removes_blocks(self) -> bool:
+        """Whether blocks may leave altogether: not where all keep the same fraction."""
+        return self.allocation != "even"
 
     def __post_init__(self) -> None:
         criteria = get_args(CriterionName)
@@ -182,7 +210,7 @@ class Method(_Named, Config):
 class Baseline(_Named):
     """A method that is a pipeline of its own, from data to plan, to compare with.
 
-    It has no uniform mode, aims at MACs and parameters and at no time, and is not taken up again.
+    What it does not say that it can is refused before any work.
 
     Attributes
     ----------
@@ -200,6 +228,15 @@ class Baseline(_Named):
         Whether `plan` has a third argument: None, or what finds `stat_prune.choosing.plan.Sizes`
         to keep to. That takes as long as ``method="stat"``, so `plan` calls it when it has refused
         what it is not defined for.
+    uniform : bool
+        Whether it keeps to one size for all blocks of a part (`stat_prune.model.blocks.Block`).
+    times : bool
+        Whether it can aim at a time: at what `Budget.cost` says of sizes then.
+    experts : bool
+        Whether it keeps to one size for the experts of a layer.
+    resumes : bool
+        Whether it finds the same once more, so that a run of it can be taken up again. What `plan`
+        does is done again, unless the result was saved.
     """
 
     name: str
@@ -207,6 +244,23 @@ class Baseline(_Named):
     reads_output: bool = False
     leaves_heads: bool = False
     takes_sizes: bool = False
+    uniform: bool = False
+    times: bool = False
+    experts: bool = False
+    resumes: bool = False
+
+    # What goes with none, as in `Method`.
+    factors: ClassVar[bool] = False
+    head_dims: ClassVar[bool] = False
+    corrected: ClassVar[bool] = False
+    heads_only: ClassVar[bool] = False
+    removes_blocks: ClassVar[bool] = False
+    own_stages: ClassVar[bool] = True
+
+    @property
+    def allocations(self) -> tuple[Allocation, ...]:
+        """Ways to spread the budget that may be asked for in place of its own."""
+        return ("searched",) if self.takes_sizes else ()
 
     @property
     def planner(self) -> Callable[..., Any]:
@@ -214,23 +268,30 @@ class Baseline(_Named):
         return resolve_name(self.plan) if isinstance(self.plan, str) else self.plan
 
 
-#: Where the published ones are; each is imported when it is asked for.
-_BASELINES = "stat_prune.baselines."
+class _Published(Mapping[str, Baseline]):
+    """The published ones by name; each is imported when it is asked for."""
 
-BASELINES: dict[str, Baseline] = {
-    one.name: one
-    for one in (
-        Baseline("stat-paper", f"{_BASELINES}stat_paper:plan"),
-        Baseline("flap", f"{_BASELINES}flap:plan", takes_sizes=True),
-        Baseline("fisher", f"{_BASELINES}fisher:plan", reads_output=True),
-        Baseline("fisher-untuned", f"{_BASELINES}fisher:plan_untuned", reads_output=True),
-        Baseline("kprune", f"{_BASELINES}kprune:plan", reads_output=True, takes_sizes=True),
-        Baseline("grail", f"{_BASELINES}grail:plan"),
-        Baseline("corp", f"{_BASELINES}corp:plan"),
-        Baseline("kcm", f"{_BASELINES}kcm:plan", leaves_heads=True),
-        Baseline("kcm-untuned", f"{_BASELINES}kcm:plan_untuned", leaves_heads=True),
-    )
-}
+    @property
+    def _places(self) -> dict[str, str]:
+        # Its modules import this one, and torch, which a list of names need not wait for.
+        places: dict[str, str] = resolve_name("stat_prune.baselines:PLACES")
+        return places
+
+    def __getitem__(self, name: str) -> Baseline:
+        found: Baseline = resolve_name(f"stat_prune.baselines.{self._places[name]}")
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+BASELINES = _Published()
 
 METHODS: dict[str, Method] = {
     "stat": Method(),

@@ -99,23 +99,22 @@ class Settings(Constraints, Calibration):
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        if self.passes == 2 and not (self.baseline is None and self._named.corrected):
+        if self.passes == 2 and not (self.baseline or self._named).corrected:
             raise SettingsError(
                 f"passes=2 solves the correction of method='stat' and its variants again; "
                 f"method={self.method!r} has none. Leave passes out."
             )
-        if self.baseline is None:
-            _ = self.recipe
-        elif self.uniform:
+        planner = self.planner
+        if self.uniform and not planner.uniform:
             raise SettingsError(f"method={self.method!r} has no uniform mode; use method='stat'.")
-        elif self.budget is not None and not (self._searches and self.baseline.takes_sizes):
+        if self.budget is not None and self.budget not in planner.allocations:
             able = ", ".join(f"{one.name!r}" for one in BASELINES.values() if one.takes_sizes)
             raise SettingsError(
                 f"method={self.method!r} spreads its budget itself, got budget={self.budget!r}. "
                 "Leave budget out, or use method='stat', 'obs' or another that ranks units; "
                 f"budget='searched' also goes with {able}."
             )
-        own = self.baseline is not None or not self._searches
+        own = not (planner.head_dims and self._searches)
         if self.head_dims and (self.uniform or self.serve_with or own):
             raise SettingsError(
                 "head_dims=True measures whole pruned models and gives each layer sizes of its "
@@ -128,6 +127,16 @@ class Settings(Constraints, Calibration):
     def baseline(self) -> Baseline | None:
         """A method that is a pipeline of its own; None for one that is made of parts."""
         return baseline_named(self.method)
+
+    @property
+    def planner(self) -> Method | Baseline:
+        """What chooses the units, and says what goes with that."""
+        return self.baseline or self.recipe
+
+    @property
+    def own_budget(self) -> bool:
+        """Whether a `baseline` spreads its budget in its own way."""
+        return self.baseline is not None and self.budget is None
 
     @property
     def _named(self) -> Method:
@@ -162,7 +171,7 @@ class Settings(Constraints, Calibration):
     @property
     def tries_second_pass(self) -> bool:
         """Whether a second pass is asked for, or part of a search that is not to be fast."""
-        if self.baseline is not None or not self.recipe.corrected:
+        if not self.planner.corrected:
             return False
         searched = self.passes is None and self._searches and self.effort != "fast"
         return self.num_passes == 2 or searched
@@ -176,17 +185,12 @@ class Settings(Constraints, Calibration):
 
     @property
     def _searches(self) -> bool:
-        itself = self.baseline is not None and self.budget is None
-        return not itself and self.recipe.allocation == "searched"
+        return not self.own_budget and self.recipe.allocation == "searched"
 
     @property
     def reads_output(self) -> bool:
         """Whether the model's output has a say in what is pruned, and not activations alone."""
-        if self.finish is not None:
-            return True
-        if self.baseline is not None:
-            return self.baseline.reads_output or self._searches
-        return self.recipe.probes or self.num_passes == 2
+        return self.finish is not None or self.planner.reads_output or self._searches
 
     @property
     def ignored(self) -> list[int | str]:
@@ -201,19 +205,17 @@ class Settings(Constraints, Calibration):
     @property
     def removes_blocks(self) -> bool:
         """Whether blocks may leave altogether: not where all layers are to be alike."""
-        if not self.remove_blocks or self.uniform or self.baseline is not None:
-            return False
-        return self.recipe.allocation != "even"
+        return self.remove_blocks and not self.uniform and self.planner.removes_blocks
 
     @property
     def ranks_heads_only(self) -> bool:
         """Whether the method's criterion has nothing to say of neurons."""
-        return self.baseline is None and self.recipe.heads_only
+        return self.planner.heads_only
 
     @property
     def leaves_heads(self) -> bool:
         """Whether neurons alone bear a budget of both kinds."""
-        return self.baseline is not None and self.baseline.leaves_heads
+        return self.planner.leaves_heads
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the report: all but how the run itself goes."""
@@ -244,7 +246,7 @@ def kinds_left_alone(settings: Settings, targets: Sequence[Target]) -> list[Kind
     """
     for target in map(checked_target, targets):
         kinds = target.fractions().keys()
-        if target.factors and settings.baseline is not None:
+        if target.factors and not settings.planner.factors:
             raise SettingsError(
                 f"method={settings.method!r} prunes attention heads and neurons, but {target!r} is "
                 "of embeddings, or of a language model's head. Use method='stat', or leave them "
@@ -279,7 +281,7 @@ def _check_dimensions(settings: Settings, target: Target) -> None:
     ------
     SettingsError
     """
-    if settings.baseline is not None or settings.uniform or settings.serve_with:
+    if not settings.planner.head_dims or settings.uniform or settings.serve_with:
         raise SettingsError(
             f"{target!r} gives the heads of each layer sizes of their own, which "
             f"method={settings.method!r} with uniform={settings.uniform} and "

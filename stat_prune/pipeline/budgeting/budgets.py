@@ -91,7 +91,7 @@ def check_can_be_timed(run: Run, target: Latency, length: int) -> None:
     ------
     TargetError
     """
-    if run.settings.baseline is not None:
+    if not run.settings.planner.times:
         raise TargetError(
             f"method={run.settings.method!r} cannot aim at a time, got {target!r}. Use "
             "method='stat', or a fraction of MACs or parameters."

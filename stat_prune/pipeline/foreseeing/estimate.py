@@ -45,7 +45,7 @@ from stat_prune.pipeline.foreseeing.streaming_requirements import (
 )
 from stat_prune.pipeline.foreseeing.timing_cost import timing_seconds
 from stat_prune.pipeline.inside_heads.kept_dims import check_kept_dims, heads_of, spared_by_dims
-from stat_prune.pipeline.method_requirements import check_no_experts, single_fraction
+from stat_prune.pipeline.method_requirements import check_baseline, single_fraction
 from stat_prune.pipeline.run import Run, blocks_of, open_run
 from stat_prune.pipeline.solving_again.second_pass import moves_consumers
 from stat_prune.reporting.report import Size
@@ -136,7 +136,7 @@ def estimate(
         budget = replace(budget, share=even_share(run, budget))
     if recipe is None:
         if chosen.baseline is not None:
-            check_no_experts(run, chosen.baseline.name)
+            check_baseline(run, chosen.baseline)
             if target.bounds_error:
                 single_fraction(target, chosen.baseline.name)
         return _estimate(run, budget, before, ranks=ranks, not_foreseen=why)
@@ -165,7 +165,7 @@ _OF_FACTORS = "nothing but factors was asked for, and the correction for them"
 
 def _not_foreseen(settings: Settings) -> str:
     """Why it is not known what pruning will take, where that does not go through these stages."""
-    if settings.baseline is not None or settings.ranks_heads_only:
+    if settings.planner.own_stages:
         return f"method={settings.method!r} has stages of its own"
     if settings.finish is not None:
         return f"finish={settings.finish!r} goes on as long as it helps"

@@ -25,7 +25,7 @@ def supported_method(settings: Settings, target: Target) -> Method:
     SettingsError, TargetError
         Where it is not.
     """
-    if settings.baseline is not None or settings.recipe.heads_only:
+    if settings.planner.own_stages:
         raise SettingsError(
             f"method={settings.method!r} looks at more than one layer's inputs, and cannot prune "
             "layer by layer. Use method='stat', or stat_prune.prune where the model fits in memory."
