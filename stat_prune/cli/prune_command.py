@@ -34,7 +34,7 @@ from stat_prune.cli.settings_options import ALL, one_of, with_settings
 from stat_prune.settings.options import Calibration
 
 if TYPE_CHECKING:
-    from stat_prune.reporting.result import Reported
+    from stat_prune.reporting.result import PrunedModel
 
 
 @with_settings(*ALL, after="latency_batch")
@@ -182,7 +182,7 @@ def prune(
     dense_scores = scoring.of(model, **named) if scoring is not None else {}
 
     working = work_dir or Path(f"{output}.working")
-    result: Reported
+    result: PrunedModel
     with resumable(working, "Nothing was saved; begun with --resume, it keeps what is finished."):
         if layer_at_a_time:
             result = on_disk.prune_checkpoint(
