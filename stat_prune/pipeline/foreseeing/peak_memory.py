@@ -121,56 +121,77 @@ def needs_of(
     factoring = outer + _factoring(model, budget)
     if not blocks:
         return Needs(memory=max(factoring, *layers), disk=sum(layers) + outer)
-    element = next(model.parameters()).element_size()
     copies = _copying(model)
-    width = blocks[0].output_size
-    probed = recipe.probes
-    kept = kept_of(budget)
     stages = [factoring]
     embeddings, head = _apart(model)
-    if probed:
+    if recipe.probes:
         stages += [
             outer - head + layers[0] + copies,
             outer - embeddings + copies + _comparing(model, _probe_tokens(reading)),
         ]
-    compared = search_cost_of(model, reading, "fast")
-    tokens = compared.batch_tokens(reading.length, reading.batch_tokens)
     searched = searches(recipe, budget.target)
-    if searched:
+    compared = search_cost_of(model, reading, "fast") if searched else None
+    if compared is not None:
+        tokens = compared.batch_tokens(reading.length, reading.batch_tokens)
         stages.append(outer - embeddings + copies + _comparing(model, tokens))
     for members in _by_layer(blocks):
-        layer = members[0].layer
-        consumers = element * sum(b.num_channels * b.output_size for b in members)
-        folded = [round(_DOUBLE * kept * b.num_channels * b.output_size) for b in members]
-        stages += [
-            layers[layer] + copies + _collecting(members, reading.batch_tokens, width),
-            *(
-                consumers + _gram(b) + decomposing_bytes(b, recipe, expendable=True)
-                for b in members
-            ),
-            *(
-                consumers + sum(folded[:i]) + _gram(b) + folding_bytes(b, kept, expendable=True)
-                for i, b in enumerate(members)
-            ),
-            round((1 + kept) * layers[layer]) + sum(folded),
-        ]
-        if searched:
-            cut = round((1 + kept) * layers[layer]) + sum(folded) * _SINGLE // _DOUBLE
-            stages.append(cut + copies + _activations(members, tokens, width))
-    streams = 1 + len({block.set_name for block in blocks}) if probed else 0
+        weights = layers[members[0].layer]
+        stages += _in_one_layer(model, members, weights, reading, recipe, budget, compared)
+    passing = _passing(model, blocks, reading, recipe, budget, compared)
+    return Needs(memory=max(stages), disk=passing + statistics_bytes(blocks) + sum(layers) + outer)
+
+
+def _in_one_layer(
+    model: PreTrainedModel,
+    members: Sequence[Block],
+    weights: int,
+    reading: Reading,
+    recipe: Method,
+    budget: Budget,
+    compared: SearchCost | None,
+) -> list[int]:
+    """What each step in a layer of so many bytes takes, of which `members` are pruned.
+
+    `compared` is what comparing whole models takes, where they are.
+    """
+    element = next(model.parameters()).element_size()
+    copies, kept, width = _copying(model), kept_of(budget), members[0].output_size
+    consumers = element * sum(b.num_channels * b.output_size for b in members)
+    folded = [round(_DOUBLE * kept * b.num_channels * b.output_size) for b in members]
+    steps = [
+        weights + copies + _collecting(members, reading.batch_tokens, width),
+        *(consumers + _gram(b) + decomposing_bytes(b, recipe, expendable=True) for b in members),
+        *(
+            consumers + sum(folded[:i]) + _gram(b) + folding_bytes(b, kept, expendable=True)
+            for i, b in enumerate(members)
+        ),
+        round((1 + kept) * weights) + sum(folded),
+    ]
+    if compared is not None:
+        tokens = compared.batch_tokens(reading.length, reading.batch_tokens)
+        cut = round((1 + kept) * weights) + sum(folded) * _SINGLE // _DOUBLE
+        steps.append(cut + copies + _activations(members, tokens, width))
+    return steps
+
+
+def _passing(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    reading: Reading,
+    recipe: Method,
+    budget: Budget,
+    compared: SearchCost | None,
+) -> int:
+    """Bytes of what goes from layer to layer: a layer's states are there until the next's are."""
+    element, width = next(model.parameters()).element_size(), blocks[0].output_size
+    streams = 1 + len({block.set_name for block in blocks}) if recipe.probes else 0
     probes = streams * reading.num_probe_samples * reading.probe_length
     passing = 2 * width * element * (reading.num_samples * reading.length + probes)
-    if searched:
-        sizes = [[b.num_channels * b.output_size for b in one] for one in _by_layer(blocks)]
-        largest = max(map(sum, sizes))
-        comparing = _SINGLE * MAX_STARTS * kept * largest  # folded, for one layer
-        comparing += width * element * compared.passing_tokens(reading.length)
-        passing = max(passing, round(comparing))
-    return Needs(
-        memory=max(stages),
-        # A layer's states are there until the next's are.
-        disk=passing + statistics_bytes(blocks) + sum(layers) + outer,
-    )
+    if compared is None:
+        return passing
+    sizes = [[b.num_channels * b.output_size for b in one] for one in _by_layer(blocks)]
+    folded = _SINGLE * MAX_STARTS * kept_of(budget) * max(map(sum, sizes))  # for one layer
+    return max(passing, round(folded + width * element * compared.passing_tokens(reading.length)))
 
 
 def _factoring(model: PreTrainedModel, budget: Budget) -> int:
