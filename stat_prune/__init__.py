@@ -18,6 +18,7 @@ __all__ = [
     "PruningResult",
     "Speedup",
     "StatPruneError",
+    "Target",
     "Tolerance",
     "estimate",
     "finish",
@@ -43,7 +44,15 @@ if TYPE_CHECKING:
     from stat_prune.reporting.result import PruningResult
     from stat_prune.settings.methods import Baseline, Method
     from stat_prune.settings.options import Calibration, Constraints
-    from stat_prune.settings.targets import Bytes, Latency, MACs, Parameters, Speedup, Tolerance
+    from stat_prune.settings.targets import (
+        Bytes,
+        Latency,
+        MACs,
+        Parameters,
+        Speedup,
+        Target,
+        Tolerance,
+    )
     from stat_prune.trimming import trim_vocabulary
 else:
     # Imported at first use: torch and transformers take seconds, and the command line's help
@@ -63,6 +72,7 @@ else:
         "PruningResult": "reporting.result",
         "Speedup": "settings.targets",
         "StatPruneError": "errors",
+        "Target": "settings.targets",
         "Tolerance": "settings.targets",
         "estimate": "pipeline.foreseeing.estimate",
         "finish": "finishing",

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import tiny_bert
 from toys import head_block, neuron_block
 
 import stat_prune
-from stat_prune import Latency, MACs, Parameters, Speedup, Tolerance
-from stat_prune.errors import TargetError
+from stat_prune import Bytes, Latency, MACs, Parameters, Speedup, Target, Tolerance
+from stat_prune.errors import SettingsError, TargetError
 from stat_prune.model.ignoring import without_ignored
-from stat_prune.settings.settings import Settings, kinds_left_alone
+from stat_prune.settings.settings import Settings, kinds_left_alone, recorded_arguments
+from stat_prune.settings.targets import TARGETS
 
 
 @pytest.mark.parametrize("kind", [MACs, Parameters, Latency, Tolerance])
@@ -134,3 +139,75 @@ def test_a_kind_left_alone_is_not_measured_and_takes_nothing_from_the_budget(wor
         assert row.kind == "heads" or row.kept == row.total
     heads = [row for row in report.blocks if row.kind == "heads"]
     assert sum(row.kept for row in heads) == sum(row.total for row in heads) // 2
+
+
+FRACTIONS = st.floats(0, 1, exclude_min=True) | st.floats(2**-9, 1, width=32).map(np.float32)
+OF_BLOCKS = ["heads", "neurons", "query-key", "value"]
+LENGTHS = st.none() | st.integers(1, 4096)
+OTHERS = {
+    MACs: {
+        "seq_length": LENGTHS | st.floats(0.5, 1e4),
+        "embeddings": st.none() | FRACTIONS,
+        "lm_head": st.none() | FRACTIONS | st.just(True),
+    },
+    Parameters: {
+        "embeddings": st.none() | FRACTIONS | st.just(True),
+        "lm_head": st.none() | FRACTIONS,
+    },
+    Latency: {"batch_size": st.integers(1, 64), "seq_length": LENGTHS},
+}
+
+
+@st.composite
+def targets(draw) -> Target:
+    kind = draw(st.sampled_from(TARGETS))
+    others = {name: draw(values) for name, values in OTHERS.get(kind, {}).items()}
+    joint = kind is Bytes or True in [one for one in others.values() if one is True]
+    if joint and kind is MACs:
+        others["embeddings"] = None
+    if joint or kind is Latency:
+        return kind(draw(FRACTIONS), **others)
+    names = OF_BLOCKS[:2] if kind is Tolerance else OF_BLOCKS
+    by_kind = st.dictionaries(st.sampled_from(names), FRACTIONS, min_size=1)
+    return kind(draw(FRACTIONS | by_kind), **others)
+
+
+@given(targets())
+def test_a_target_goes_through_json_and_back(target):
+    stored = json.loads(json.dumps(target.to_dict()))
+    for found in (
+        Target.from_dict(stored),
+        type(target).from_dict(stored),
+        Target.from_json(target.to_json()),
+        recorded_arguments({"target": stored})["target"],
+    ):
+        assert type(found) is type(target) and found == target
+        assert found.to_dict() == target.to_dict()
+
+
+def test_a_target_as_plain_values_has_what_was_said():
+    assert MACs(0.6).to_dict() == {"type": "MACs", "fraction": 0.6}
+    asked = {"heads": 0.5, "neurons": np.float32(0.25)}
+    assert Parameters(asked, embeddings=0.5).to_dict() == {
+        "type": "Parameters", "fraction": {"heads": 0.5, "neurons": 0.25}, "embeddings": 0.5,
+    }  # fmt: skip
+    assert MACs.from_dict({"fraction": 0.6}) == MACs(0.6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "error", "message"),
+    [
+        (Target, {"fraction": 0.5}, TargetError, "one of MACs, .*Tolerance; got 'Target'"),
+        (Target, {"type": "FLOPs", "fraction": 0.5}, TargetError, "got 'FLOPs'"),
+        (Target, {"type": ["MACs"], "fraction": 0.5}, TargetError, "one of MACs"),
+        (MACs, {"type": "Bytes", "fraction": 0.5}, TargetError, "one of MACs; got 'Bytes'"),
+        (MACs, {"fraction": 60}, TargetError, r"Did you mean MACs\(0\.6\)"),
+        (MACs, {"fractions": 0.5}, SettingsError, "Did you mean 'fraction'"),
+        (MACs, {"seq_length": 5}, SettingsError, "MACs lacks the field fraction"),
+    ],
+)
+def test_values_that_are_of_no_target_are_refused(kind, values, error, message):
+    with pytest.raises(error, match=message):
+        kind.from_dict(values)
+    with pytest.raises(SettingsError, match="is an object in JSON, got"):
+        kind.from_json("[0.5]")

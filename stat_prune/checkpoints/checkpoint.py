@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from stat_prune.checkpoints.beside import (
     warn_if_opened_as_stock,
 )
 from stat_prune.checkpoints.model_card import model_card
-from stat_prune.checkpoints.replacing import check_replaceable, write_manifest
+from stat_prune.checkpoints.replacing import check_replaceable, write_manifest, written_files
 from stat_prune.checkpoints.shards import join_shards
 from stat_prune.errors import SaveError
 from stat_prune.machine.atomic import replace_directory
@@ -236,11 +237,38 @@ def save_checkpoint(
     except SaveError:
         raise
     except Exception as error:  # also what transformers has against a config
-        room = "Free some space" if isinstance(error, OSError | SafetensorError) else "Mend that"
-        raise SaveError(
-            f"Could not save to {str(directory)!r}: {error}. Nothing there was changed. "
-            f"{room} or choose another directory, and save again."
-        ) from error
+        raise _not_saved(directory, error) from error
+
+
+def copy_checkpoint(
+    source: Path, directory: str | os.PathLike[str], *, overwrite: bool = False
+) -> None:
+    """Put what `save_checkpoint` has written to one folder into another, as it does that.
+
+    Raises
+    ------
+    SaveError
+        As `save_checkpoint`; and if a file of the folder is missing.
+    """
+    check_output_directory(directory, overwrite)
+    try:
+        check = partial(check_output_directory, directory, overwrite)
+        with replace_directory(Path(directory), check, exchange=overwrite) as folder:
+            for name in written_files(source):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source / name, folder / name)
+    except OSError as error:
+        if isinstance(error, SaveError):
+            raise
+        raise _not_saved(directory, error) from error
+
+
+def _not_saved(directory: str | os.PathLike[str], error: Exception) -> SaveError:
+    room = "Free some space" if isinstance(error, OSError | SafetensorError) else "Mend that"
+    return SaveError(
+        f"Could not save to {str(directory)!r}: {error}. Nothing there was changed. "
+        f"{room} or choose another directory, and save again."
+    )
 
 
 def _save_whole(whole: Any, folder: Path) -> None:

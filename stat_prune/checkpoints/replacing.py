@@ -65,6 +65,12 @@ def write_manifest(folder: Path, run: dict[str, str] | None = None) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
+def written_files(folder: Path) -> list[str]:
+    """What was saved to a folder, by names below it; nothing where that is not known."""
+    files = _read_json(folder / MANIFEST_FILE).get("files")
+    return list(files) if isinstance(files, list) else []
+
+
 def run_of(folder: Path) -> dict[str, str] | None:
     """All that the result in a folder depends on, by what it is; None where that is not known."""
     run = _read_json(folder / MANIFEST_FILE).get("run")
@@ -88,8 +94,7 @@ def check_replaceable(folder: Path) -> None:
     contents = list(_contents(folder))
     if not contents:
         return
-    files = _read_json(folder / MANIFEST_FILE).get("files")
-    written = set(files) if isinstance(files, list) else set()
+    written = set(written_files(folder))
     config = _read_json(folder / "config.json")
     known = {"transformers_version", "architectures"} & config.keys()
     there = (folder / "config.json").exists()

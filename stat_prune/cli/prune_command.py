@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +34,8 @@ from stat_prune.cli.settings_options import ALL, one_of, with_settings
 from stat_prune.settings.options import Calibration
 
 if TYPE_CHECKING:
-    from stat_prune.reporting.result import Reported
+    from stat_prune.reporting.report import PruningReport
+    from stat_prune.reporting.result import PrunedModel, PruningResult
 
 
 @with_settings(*ALL, after="latency_batch")
@@ -168,10 +169,7 @@ def prune(
     batch_size = settings.get("batch_size", Calibration().batch_size)
     scoring = _scoring(model, evaluate, evaluate_data, batch_size, device)
 
-    from stat_prune import pruning
-    from stat_prune.machine import distributed
     from stat_prune.pipeline import on_disk
-    from stat_prune.reporting.what_was_done import in_one_line
     from stat_prune.settings.arguments import usable_device
 
     usable_device(device)  # before the model is read
@@ -182,7 +180,7 @@ def prune(
     dense_scores = scoring.of(model, **named) if scoring is not None else {}
 
     working = work_dir or Path(f"{output}.working")
-    result: Reported
+    result: PrunedModel | None
     with resumable(working, "Nothing was saved; begun with --resume, it keeps what is finished."):
         if layer_at_a_time:
             result = on_disk.prune_checkpoint(
@@ -198,36 +196,68 @@ def prune(
                 **settings,
             )
         else:
-            with distributed.launched() as shared_device:
-                opened, own_tokenizer, beside = _opened(model, auto_class, settings)
-                result = pruning.prune(
-                    opened,
-                    dataset,
-                    target=target,
-                    tokenizer=tokenizer or own_tokenizer,
-                    device=device or shared_device,
-                    output_dir=output,
-                    overwrite=overwrite,
-                    work_dir=working if resume else work_dir,
-                    inplace=True,
-                    **{**settings, **beside},
-                )
-                if distributed.rank() > 0:
-                    return
+            result = _pruned_in_memory(
+                model,
+                dataset,
+                target=target,
+                output_dir=output,
+                **named,
+                work_dir=working if resume else work_dir,
+                overwrite=overwrite,
+                device=device,
+                settings=settings,
+            )
+    if result is None:
+        return
     if plot is not None:
         result.plot().savefig(plot, dpi=150)
     if report is not None:
         result.save_report(report)
     scores = [dense_scores, scoring.of(str(output))] if scoring is not None else []
     if json_output:
-        print_json(
-            {**result.report.to_dict(), "output": str(output), "scores": scores, "task": evaluate}
+        account = result.report.to_dict()
+        print_json({**account, "output": str(output), "scores": scores, "task": evaluate})
+    else:
+        _print_account(result.report, output, scores, evaluate)
+
+
+def _pruned_in_memory(
+    model: str,
+    dataset: str,
+    *,
+    auto_class: str | None,
+    tokenizer: str | None,
+    device: str | None,
+    settings: Mapping[str, Any],
+    **options: Any,
+) -> PruningResult | None:
+    """What `stat_prune.prune` makes of a model; None where another process has the result."""
+    from stat_prune import pruning
+    from stat_prune.machine import distributed
+
+    with distributed.launched() as shared_device:
+        opened, own_tokenizer, beside = _opened(model, auto_class, settings)
+        result = pruning.prune(
+            opened,
+            dataset,
+            tokenizer=tokenizer or own_tokenizer,
+            device=device or shared_device,
+            inplace=True,
+            **{**options, **settings, **beside},
         )
-        return
-    Console().print(result.report.table())
+        return None if distributed.rank() > 0 else result
+
+
+def _print_account(
+    report: PruningReport, output: Path, scores: Sequence[dict[str, float]], task: str | None
+) -> None:
+    """What became of a model, for a terminal."""
+    from stat_prune.reporting.what_was_done import in_one_line
+
+    Console().print(report.table())
     if scores:
-        typer.echo("\n".join(shown(*scores, task=evaluate)))
-    typer.echo(in_one_line(result.report))
+        typer.echo("\n".join(shown(*scores, task=task)))
+    typer.echo(in_one_line(report))
     print_saved(output)
 
 

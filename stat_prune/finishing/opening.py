@@ -46,14 +46,15 @@ def opened(given: Any, asked: ObjectiveName | Objective | None) -> PruningResult
     """
     if isinstance(given, PruningResult):
         return given
-    place = given.directory if isinstance(given, PrunedCheckpoint) else given
-    if not isinstance(place, str | os.PathLike):
+    if isinstance(given, PrunedCheckpoint):
+        return replace(opened(given.directory, asked), source=given.source)
+    if not isinstance(given, str | os.PathLike):
         raise SettingsError(
             "`result` must be what prune, prune_family, prune_checkpoint or vib_finetune has "
             f"returned, or the folder that it was saved in, got {type(given).__name__}."
         )
-    check_path("result", place)
-    folder = os.fspath(place)
+    check_path("result", given)
+    folder = os.fspath(given)
     if not os.path.isdir(folder):
         raise LoadError(f"{folder!r} is not a folder. Pass the one that the result was saved in.")
     encoder = find_encoder(folder)

@@ -1,9 +1,10 @@
-"""What `prune` returns."""
+"""What `prune` and `prune_checkpoint` return."""
 
 from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from stat_prune.checkpoints.checkpoint import save_checkpoint
+from stat_prune.checkpoints.checkpoint import copy_checkpoint, save_checkpoint
 from stat_prune.checkpoints.loading import load
 from stat_prune.checkpoints.model_card import model_card
 from stat_prune.checkpoints.pretrained import load_tokenizer
@@ -28,11 +29,69 @@ if TYPE_CHECKING:
     from stat_prune.exporting import Exported
 
 
-class Reported:
-    """What a result shows of its ``report`` and ``plan``."""
+class PrunedModel(ABC):
+    """A pruned model and the account of it: in memory, or in a folder.
+
+    Attributes
+    ----------
+    report : PruningReport
+    plan : dict of str to list of int
+        By block name, the units (neurons or query heads) of the dense model that were kept.
+    tokenizer : PreTrainedTokenizerBase or None
+        Saved beside the model.
+    source : str or None
+        The folder, or the name on the Hub, that the dense model came from.
+    """
 
     report: PruningReport
     plan: dict[str, list[int]]
+    source: str | None
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """What is saved beside the model; None for nothing."""
+
+    @abstractmethod
+    def load(self) -> PruningResult:
+        """The model in memory."""
+
+    @abstractmethod
+    def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write model, config, tokenizer, report and plan, as `PruningResult.save`."""
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        to: str,
+        *,
+        tokenizer: Any = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Exported:
+        """Write the model for another program: llama.cpp, for instance.
+
+        Parameters
+        ----------
+        path : path
+            Of the file or folder.
+        to : str
+            The form; see `stat_prune.exporting.export`, which has its options and errors, too.
+        tokenizer : PreTrainedTokenizerBase, optional
+            Default: the result's own.
+        overwrite : bool
+
+        Returns
+        -------
+        Exported
+            Where it is, and what is to be said of it.
+        """
+        from stat_prune.exporting import export  # few who prune export
+
+        found = self.load()
+        given = found.tokenizer if tokenizer is None else tokenizer
+        model = transformer_of(found.model)
+        return export(model, path, to, tokenizer=given, overwrite=overwrite, **options)
 
     def __repr__(self) -> str:
         before, after = self.report.before.parameters, self.report.after.parameters
@@ -81,7 +140,7 @@ class Reported:
 
 
 @dataclass(frozen=True, repr=False)
-class PruningResult(Reported):
+class PruningResult(PrunedModel):
     """A pruned model and the account of it.
 
     Attributes
@@ -107,6 +166,10 @@ class PruningResult(Reported):
     tokenizer: Any = None
     source: str | None = None
     run: dict[str, str] | None = None
+
+    def load(self) -> PruningResult:
+        """The result itself, whose model is in memory."""
+        return self
 
     def inside(self, whole: nn.Module) -> PruningResult:
         """The same with a model of sentence-transformers, in which the pruned transformer is.
@@ -164,32 +227,9 @@ class PruningResult(Reported):
             account=what_was_done(self.report),
         )
 
-    def export(
-        self, path: str | os.PathLike[str], to: str, *, overwrite: bool = False, **options: Any
-    ) -> Exported:
-        """Write the model for another program: llama.cpp, for instance.
-
-        Parameters
-        ----------
-        path : path
-            Of the file or folder.
-        to : str
-            The form; see `stat_prune.exporting.export`, which has its options and errors, too.
-        overwrite : bool
-
-        Returns
-        -------
-        Exported
-            Where it is, and what is to be said of it.
-        """
-        from stat_prune.exporting import export  # few who prune export
-
-        model = transformer_of(self.model)
-        return export(model, path, to, tokenizer=self.tokenizer, overwrite=overwrite, **options)
-
 
 @dataclass(frozen=True, repr=False)
-class PrunedCheckpoint(Reported):
+class PrunedCheckpoint(PrunedModel):
     """A pruned model on disk and the account of it.
 
     Attributes
@@ -198,12 +238,19 @@ class PrunedCheckpoint(Reported):
         For `stat_prune.load`, or ``from_pretrained``.
     report : PruningReport
     plan : dict of str to list of int
+    source : str or None
         As in `PruningResult`.
     """
 
     directory: Path
     report: PruningReport
     plan: dict[str, list[int]]
+    source: str | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The one that lies beside the model; None where there is none."""
+        return load_tokenizer(str(self.directory))
 
     def load(
         self, tokenizer: Any = None, device: torch.device | str | None = None
@@ -213,7 +260,7 @@ class PrunedCheckpoint(Reported):
         Parameters
         ----------
         tokenizer : PreTrainedTokenizerBase, optional
-            Of the result.
+            Of the result. Default: the one that lies beside the model.
         device : str or torch.device, optional
 
         Raises
@@ -221,14 +268,17 @@ class PrunedCheckpoint(Reported):
         LoadError
             If the folder is damaged.
         """
-        return saved_result(self.directory, tokenizer, device)
+        given = self.tokenizer if tokenizer is None else tokenizer
+        return replace(saved_result(self.directory, given, device), source=self.source)
 
-    def export(
-        self, path: str | os.PathLike[str], to: str, *, tokenizer: Any = None, **options: Any
-    ) -> Exported:
-        """`PruningResult.export`, of the model loaded, with the tokenizer that lies beside it."""
-        tokenizer = tokenizer or load_tokenizer(str(self.directory))
-        return self.load(tokenizer).export(path, to, **options)
+    def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Copy what was written, of which no weight has to fit in memory.
+
+        Parameters and errors are those of `PruningResult.save`.
+        """
+        check_apart(directory, self.source)
+        check_apart(directory, self.directory, "saved")
+        copy_checkpoint(self.directory, directory, overwrite=overwrite)
 
 
 def saved_result(

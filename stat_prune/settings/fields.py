@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -84,8 +85,42 @@ def checked(default: Value, check: Check, *, keyword: str | None = None) -> Valu
     return made
 
 
+class Plain(ABC):
+    """A base of what comes from plain values and turns into them."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """All that is known of it, as plain values."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` came from."""
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The object that `to_json` came from.
+
+        Raises
+        ------
+        SettingsError
+            If the text is no object in JSON; else as for `from_dict`.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise SettingsError(f"A {cls.__name__} is an object in JSON, got {text[:80]!r}.")
+        return cls.from_dict(values)
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(Plain):
     """A base of dataclasses that come from plain values and turn into them.
 
     Fields that `checked` made hold what was meant by the values passed; for others there is a
@@ -106,10 +141,6 @@ class Config:
         """All fields as plain values; functions go by their names."""
         return {one.name: plain(getattr(self, one.name)) for one in fields(self)}
 
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The object that `to_dict` came from; fields that are not there have their defaults.
@@ -121,23 +152,6 @@ class Config:
         """
         check_known(f"{cls.__name__} has no field", values, [one.name for one in fields(cls)])
         return cls(**values)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The object that `to_json` came from.
-
-        Raises
-        ------
-        SettingsError
-            As for `from_dict`; and if the text is no object in JSON.
-        """
-        try:
-            values = json.loads(text)
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            raise SettingsError(f"A {cls.__name__} is an object in JSON, got {text[:80]!r}.")
-        return cls.from_dict(values)
 
 
 def plain(value: Any) -> Any:

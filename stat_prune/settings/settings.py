@@ -351,7 +351,9 @@ def recorded_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     method = found.get("method")
     if isinstance(method, str) and method.startswith(f"{Method.__name__}("):
         found["method"] = _called(method, {Method.__name__: Method})
-    if "target" in found:
+    if isinstance(found.get("target"), Mapping):
+        found["target"] = Target.from_dict(found["target"])
+    elif "target" in found:
         found["target"] = _called(found["target"], {one.__name__: one for one in TARGETS})
     return found
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Self
 
-from stat_prune.errors import TargetError
+from stat_prune.errors import SettingsError, TargetError
 from stat_prune.model.blocks import KINDS, Block, SeqLength
+from stat_prune.settings.fields import Plain, check_known
 
 #: Cost of a block with so many units and key/value heads.
 CostFunction = Callable[[Block, int, int], float]
@@ -33,7 +34,7 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True, repr=False)
-class Target:
+class Target(Plain):
     """A kept fraction, of all blocks together or of the blocks of one kind.
 
     Attributes
@@ -70,6 +71,35 @@ class Target:
                 del shown[name]
         values = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{type(self).__name__}({values})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its ``type`` and what it was given, as plain values."""
+        given = {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+        said = {name: value for name, value in given.items() if value is not None}
+        return {"type": type(self).__name__, **said}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The target that `to_dict` came from, of any type where the class is `Target`.
+
+        Raises
+        ------
+        SettingsError
+            If a field is unknown, or there is no fraction.
+        TargetError
+            If there is no such type, or a value that it cannot have.
+        """
+        given = dict(values)
+        name = given.pop("type", cls.__name__)
+        kinds = {one.__name__: one for one in TARGETS if issubclass(one, cls)}
+        if not isinstance(name, str) or name not in kinds:
+            raise TargetError(f"The `type` must be one of {', '.join(kinds)}; got {name!r}.")
+        kind: Any = kinds[name]
+        check_known(f"{name} has no field", given, [one.name for one in fields(kind)])
+        if "fraction" not in given:
+            raise SettingsError(f"{name} lacks the field fraction, got {given!r}.")
+        made: Self = kind(**given)
+        return made
 
     def _other_kinds(self) -> tuple[str, ...]:
         """What a mapping may name besides kinds of blocks."""
@@ -445,5 +475,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A number of Python, as it is; one of numpy as one of Python."""
-    return value if isinstance(value, int | float) else float(value)
+    """A number of Python, as it is; one of numpy as one of Python; so in a mapping."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return value if value is None or isinstance(value, int | float) else float(value)

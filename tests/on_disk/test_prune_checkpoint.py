@@ -19,8 +19,10 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 import stat_prune
 from stat_prune.checkpoints.layer_weights import Checkpoint
 from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE
+from stat_prune.errors import SaveError
 from stat_prune.families import transformer_layers
 from stat_prune.pipeline.on_disk import layer_pass, variants
+from stat_prune.reporting import result as results
 from stat_prune.reporting.report import PruningReport
 
 WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then it was very".split()
@@ -266,3 +268,66 @@ def test_weights_come_back_as_saved_and_tied_ones_stay_one_when_forgotten(tmp_pa
     assert all(parameter.is_meta for parameter in checkpoint.model.parameters())
     number = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     assert number == sum(parameter.numel() for parameter in model.parameters())
+
+
+def same_files(first: Path, second: Path) -> bool:
+    found = [
+        {
+            path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        for folder in (first, second)
+    ]
+    return found[0] == found[1]
+
+
+@pytest.fixture
+def both(tmp_path, word_tokenizer):
+    """The result of each way, of one checkpoint."""
+    saved(tiny_llama(num_hidden_layers=3), tmp_path / "dense", word_tokenizer)
+    options = {"target": stat_prune.MACs(0.6), **LIKE}
+    return (
+        stat_prune.prune(str(tmp_path / "dense"), TEXTS, **options),
+        stat_prune.prune_checkpoint(
+            tmp_path / "dense", TEXTS, output_dir=tmp_path / "out", **options
+        ),
+    )
+
+
+def test_results_of_either_way_are_used_alike(both, tmp_path):
+    for number, result in enumerate(both):
+        folder = tmp_path / str(number)
+        result.save(folder)
+        with pytest.raises(SaveError, match="exists"):
+            result.save(folder)
+        result.save(folder, overwrite=True)
+        for kept in ("dense", "out"):
+            with pytest.raises(SaveError, match="which would be lost|exists"):
+                result.save(tmp_path / kept, overwrite=kept == "dense")
+        found = result.load()
+        assert found.tokenizer.get_vocab() == result.tokenizer.get_vocab()
+        assert found.plan == result.plan and found.report == result.report
+        assert found.source == result.source == str(tmp_path / "dense")
+        assert isinstance(result, results.PrunedModel) and "parameters>" in repr(result)
+        written = result.export(tmp_path / f"{number}-mlx", "mlx")
+        assert (written.path / "tokenizer.json").is_file()
+    first, second = (stat_prune.load(tmp_path / name).state_dict() for name in "01")
+    assert first.keys() == second.keys()
+    assert same_files(tmp_path / "1", tmp_path / "out")
+
+
+def test_a_copy_is_of_what_was_saved_and_read_by_nobody(both, tmp_path, monkeypatch):
+    _, result = both
+    (tmp_path / "out" / "notes.txt").write_text("not of this package")
+    monkeypatch.setattr(results, "load", None)
+    result.save(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "notes.txt").exists()
+    result.save(tmp_path / "copy", overwrite=True)  # holds a saved model and nothing else
+    with pytest.raises(SaveError, match="model that is to be saved"):
+        result.save(tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "config.json").unlink()
+    with pytest.raises(SaveError, match="Could not save to"):
+        result.save(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    assert [path.name for path in tmp_path.glob("*.saving-*")] == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -160,26 +160,19 @@ def _spread(
     blocks = [one.block for one in candidates]
     bought: list[tuple[list[Menu], list[list[int]], float]] = []
     for members, fraction in budgets:
-        indices = [i for i, block in enumerate(blocks) if block in members]
-        # Experts of a set are chosen as one, as they are of one size.
-        sets: dict[str, list[int]] = {}
-        for i in indices:
-            sets.setdefault(blocks[i].set_name, []).append(i)
-        parts = [blocks[together[0]].part for together in sets.values()]
+        sets = _chosen_as_one(blocks, members)
+        parts = [blocks[together[0]].part for together in sets]
         if cost is None:
-            choice = [
-                max(_within_tolerance(candidates[i], fraction, round_to) for i in together)
-                for together in sets.values()
-            ]
+            choice = _within_tolerances(candidates, sets, fraction, round_to)
             if uniform:
                 choice = _largest_of_part(parts, choice)
         else:
             menus = [
                 joint_menu(
                     [menu_for(candidates[i], weights[i], cost, round_to, levels) for i in together],
-                    blocks[together[0]].part,
+                    part,
                 )
-                for together in sets.values()
+                for together, part in zip(sets, parts, strict=True)
             ]
             fixed = [_whole(full_cost(b, cost)) for b in untouched if b in members]
             if uniform:
@@ -187,17 +180,37 @@ def _spread(
             else:
                 choice = (allocate_evenly if even else allocate)([*menus, *fixed], fraction)
                 budget = fraction * sum(menu.full_cost for menu in [*menus, *fixed])
-                bought.append((menus, list(sets.values()), budget))
+                bought.append((menus, sets, budget))
         # The menus of untouched blocks come last and have no candidate.
-        for together, index in zip(sets.values(), choice, strict=False):
-            for i in together:
-                chosen[i] = index
+        _take(chosen, zip(sets, choice, strict=False))
     if bought and _is_nothing(candidates, chosen):
-        moves = [move for one in bought for move in _moves_from_nothing(*one)]
-        _, together, index = min(moves, default=(0.0, [], 0))
-        for i in together:
-            chosen[i] = index
+        _take(chosen, [_least_of_something(bought)])
     return chosen
+
+
+def _chosen_as_one(blocks: Sequence[Block], members: Sequence[Block]) -> list[list[int]]:
+    """Numbers of the blocks among some: experts of a set together, as they are of one size."""
+    sets: dict[str, list[int]] = {}
+    for number, block in enumerate(blocks):
+        if block in members:
+            sets.setdefault(block.set_name, []).append(number)
+    return list(sets.values())
+
+
+def _take(chosen: list[int], choice: Iterable[tuple[Sequence[int], int]]) -> None:
+    """Note the candidate of all blocks that are chosen as one, in place."""
+    for together, index in choice:
+        for number in together:
+            chosen[number] = index
+
+
+def _least_of_something(
+    bought: Sequence[tuple[list[Menu], list[list[int]], float]],
+) -> tuple[list[int], int]:
+    """The blocks, and their candidate, that add the least error to that of nothing at all."""
+    moves = [move for one in bought for move in _moves_from_nothing(*one)]
+    _, together, index = min(moves, default=(0.0, [], 0))
+    return together, index
 
 
 #: Error that a candidate adds to that of nothing, the blocks that take it, and which it is.
@@ -293,6 +306,16 @@ def _whole(cost: float) -> Menu:
         errors=torch.zeros(1, dtype=torch.float64),
         full_cost=cost,
     )
+
+
+def _within_tolerances(
+    candidates: Sequence[Candidates], sets: Sequence[Sequence[int]], tolerance: float, round_to: int
+) -> list[int]:
+    """The candidate of each set of blocks that keeps all of them within the tolerance."""
+    return [
+        max(_within_tolerance(candidates[number], tolerance, round_to) for number in together)
+        for together in sets
+    ]
 
 
 def _within_tolerance(candidates: Candidates, tolerance: float, round_to: int) -> int:

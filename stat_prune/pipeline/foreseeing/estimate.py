@@ -113,20 +113,13 @@ def estimate(
         in_layers = replace(chosen, effort="fast", passes=1, inplace=False)
         recipe = supported_method(in_layers, target)
     seq_length = integer("seq_length", seq_length)
-    if not isinstance(model, PreTrainedConfig):
-        check_path("model", model)
-    empty = _model_of(model)
-    run = _foreseen_run(empty, chosen, target, seq_length)
-    if dataset is not None:
-        quiet = replace(chosen, progress=False)
-        with open_run(empty, dataset, given_tokenizer(tokenizer), quiet, [target]) as run:
-            pass  # what is read is known by now
+    run = _run_of(_model_of(model), chosen, target, seq_length, dataset, tokenizer)
     if timed is not None:
         check_can_be_timed(run, timed, timed.seq_length or round(run.calibration.mean_length))
     (budget,) = resolve(run, [target])
     check_budget(run, budget)
     check_kept_dims(run, [budget])
-    before = measure(empty, budget.lengths)
+    before = measure(run.model, budget.lengths)
     if not run.blocks and target.of_dimensions:
         return _of_dimensions(run, budget, before)
     if not run.blocks:
@@ -140,23 +133,24 @@ def estimate(
             if target.bounds_error:
                 single_fraction(target, chosen.baseline.name)
         return _estimate(run, budget, before, ranks=ranks, not_foreseen=why)
-    reading = Reading.of(run)
-    taken = taken_memory(run.device)
-    whole = needs_in_memory(empty, run.blocks, reading, recipe, budget, chosen)
+    return _estimate(run, budget, before, ranks=ranks, **_taken(run, recipe, budget, timed))
+
+
+def _taken(run: Run, recipe: Method, budget: Budget, timed: Latency | None) -> dict[str, Any]:
+    """Time, memory and disk, as fields of an `Estimate`."""
+    model, blocks, reading, target = run.model, run.blocks, Reading.of(run), budget.target
+    before = taken_memory(run.device)
+    whole = needs_in_memory(model, blocks, reading, recipe, budget, run.settings)
     if target.of_dimensions:
         whole += sum(map(Moments.num_bytes, _moments_of_dims(run)))
-    needs = needs_of(empty, run.blocks, reading, recipe, budget)
-    whole_alone = whole_model_for(target) or chosen.num_passes > 1 or timed
-    return _estimate(
-        run,
-        budget,
-        before,
-        seconds=_seconds(run, recipe, reading, budget, timed),
-        memory=taken + whole,
-        memory_by_layer=None if whole_alone or obstacle(empty) else taken + needs.memory,
-        disk=needs.disk,
-        ranks=ranks,
-    )
+    needs = needs_of(model, blocks, reading, recipe, budget)
+    whole_alone = whole_model_for(target) or run.settings.num_passes > 1 or timed
+    return {
+        "seconds": _seconds(run, recipe, reading, budget, timed),
+        "memory": before + whole,
+        "memory_by_layer": None if whole_alone or obstacle(model) else before + needs.memory,
+        "disk": needs.disk,
+    }
 
 
 #: Of embeddings and heads alone.
@@ -207,6 +201,7 @@ def _model_of(model: str | os.PathLike[str] | PreTrainedConfig) -> PreTrainedMod
     if isinstance(model, PreTrainedConfig):
         config = model
     else:
+        check_path("model", model)
         try:
             config = AutoConfig.from_pretrained(model)
         except Exception as error:  # of every kind, as what is read is anyone's
@@ -217,6 +212,22 @@ def _model_of(model: str | os.PathLike[str] | PreTrainedConfig) -> PreTrainedMod
     empty = empty_model(config, class_of(config), config.dtype or torch.float32)
     empty.eval()
     return empty
+
+
+def _run_of(
+    model: PreTrainedModel,
+    settings: Settings,
+    target: Target,
+    seq_length: int,
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None,
+) -> Run:
+    """A run of a model without weights, on what is read of a dataset where one is given."""
+    if dataset is None:
+        return _foreseen_run(model, settings, target, seq_length)
+    quiet = replace(settings, progress=False)
+    with open_run(model, dataset, given_tokenizer(tokenizer), quiet, [target]) as run:
+        return run  # what is read is known by now
 
 
 def _foreseen_run(

@@ -144,7 +144,7 @@ def prune_checkpoint(
         with run.stage("read weights"):
             digests = checkpoint.digests()
         fingerprint = fingerprint_of(run, digests) | {"target": repr(target)}
-        if written and (done := _finished(output, fingerprint, overwrite)) is not None:
+        if written and (done := _finished(output, fingerprint, folder, overwrite)) is not None:
             if working.is_dir():  # it was killed when all was done but tidying up
                 with FinishedWork(run, working, fingerprint) as work:
                     work.delete()
@@ -163,7 +163,7 @@ def prune_checkpoint(
 
 
 def _finished(
-    output: Path, fingerprint: dict[str, str], overwrite: bool
+    output: Path, fingerprint: dict[str, str], folder: Path, overwrite: bool
 ) -> PrunedCheckpoint | None:
     """The result of a run, where its folder holds that and not another's.
 
@@ -175,7 +175,7 @@ def _finished(
     if differences(run_of(output) or {}, fingerprint):
         check_output_directory(output, overwrite=overwrite)
         return None
-    return PrunedCheckpoint(output, *read_account(output))
+    return PrunedCheckpoint(output, *read_account(output), str(folder))
 
 
 def _folder(model: str | os.PathLike[str]) -> Path:

@@ -146,7 +146,8 @@ class StoredModel:
                 f"{error} What was finished is kept in {str(self.workspace.folder)!r}: go on with "
                 "resume=True (--resume)."
             ) from error
-        return PrunedCheckpoint(Path(self._output.directory), report, cut.units)
+        source = str(self.checkpoint.folder)
+        return PrunedCheckpoint(Path(self._output.directory), report, cut.units, source)
 
     def _outer(self) -> list[str]:
         """What is in no layer."""
