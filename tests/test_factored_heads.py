@@ -219,6 +219,8 @@ def test_multiplications_of_the_head_are_counted_where_that_is_asked_for(tied: b
     before = report.before.block_macs + length * 64 * 32
     assert 0.66 < (report.after.block_macs + length * left) / before <= 0.701
     assert report.settings["target"] == repr(MACs(0.7, lm_head=True))
+    counted = MACs(0.7, lm_head=True, seq_length=float(length))
+    assert report.settings["chosen"]["target"] == repr(counted)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +245,8 @@ def test_targets_that_say_two_things_are_refused() -> None:
         MACs({"lm_head": 0.5})
     with pytest.raises(TargetError, match="counts the head with all blocks"):
         MACs(0.5, embeddings=0.5, lm_head=True)
+    with pytest.raises(TargetError, match="counts a head of its own, too"):
+        Parameters(0.6, embeddings=True, lm_head=0.5)
     with pytest.raises(TargetError, match="says twice"):
         Parameters({"lm_head": 0.5}, lm_head=0.5)
     with pytest.raises(TargetError, match="lie in"):

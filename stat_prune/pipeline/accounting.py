@@ -202,8 +202,7 @@ def _chosen(run: Run, budget: Budget) -> dict[str, Any]:
         "max_seq_length": calibration.batches[0][calibration.main_mask].shape[1],
     }
     found = {name: value for name, value in found.items() if getattr(settings, name) is None}
-    asked_of_texts = budget.share is None and len(run.masks) == 1
-    if asked_of_texts and isinstance(target, MACs) and target.seq_length is None:
+    if len(run.masks) == 1 and isinstance(target, MACs) and target.seq_length is None:
         found["target"] = repr(replace(target, seq_length=budget.seq_length))
     held_out = calibration.held_out
     read = calibration.num_samples + (held_out.num_samples if held_out else 0)

@@ -291,6 +291,11 @@ class Parameters(Target):
                 f"embeddings=True counts all kinds together, got {dict(self.fraction)!r}. Pass one "
                 "number, or {'heads': ..., 'neurons': ..., 'embeddings': ...}."
             )
+        if self.is_joint and self.lm_head is not None:
+            raise TargetError(
+                f"embeddings=True counts a head of its own, too, got {self!r}. Leave lm_head out, "
+                "or say what is kept of the embeddings: embeddings=0.5."
+            )
         for name, value in ((EMBEDDINGS, self.embeddings), (HEAD, self.lm_head)):
             if value is None or (name == EMBEDDINGS and self.is_joint):
                 continue
