@@ -163,8 +163,8 @@ def targets(draw) -> Target:
     kind = draw(st.sampled_from(TARGETS))
     others = {name: draw(values) for name, values in OTHERS.get(kind, {}).items()}
     joint = kind is Bytes or True in [one for one in others.values() if one is True]
-    if joint and kind is MACs:
-        others["embeddings"] = None
+    if joint and kind is not Bytes:
+        others["embeddings" if kind is MACs else "lm_head"] = None
     if joint or kind is Latency:
         return kind(draw(FRACTIONS), **others)
     names = OF_BLOCKS[:2] if kind is Tolerance else OF_BLOCKS
