@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from stat_prune.checkpoints.checkpoint import stock_class
-from stat_prune.errors import LoadError
-from stat_prune.reporting.accounts import num_parameters
+from stat_prune.reporting.accounts import account_beside, num_parameters
+from stat_prune.reporting.lineage import parameters_after
 from stat_prune.reporting.recorded_sizes import dense_model
-from stat_prune.reporting.report import parameters_after
-from stat_prune.reporting.result import read_account
 
 
 def earlier_runs(model: PreTrainedModel) -> list[dict[str, Any]]:
@@ -32,10 +28,8 @@ def earlier_runs(model: PreTrainedModel) -> list[dict[str, Any]]:
     list of dict
         As `PruningReport.earlier`.
     """
-    known: list[dict[str, Any]] = []
-    if model.name_or_path:
-        with suppress(LoadError):
-            known = read_account(Path(model.name_or_path))[0].as_earlier()
+    beside = account_beside(model)
+    known = [] if beside is None else beside[0].as_earlier()
     now = num_parameters(model)
     told = known and parameters_after(known[-1]) == now
     if told or not getattr(model.config, "stat_prune", None):

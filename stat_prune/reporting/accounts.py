@@ -1,4 +1,4 @@
-"""The account that lies beside a model, where it is of that model."""
+"""The account that lies beside a model, and whether it is of that model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,26 @@ from stat_prune.model.dispatched import own_parameters
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import read_account
 
+#: A report, and the plan beside it.
+Account = tuple[PruningReport, dict[str, list[int]]]
 
-def account_of(model: PreTrainedModel) -> tuple[PruningReport, dict[str, list[int]]] | None:
-    """Report and plan in the folder that a model came from; None where it tells of another one.
+
+def account_beside(model: PreTrainedModel) -> Account | None:
+    """Report and plan in the folder that a model came from, be they of this model or not."""
+    if model.name_or_path:
+        with suppress(LoadError):
+            return read_account(Path(model.name_or_path))
+    return None
+
+
+def own_account(model: PreTrainedModel) -> Account | None:
+    """The same; None where they tell of another model.
 
     As where the result was pruned again and never saved.
     """
-    if not model.name_or_path:
-        return None
-    with suppress(LoadError):
-        report, plan = read_account(Path(model.name_or_path))
-        if report.parameters_now == num_parameters(model):
-            return report, plan
-    return None
+    found = account_beside(model)
+    told = found is not None and found[0].parameters_now == num_parameters(model)
+    return found if told else None
 
 
 def num_parameters(model: PreTrainedModel) -> int:

@@ -17,6 +17,7 @@ from stat_prune.model.factored_table import FactoredTable
 from stat_prune.reporting.block_row import BlockRow, error_text
 from stat_prune.reporting.finish_report import Finish
 from stat_prune.reporting.layer_table import layer_table
+from stat_prune.reporting.lineage import parameters_left, steps_after, steps_of, trimmings_of
 from stat_prune.reporting.search_report import DimensionsOfHeads, Search
 from stat_prune.reporting.trimming_report import TrimmingReport
 
@@ -190,7 +191,7 @@ class PruningReport:
                 "finish": Finish(**values["finish"]) if values.get("finish") else None,
                 "earlier_finishes": [Finish(**one) for one in values.get("earlier_finishes", [])],
                 "head_dims": DimensionsOfHeads(**dims) if dims else None,
-                "trimmings": _trimmings(values),
+                "trimmings": trimmings_of(values),
             }
         )
 
@@ -251,12 +252,12 @@ class PruningReport:
 
     def steps(self) -> list[str]:
         """A line for each finish and each trimming of the result, in their order."""
-        return steps_after(self.as_earlier()[-1])
+        return steps_of(self.finishes, self.trimmings)
 
     @property
     def parameters_now(self) -> int:
         """Of the result after all of these."""
-        return parameters_after(self.as_earlier()[-1])
+        return parameters_left(self.trimmings, self.after.parameters)
 
     def summary(self) -> str:
         """Totals and time, in a few lines."""
@@ -346,27 +347,6 @@ class PruningReport:
         with console.capture() as capture:
             console.print(self.table())
         return capture.get()
-
-
-def steps_after(run: dict[str, Any]) -> list[str]:
-    """What was done to the result of a run of `PruningReport.earlier`, in order."""
-    finishes = [f"finish: {Finish(**one)}" for one in run.get("finishes", [])]
-    trimmings = _trimmings(run)
-    steps = []
-    for number in range(len(finishes) + 1):
-        steps += [f"trimming: {one.in_one_line()}" for at, one in trimmings if at == number]
-        steps += finishes[number : number + 1]
-    return steps
-
-
-def parameters_after(run: dict[str, Any]) -> int:
-    """Of the result of a run of `PruningReport.earlier`, and of what was done to that."""
-    trimmings = _trimmings(run)
-    return trimmings[-1][1].parameters if trimmings else int(run["after"]["parameters"])
-
-
-def _trimmings(values: dict[str, Any]) -> list[tuple[int, TrimmingReport]]:
-    return [(at, TrimmingReport(**one)) for at, one in values.get("trimmings", [])]
 
 
 def _title(settings: dict[str, Any]) -> str:

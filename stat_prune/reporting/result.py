@@ -34,13 +34,8 @@ class PrunedModel(ABC):
 
     Attributes
     ----------
-    report : PruningReport
-    plan : dict of str to list of int
-        By block name, the units (neurons or query heads) of the dense model that were kept.
-    tokenizer : PreTrainedTokenizerBase or None
-        Saved beside the model.
-    source : str or None
-        The folder, or the name on the Hub, that the dense model came from.
+    report, plan, tokenizer, source
+        As in `PruningResult`.
     """
 
     report: PruningReport

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stat_prune.reporting.report import PruningReport, steps_after
+from stat_prune.reporting.lineage import steps_after
+from stat_prune.reporting.report import PruningReport
 
 
 def what_was_done(report: PruningReport, *, beside: bool = True) -> str:

@@ -22,7 +22,7 @@ from stat_prune.examples.iterating import iterate_examples
 from stat_prune.machine.progress import progress_bar
 from stat_prune.model.model_checks import check_model
 from stat_prune.model.whole_encoders import encoder_kind, tokenizer_of, transformer_of
-from stat_prune.reporting.accounts import account_of, num_parameters
+from stat_prune.reporting.accounts import num_parameters, own_account
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.trimming_report import TrimmingReport
 from stat_prune.reporting.what_was_done import what_was_done
@@ -172,8 +172,7 @@ def trim_vocabulary(
         unseen=used.unseen(set(vocabulary.closed(used.of_most | wanted))),
     )
     source = model.name_or_path or None
-    account = account_of(model)
-    pruned, plan = (None, None) if account is None else account
+    pruned, plan = own_account(model) or (None, None)
     if pruned is not None:
         pruned = replace(pruned, trimmings=[*pruned.trimmings, (len(pruned.finishes), report)])
     return TrimmedModel(trimmed, vocabulary.cut(new), report, kept, source, pruned, plan)
