@@ -257,9 +257,9 @@ def copy_checkpoint(
             for name in written_files(source):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / name, folder / name)
+    except SaveError:
+        raise
     except OSError as error:
-        if isinstance(error, SaveError):
-            raise
         raise _not_saved(directory, error) from error
 
 

@@ -308,7 +308,7 @@ class Parameters(Target):
 
     def cost(self, seq_length: SeqLength) -> CostFunction:
         """Parameters, at any length."""
-        return lambda block, units, groups: block.parameters(units, groups)
+        return Block.parameters
 
     @property
     def of_embeddings(self) -> float:
@@ -353,7 +353,7 @@ class Bytes(Target):
 
     def cost(self, seq_length: SeqLength) -> CostFunction:
         """Parameters: those of all blocks are of one dtype."""
-        return lambda block, units, groups: block.parameters(units, groups)
+        return Block.parameters
 
     @property
     def is_joint(self) -> bool:

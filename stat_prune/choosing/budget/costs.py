@@ -127,5 +127,4 @@ class Budget:
 
     def with_fraction(self, fraction: float) -> Budget:
         """Another fraction of all blocks together, beside the same embeddings and head."""
-        share = self.share or Share(fraction, self.of_embeddings, self.of_head)
-        return replace(self, share=replace(share, blocks=fraction))
+        return replace(self, share=Share(fraction, self.of_embeddings, self.of_head))
