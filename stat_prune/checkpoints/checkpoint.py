@@ -24,7 +24,12 @@ from stat_prune.checkpoints.beside import (
     warn_if_opened_as_stock,
 )
 from stat_prune.checkpoints.model_card import model_card
-from stat_prune.checkpoints.replacing import check_replaceable, write_manifest, written_files
+from stat_prune.checkpoints.replacing import (
+    MANIFEST_FILE,
+    check_replaceable,
+    write_manifest,
+    written_files,
+)
 from stat_prune.checkpoints.shards import join_shards
 from stat_prune.errors import SaveError
 from stat_prune.machine.atomic import replace_directory
@@ -248,13 +253,21 @@ def copy_checkpoint(
     Raises
     ------
     SaveError
-        As `save_checkpoint`; and if a file of the folder is missing.
+        As `save_checkpoint`; and if a file of the folder is missing, or what was written to it is
+        not known.
     """
     check_output_directory(directory, overwrite)
+    files = written_files(source)
+    if not files:
+        raise SaveError(
+            f"{os.fspath(source)!r} has no list of what was saved there ({MANIFEST_FILE}), which "
+            "is what is copied. Nothing was changed. Save the model itself: "
+            "result.load().save(...)."
+        )
     try:
         check = partial(check_output_directory, directory, overwrite)
         with replace_directory(Path(directory), check, exchange=overwrite) as folder:
-            for name in written_files(source):
+            for name in files:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / name, folder / name)
     except SaveError:

@@ -18,7 +18,7 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 
 import stat_prune
 from stat_prune.checkpoints.layer_weights import Checkpoint
-from stat_prune.checkpoints.replacing import PLAN_FILE, REPORT_FILE
+from stat_prune.checkpoints.replacing import MANIFEST_FILE, PLAN_FILE, REPORT_FILE
 from stat_prune.errors import SaveError
 from stat_prune.families import transformer_layers
 from stat_prune.pipeline.on_disk import layer_pass, variants
@@ -315,6 +315,15 @@ def test_results_of_either_way_are_used_alike(both, tmp_path):
     first, second = (stat_prune.load(tmp_path / name).state_dict() for name in "01")
     assert first.keys() == second.keys()
     assert same_files(tmp_path / "1", tmp_path / "out")
+
+
+def test_a_folder_of_which_nobody_knows_what_was_saved_is_not_copied(both, tmp_path):
+    first, result = both
+    first.save(tmp_path / "there")
+    (tmp_path / "out" / MANIFEST_FILE).unlink()
+    with pytest.raises(SaveError, match="no list of what was saved there"):
+        result.save(tmp_path / "there", overwrite=True)
+    assert stat_prune.load(tmp_path / "there").state_dict()
 
 
 def test_a_copy_is_of_what_was_saved_and_read_by_nobody(both, tmp_path, monkeypatch):
