@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,13 @@ class Checkpoint:
         for source in released:
             group = [name for name, own in self._sources.items() if own == source]
             self._put(group, torch.empty_like(_tensor(self.model, group[0]), device="meta"))
+
+    @contextmanager
+    def loaded(self, names: Sequence[str]) -> Iterator[None]:
+        """Some weights are in memory."""
+        self.load(names)
+        yield
+        self.release(names)
 
     def release_embeddings(self) -> None:
         """Forget the token embeddings: the model goes on to run, with zeros for each token.

@@ -46,11 +46,9 @@ def note_embedded(
 @contextmanager
 def tables_in_memory(checkpoint: Checkpoint, run: Run) -> Iterator[None]:
     """All that is in no layer is in memory: embeddings and a head can be factored."""
-    names = checkpoint.outer_names(base=True, head=True)
-    checkpoint.load(names)
-    yield
-    run.forget_tables()
-    checkpoint.release(names)
+    with checkpoint.loaded(checkpoint.outer_names(base=True, head=True)):
+        yield
+        run.forget_tables()
 
 
 @contextmanager

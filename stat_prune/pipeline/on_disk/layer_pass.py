@@ -159,9 +159,8 @@ class LayerPass:
         batch = batches[len(batches) // 2]
         names = [*checkpoint.outer_names(base=True, head=False), *checkpoint.layer_names(0)]
         with self.run.stage("collect and probe"):
-            checkpoint.load(names)
-            state = run_layer(self.run.model, 0, batch, {}, checkpoint.device)
-            checkpoint.release(names)
+            with checkpoint.loaded(names):
+                state = run_layer(self.run.model, 0, batch, {}, checkpoint.device)
             with checkpoint.head():
                 output = self.behind_layers(batch, {0: state})
                 positions = positions_of(output, batch, self.objective)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from stat_prune.pipeline.on_disk.embedding import (
     embedded_before,
     note_embedded,
     tables_in_memory,
-    write_embedded,
 )
 from stat_prune.pipeline.on_disk.layer_pass import DENSE, LayerPass, layer_name, state_file
 from stat_prune.pipeline.workspace import read, read_statistics, write
@@ -126,21 +125,18 @@ class VariantPass:
         workspace, checkpoint, run = self._workspace, self._checkpoint, self._run
         if workspace.done(self._embedded_name) or workspace.done(self._layer(0)):
             return
-        factored = self._tables != [1.0]
-        with workspace.piece(self._embedded_name) as folder, run.stage(self._stage):
-            (folder / "0").mkdir()
-            if not factored:
-                # Positions and norms come before the first layer, too.
-                names = checkpoint.outer_names(base=True, head=False)
-                checkpoint.load(names)
-                write_embedded(checkpoint, self._batches, folder / "0")
-                checkpoint.release(names)
-                return
-            with tables_in_memory(checkpoint, run):
-                for place, kept in enumerate(self._tables):
-                    model = with_table(run, self._only(embeddings=kept))
-                    (folder / str(place)).mkdir(exist_ok=True)
-                    note_embedded(model, self._batches, folder / str(place), checkpoint.device)
+        # Positions and norms come before the first layer, too.
+        before = checkpoint.outer_names(base=True, head=False)
+        in_memory = (
+            checkpoint.loaded(before)
+            if self._tables == [1.0]
+            else tables_in_memory(checkpoint, run)
+        )
+        with workspace.piece(self._embedded_name) as folder, run.stage(self._stage), in_memory:
+            for place, kept in enumerate(self._tables):
+                model = with_table(run, self._only(embeddings=kept))
+                (folder / str(place)).mkdir()
+                note_embedded(model, self._batches, folder / str(place), checkpoint.device)
 
     def _pass_layer(self, number: int, folder: Path) -> None:
         """Take the sequences through a layer: the dense one, and as each variant cuts it."""
@@ -149,16 +145,14 @@ class VariantPass:
         (folder / _FOLDED).mkdir()
         numbers = [n for n, block in enumerate(run.blocks) if block.layer == number]
         self._fold(numbers, folder)
-        names = checkpoint.layer_names(number)
-        checkpoint.load(names)
-        run.expect(len(self._batches) * (1 + len(self._variants)))
-        self._pass(run.model, number, DENSE, 1.0, folder)
-        for place, variant in enumerate(self._variants):
-            folded = [self._folded(n, variant.choice[n], folder) for n in numbers]
-            pruned = pruned_copy(run.model, folded)
-            del folded  # the copy has them in its own dtype
-            self._pass(pruned, number, _stream(place), variant.budget.of_embeddings, folder)
-        checkpoint.release(names)
+        with checkpoint.loaded(checkpoint.layer_names(number)):
+            run.expect(len(self._batches) * (1 + len(self._variants)))
+            self._pass(run.model, number, DENSE, 1.0, folder)
+            for place, variant in enumerate(self._variants):
+                folded = [self._folded(n, variant.choice[n], folder) for n in numbers]
+                pruned = pruned_copy(run.model, folded)
+                del folded  # the copy has them in its own dtype
+                self._pass(pruned, number, _stream(place), variant.budget.of_embeddings, folder)
         shutil.rmtree(folder / _FOLDED)
 
     def _pass(
@@ -177,20 +171,19 @@ class VariantPass:
         """Leave what any choice makes of a layer's blocks in a folder, one after another."""
         run, checkpoint = self._run, self._checkpoint
         consumers = [checkpoint.weight_name(run.blocks[n].consumer) for n in numbers]
-        checkpoint.load(consumers)
-        for n in numbers:
-            block, candidates = run.blocks[n], self._measured[n].candidates
-            known = self._workspace.folder / layer_name(block.layer)
-            for index in dict.fromkeys(one.choice[n] for one in self._variants):
-                # A Gram matrix gives its memory to what is solved.
-                statistics = read_statistics(run, block, known, n, expendable=True, dtype=None)
-                folded = in_float32(
-                    fold_candidate(self._walk.recipe, statistics, candidates, index)
-                )
-                values = {f.name: getattr(folded, f.name) for f in dataclasses.fields(folded)}
-                del values["block"], statistics
-                write(values, _folded_file(folder, n, index))
-        checkpoint.release(consumers)
+        with checkpoint.loaded(consumers):
+            for n in numbers:
+                block, candidates = run.blocks[n], self._measured[n].candidates
+                known = self._workspace.folder / layer_name(block.layer)
+                for index in dict.fromkeys(one.choice[n] for one in self._variants):
+                    # A Gram matrix gives its memory to what is solved.
+                    statistics = read_statistics(run, block, known, n, expendable=True, dtype=None)
+                    folded = in_float32(
+                        fold_candidate(self._walk.recipe, statistics, candidates, index)
+                    )
+                    values = {f.name: getattr(folded, f.name) for f in dataclasses.fields(folded)}
+                    del values["block"], statistics
+                    write(values, _folded_file(folder, n, index))
 
     def _folded(self, number: int, index: int, folder: Path) -> FoldedConsumer:
         values = read(_folded_file(folder, number, index), self._checkpoint.device)
@@ -200,20 +193,14 @@ class VariantPass:
         """Of each variant, where all are through the layers."""
         found: dict[int, Tensor] = {}
         self._run.expect(len(self._batches) * len(self._variants))
+        checkpoint, run = self._checkpoint, self._run
         behind = [self._factors_behind(one) for one in self._variants]
-        with self._heads_in_memory():
+        # With the embeddings, where what they share with a head is factored.
+        with tables_in_memory(checkpoint, run) if any(behind) else checkpoint.head():
             for factors in dict.fromkeys(behind):
                 places = [place for place, one in enumerate(behind) if one == factors]
                 found |= self._distances_behind(places, dict(factors))
         return [found[place] for place in range(len(self._variants))]
-
-    @contextmanager
-    def _heads_in_memory(self) -> Iterator[None]:
-        """What stands behind the layers; with the embeddings, where what they share is factored."""
-        factored = any(map(self._factors_behind, self._variants))
-        checkpoint, run = self._checkpoint, self._run
-        with tables_in_memory(checkpoint, run) if factored else checkpoint.head():
-            yield
 
     def _factors_behind(self, variant: Variant) -> tuple[tuple[str, float], ...]:
         """What a variant keeps of what stands behind the layers and is factored."""
