@@ -40,7 +40,7 @@ from stat_prune.measuring.objectives import output_distance
 from stat_prune.measuring.sensitivity import distance
 from stat_prune.model.modeling_stat_prune import ExactRows, auto_class_of
 from stat_prune.pipeline import loaded_model
-from stat_prune.pipeline.budgeting import sharing
+from stat_prune.pipeline.budgeting import best_share
 from stat_prune.surgery.embeddings import TableFactors, decompose_table, factor
 from stat_prune.surgery.token_tables import is_factored, whole_rows
 
@@ -611,7 +611,7 @@ def test_a_share_is_judged_by_what_its_second_pass_has_measured(
     """To the bit what would be measured again; which is done where it saw fewer sequences."""
     torch.manual_seed(1)
     rows = [{"input_ids": one} for one in torch.randint(5, 60, (80, 12))]
-    judged, known = sharing._held_out_distance, []
+    judged, known = best_share._held_out_distance, []
 
     def noting(run: Any, share: Any, decided: Any) -> float:
         known.append(decided.held_out)
@@ -619,7 +619,7 @@ def test_a_share_is_judged_by_what_its_second_pass_has_measured(
         assert decided.held_out in (None, pytest.approx(measured))
         return judged(run, share, decided)
 
-    monkeypatch.setattr(sharing, "_held_out_distance", noting)
+    monkeypatch.setattr(best_share, "_held_out_distance", noting)
     monkeypatch.setattr(loaded_model, "MOST_STATES", most)
     result = factored(tiny_bert(), Bytes(0.6), rows)
     assert len(known) == len(result.report.embeddings.corrected)

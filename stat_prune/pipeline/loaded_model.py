@@ -33,9 +33,10 @@ from stat_prune.model.ignoring import without_ignored
 from stat_prune.model.processors import text_tokenizer
 from stat_prune.model.running import Batch
 from stat_prune.pipeline.accounting import row_of
+from stat_prune.pipeline.budgeting.best_share import InMemory
 from stat_prune.pipeline.budgeting.efforts import Trials
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
-from stat_prune.pipeline.budgeting.sharing import InMemory, factor_as, with_table
+from stat_prune.pipeline.budgeting.sharing import factor_as, with_table
 from stat_prune.pipeline.one_block import candidates_of, planned
 from stat_prune.pipeline.probes import distances
 from stat_prune.pipeline.resuming import FinishedWork

@@ -13,8 +13,9 @@ from stat_prune.choosing.plan import Sizes
 from stat_prune.machine.process_memory import return_freed_memory
 from stat_prune.model.factored_table import FactoredTable
 from stat_prune.pipeline.accounting import measure, measure_speed, report_of
+from stat_prune.pipeline.budgeting.best_share import best_share
 from stat_prune.pipeline.budgeting.searching import BudgetSearch
-from stat_prune.pipeline.budgeting.sharing import best_share, with_table
+from stat_prune.pipeline.budgeting.sharing import with_table
 from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.inside_heads.dims_search import DimsSearch
 from stat_prune.pipeline.inside_heads.kept_dims import KeptDims

@@ -27,11 +27,11 @@ from stat_prune.pipeline.accounting import measure
 from stat_prune.pipeline.budgeting.budgets import check_budget, check_can_be_timed, resolve
 from stat_prune.pipeline.budgeting.sharing import even_share, spared_by_factors
 from stat_prune.pipeline.foreseeing.foreseen import Estimate
+from stat_prune.pipeline.foreseeing.peak_by_layer import needs_of
 from stat_prune.pipeline.foreseeing.peak_memory import (
     Reading,
     kept_of,
     needs_in_memory,
-    needs_of,
     search_cost_of,
     solving_again_bytes,
     weight_bytes,

@@ -1,4 +1,4 @@
-"""What pruning will take of memory and disk, known before it begins."""
+"""What pruning in memory will take, known before it begins."""
 
 from __future__ import annotations
 
@@ -13,54 +13,23 @@ from stat_prune.choosing.budget.costs import Budget
 from stat_prune.choosing.correction import folding_bytes
 from stat_prune.choosing.criteria.candidates import decomposing_bytes
 from stat_prune.choosing.factored_block import factoring_bytes, num_factored
-from stat_prune.families import token_embeddings, transformer_layers
-from stat_prune.linalg import Moments
-from stat_prune.linalg.low_rank import BLOCK_ROWS
+from stat_prune.families import transformer_layers
 from stat_prune.measuring.objectives import COMPARING_BYTES
 from stat_prune.model.blocks import Block
 from stat_prune.model.tensors.half_products import copied_bytes
 from stat_prune.pipeline.budgeting.searching import num_remembered
-from stat_prune.pipeline.budgeting.sharing import (
-    FRACTIONS,
-    NUM_CORRECTED,
-    NUM_SHARES,
-    joint_tables,
-)
-from stat_prune.pipeline.budgeting.starts import MAX_STARTS
-from stat_prune.pipeline.foreseeing.search_cost import SearchCost, passing_states, searches
+from stat_prune.pipeline.foreseeing.search_cost import SearchCost, searches
 from stat_prune.pipeline.run import Run, num_probe_samples, probe_length
 from stat_prune.pipeline.solving_again.second_pass import (
-    HELD_OUT,
     MOST_STATES,
     moves_consumers,
     states_of_token,
 )
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import Settings
-from stat_prune.surgery.token_tables import Table, find_head, find_table
-
-#: Square matrices of a table's width that its decomposition has at once: moments of all rows and
-#: of those that stay, roots of the metric, directions, and what an eigensolver works in.
-_OF_WIDTH = 9
 
 #: Bytes of a float32 and of a float64.
-_SINGLE, _DOUBLE = 4, 8
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Bytes.
-
-    Attributes
-    ----------
-    memory : int
-        Peak of the process beyond what it has taken before.
-    disk : int
-        Of the working folder, with the pruned layers.
-    """
-
-    memory: int
-    disk: int
+SINGLE, DOUBLE = 4, 8
 
 
 @dataclass(frozen=True)
@@ -109,121 +78,6 @@ class Reading:
         )
 
 
-def needs_of(
-    model: PreTrainedModel,
-    blocks: Sequence[Block],
-    reading: Reading,
-    recipe: Method,
-    budget: Budget,
-) -> Needs:
-    """Predict what pruning layer by layer will take; the model may be without weights.
-
-    The peak is the most that is done at a time: the first layer runs behind the embeddings;
-    outputs are compared, which takes the head; statistics of a layer are collected, which takes its
-    weights; a block is decomposed, or its correction solved, which takes the weights of the layer's
-    consumers, the Gram matrix, and float64 copies of such a weight or parts of it; a layer is
-    computed beside a cut copy, or cut; or all that is in no layer is factored and written.
-    """
-    layers, outer = weight_bytes(model)
-    factored = _to_factor(model, budget)
-    factoring = outer + _factoring(factored, budget)
-    element = next(model.parameters()).element_size()
-    copies = _copying(model)
-    to_head = any(one.of_head for one in factored)
-    if not blocks:
-        memory, passing = max(factoring, *layers), 0
-        if to_head:  # the calibration set goes through the layers
-            width = factored[-1].width
-            outputs = _outputs(model, reading.batch_tokens)
-            memory = max(memory, max(layers) + copies, outer + copies + outputs)
-            passing = 2 * width * element * reading.num_samples * reading.length
-        return Needs(memory=memory, disk=passing + sum(layers) + outer)
-    width = blocks[0].output_size
-    probed = recipe.probes
-    joint = budget.target.is_joint
-    kept = 1.0 if joint else kept_of(budget)  # of shares that are compared some leave blocks whole
-    stages = [factoring]
-    embeddings, head = _apart(model)
-    if probed:
-        stages += [
-            outer - head + layers[0] + copies,
-            outer - embeddings + copies + _comparing(model, _probe_tokens(reading)),
-        ]
-    compared = search_cost_of(model, reading, "fast")
-    tokens = compared.batch_tokens(reading.length, reading.batch_tokens)
-    searched = searches(recipe, budget.target)
-    if searched:
-        behind = factoring if factored else outer - embeddings
-        stages.append(behind + copies + _comparing(model, tokens))
-    if joint:
-        # Of shares the nearest are judged in larger batches, behind the factors that were made last
-        # and those before, and a factored head puts exact rows into a copy of its output.
-        judged = min(reading.num_samples // HELD_OUT * reading.length, reading.batch_tokens)
-        factors = sum(round(FRACTIONS[1] * one.parameters) * one.itemsize for one in factored)
-        outputs = _outputs(model, judged)
-        stages.append(factoring + factors + copies + outputs + _comparing(model, judged))
-    if to_head:
-        stages.append(outer - embeddings + copies + _outputs(model, reading.batch_tokens))
-    for members in _by_layer(blocks):
-        layer = members[0].layer
-        consumers = element * sum(b.num_channels * b.output_size for b in members)
-        folded = [round(_DOUBLE * kept * b.num_channels * b.output_size) for b in members]
-        stages += [
-            layers[layer] + copies + _collecting(members, reading.batch_tokens, width),
-            *(
-                consumers + _gram(b) + decomposing_bytes(b, recipe, expendable=True)
-                for b in members
-            ),
-            *(
-                consumers + sum(folded[:i]) + _gram(b) + folding_bytes(b, kept, expendable=True)
-                for i, b in enumerate(members)
-            ),
-            round((1 + kept) * layers[layer]) + sum(folded),
-        ]
-        if searched:
-            cut = round((1 + kept) * layers[layer]) + sum(folded) * _SINGLE // _DOUBLE
-            stages.append(cut + copies + _activations(members, tokens, width))
-    streams = 1 + len({block.set_name for block in blocks}) if probed else 0
-    probes = streams * reading.num_probe_samples * reading.probe_length
-    passing = 2 * width * element * (reading.num_samples * reading.length + probes)
-    if searched:
-        sizes = [[b.num_channels * b.output_size for b in one] for one in _by_layer(blocks)]
-        largest = max(map(sum, sizes))
-        walks = [(compared.sequences[0], MAX_STARTS, min(len(factored), 1))]
-        if joint:
-            walks.append((compared.sequences[0], NUM_SHARES, NUM_SHARES))
-            walks.append((reading.num_samples // HELD_OUT, NUM_CORRECTED, NUM_CORRECTED))
-        for sequences, variants, tables in walks:
-            comparing = _SINGLE * variants * kept * largest  # folded, for one layer
-            states = passing_states(variants, tables) * sequences * reading.length
-            passing = max(passing, round(comparing + width * element * states))
-    return Needs(
-        memory=max(stages),
-        # A layer's states are there until the next's are.
-        disk=passing + statistics_bytes(blocks) + sum(layers) + outer,
-    )
-
-
-def _to_factor(model: PreTrainedModel, budget: Budget) -> list[Table]:
-    """Embeddings and head, where a target may have them factored."""
-    if budget.target.is_joint:
-        return [one for one in joint_tables(model, budget.target) if one is not None]
-    tables = [find_table(model)] if budget.of_embeddings < 1 else []
-    return [*tables, find_head(model)] if budget.of_head < 1 else tables
-
-
-def _factoring(tables: Sequence[Table], budget: Budget) -> int:
-    """What factoring takes: the factors, and matrices of the width in float64."""
-    needed = 0
-    for table in tables:
-        kept = budget.of_head if table.of_head else budget.of_embeddings
-        if budget.target.is_joint:
-            kept = FRACTIONS[1]  # of what is compared the first is whole
-        needed += round(kept * table.parameters) * table.itemsize
-        needed += _DOUBLE * (_OF_WIDTH * table.width**2 + BLOCK_ROWS * table.width)
-    return needed
-
-
 def needs_in_memory(
     model: PreTrainedModel,
     blocks: Sequence[Block],
@@ -240,17 +94,17 @@ def needs_in_memory(
     layers, outer = weight_bytes(model)
     weights = sum(layers) + outer
     kept = kept_of(budget)
-    consumers = sum(_DOUBLE * b.num_channels * b.output_size for b in blocks)
+    consumers = sum(DOUBLE * b.num_channels * b.output_size for b in blocks)
     statistics = statistics_bytes(blocks) + consumers
-    activations = _activations(blocks, reading.batch_tokens, blocks[0].output_size)
-    comparing = _comparing(model, _probe_tokens(reading)) if recipe.probes else 0
-    copies = _copying(model)
+    activations = activation_bytes(blocks, reading.batch_tokens, blocks[0].output_size)
+    comparing = comparing_bytes(model, probe_tokens(reading)) if recipe.probes else 0
+    copies = copying_bytes(model)
     solving = max(max(decomposing_bytes(b, recipe), folding_bytes(b, kept)) for b in blocks)
     most = max(activations + copies + comparing, solving, kept * consumers)
     if searches(recipe, budget.target):
         # Blocks are factored, folded consumers remembered, and a pruned copy is measured.
         searching = _searching(model, blocks, reading, settings) + kept * sum(layers)
-        remembered = _SINGLE * (num_factored(blocks, recipe) + num_remembered(blocks))
+        remembered = SINGLE * (num_factored(blocks, recipe) + num_remembered(blocks))
         at_a_time = max(activations + copies, factoring_bytes(blocks, recipe))
         most = max(most, at_a_time + remembered + searching)
     # The pruned model is a whole copy before it is cut.
@@ -266,7 +120,7 @@ def needs_in_memory(
 def solving_again_bytes(blocks: Sequence[Block], reading: Reading, settings: Settings) -> int:
     """The hidden states that a second pass holds."""
     states = states_of_token(blocks) * reading.num_samples * reading.length
-    return _SINGLE * (states if settings.num_passes == 2 else min(states, MOST_STATES))
+    return SINGLE * (states if settings.num_passes == 2 else min(states, MOST_STATES))
 
 
 def search_cost_of(
@@ -307,15 +161,6 @@ def weight_bytes(model: PreTrainedModel) -> tuple[list[int], int]:
     return inside, num_bytes(model) - num_bytes(nn.ModuleList(layers))
 
 
-def _apart(model: PreTrainedModel) -> tuple[int, int]:
-    """Bytes of the token embeddings and of a language model's head; 0 where one tensor is both."""
-    modules = (token_embeddings(model), model.get_output_embeddings())
-    first, second = (None if one is None else one.weight for one in modules)
-    if first is second:
-        return 0, 0
-    return 0 if first is None else first.nbytes, 0 if second is None else second.nbytes
-
-
 def num_bytes(module: nn.Module) -> int:
     """Of parameters and of buffers that are saved with them; tied ones count once."""
     return sum(tensor.nbytes for tensor in _unique(module.state_dict(keep_vars=True).values()))
@@ -327,7 +172,7 @@ def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def statistics_bytes(blocks: Sequence[Block]) -> int:
     """A float64 Gram matrix a block."""
-    return sum(_DOUBLE * block.num_channels**2 for block in blocks)
+    return sum(DOUBLE * block.num_channels**2 for block in blocks)
 
 
 def values_per_sequence(model: PreTrainedModel, length: int) -> int:
@@ -336,45 +181,28 @@ def values_per_sequence(model: PreTrainedModel, length: int) -> int:
     return 1 if type(model).__name__.endswith(of_sequences) else length
 
 
-def _by_layer(blocks: Sequence[Block]) -> list[list[Block]]:
-    layers: dict[int, list[Block]] = {}
-    for block in blocks:
-        layers.setdefault(block.layer, []).append(block)
-    return list(layers.values())
-
-
-def _collecting(blocks: Sequence[Block], tokens: int, width: int) -> int:
-    """Moments with their buffers, and the activations of a batch."""
-    moments = sum(Moments.num_bytes(b.num_channels) for b in blocks)
-    return moments + _activations(blocks, tokens, width)
-
-
-def _activations(blocks: Sequence[Block], tokens: int, width: int) -> int:
+def activation_bytes(blocks: Sequence[Block], tokens: int, width: int) -> int:
     """Of a batch in one layer."""
     widest = max(block.num_channels for block in blocks)
     return 4 * tokens * (4 * width + 3 * widest)
 
 
-def _gram(block: Block) -> int:
-    return _DOUBLE * block.num_channels**2
-
-
-def _copying(model: PreTrainedModel) -> int:
+def copying_bytes(model: PreTrainedModel) -> int:
     """Float32 copies of a weight, where this CPU multiplies the model's dtype by way of them."""
     return copied_bytes(model.dtype, max(p.numel() for p in model.parameters()))
 
 
-def _probe_tokens(reading: Reading) -> int:
+def probe_tokens(reading: Reading) -> int:
     """Of the largest batch of probes."""
     return min(reading.batch_tokens, reading.num_probe_samples * reading.probe_length)
 
 
-def _comparing(model: PreTrainedModel, tokens: int) -> int:
+def comparing_bytes(model: PreTrainedModel, tokens: int) -> int:
     """The outputs of two models on a batch."""
-    return 2 * _outputs(model, tokens) + COMPARING_BYTES
+    return 2 * output_bytes(model, tokens) + COMPARING_BYTES
 
 
-def _outputs(model: PreTrainedModel, tokens: int) -> int:
+def output_bytes(model: PreTrainedModel, tokens: int) -> int:
     """Those of a language model's head."""
     head = model.get_output_embeddings()
     return 0 if head is None else tokens * len(head.weight) * head.weight.element_size()

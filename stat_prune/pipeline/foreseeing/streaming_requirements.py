@@ -11,7 +11,7 @@ from stat_prune.checkpoints.layer_weights import Checkpoint
 from stat_prune.errors import ModelError, SaveError, SettingsError, TargetError
 from stat_prune.families import find_blocks, stacks_of
 from stat_prune.machine.distributed import num_processes
-from stat_prune.pipeline.foreseeing.peak_memory import Needs
+from stat_prune.pipeline.foreseeing.peak_by_layer import Needs
 from stat_prune.settings.methods import Method
 from stat_prune.settings.settings import Settings
 from stat_prune.settings.targets import Latency, Target

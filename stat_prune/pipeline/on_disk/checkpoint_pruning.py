@@ -24,7 +24,8 @@ from stat_prune.errors import LoadError
 from stat_prune.machine.process_memory import returning_large_blocks, taken_memory
 from stat_prune.model.tensors.ordinary_tensors import outside_modes_of_caller
 from stat_prune.pipeline.budgeting.budgets import check_budget, resolve
-from stat_prune.pipeline.foreseeing.peak_memory import Reading, needs_of
+from stat_prune.pipeline.foreseeing.peak_by_layer import needs_of
+from stat_prune.pipeline.foreseeing.peak_memory import Reading
 from stat_prune.pipeline.foreseeing.streaming_requirements import (
     check_model,
     check_space,
@@ -155,7 +156,7 @@ def prune_checkpoint(
         with FinishedWork(run, working, fingerprint, resume=resume) as work:
             run.stopwatch.seconds |= work.workspace.seconds()
             source = StoredModel(
-                run, work, checkpoint, Output(output, overwrite), target, predicted
+                run, work, checkpoint, Output(output, overwrite), budget, predicted
             )
             (result,) = results_of(source, [budget], work)
             work.delete()

@@ -16,9 +16,9 @@ from stat_prune.choosing.budget.whole_model import (
 )
 from stat_prune.choosing.measured import Measured, weights_of
 from stat_prune.data.calibration import CalibrationSet
+from stat_prune.pipeline.budgeting.best_share import STAGE as SHARING
 from stat_prune.pipeline.budgeting.efforts import NUM_PARTS, Trials
 from stat_prune.pipeline.budgeting.searching import LEVELS
-from stat_prune.pipeline.budgeting.sharing import STAGE as SHARING
 from stat_prune.pipeline.budgeting.spreading import spread
 from stat_prune.pipeline.budgeting.starts import (
     nearest,

@@ -24,7 +24,7 @@ from stat_prune.errors import SaveError
 from stat_prune.machine.gathered_warnings import gathered_numerical_warnings
 from stat_prune.model.folded_consumer import FoldedConsumer
 from stat_prune.pipeline.accounting import row_of
-from stat_prune.pipeline.budgeting.sharing import factor_as
+from stat_prune.pipeline.budgeting.sharing import factor_as, tables_to_factor
 from stat_prune.pipeline.on_disk.comparing import Comparison
 from stat_prune.pipeline.on_disk.layer_pass import LayerPass, layer_name
 from stat_prune.pipeline.one_block import planned
@@ -37,9 +37,7 @@ from stat_prune.reporting.block_row import BlockRow
 from stat_prune.reporting.report import PruningReport
 from stat_prune.reporting.result import PrunedCheckpoint
 from stat_prune.reporting.what_was_done import what_was_done
-from stat_prune.settings.targets import Target
 from stat_prune.surgery.cut import apply
-from stat_prune.surgery.token_tables import own_head
 
 _ROWS = "rows.json"
 
@@ -58,7 +56,8 @@ class StoredModel:
     checkpoint : Checkpoint
         Of the run's model, which gets the pruned shapes layer by layer, and no values.
     output : Output
-    target : Target
+    budget : Budget
+        The only one.
     predicted_peak_memory : int
         Bytes.
     """
@@ -69,13 +68,13 @@ class StoredModel:
         work: FinishedWork,
         checkpoint: Checkpoint,
         output: Output,
-        target: Target,
+        budget: Budget,
         predicted_peak_memory: int,
     ) -> None:
         self.run, self.workspace, self.checkpoint = run, work.workspace, checkpoint
         self.predicted_peak_memory: int | None = predicted_peak_memory
         self._work, self._output = work, output
-        to_head = target.of_head < 1 or (target.is_joint and own_head(run.model) is not None)
+        to_head = any(one.of_head for one in tables_to_factor(run.model, budget))
         self._walk = LayerPass(run, checkpoint, self.workspace, to_head=to_head)
 
     def measure(self) -> list[Measured]:
